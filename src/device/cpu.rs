@@ -1,0 +1,196 @@
+//! The CPU device: a thread pool with a fixed split of work, and a pool of memory whose blocks are used again.
+//!
+//! A training step asks for the same sizes in the same order every time, so from the second step on each request finds
+//! a block of exactly its size: no system allocation, no page fault ([`Cpu::allocations`] counts the misses).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::device::simd::Isa;
+use crate::error::{Error, Result};
+
+/// One cache line; the unit and the alignment of all tensor memory.
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C, align(64))]
+pub struct Line([u8; 64]);
+
+/// Bytes in a [`Line`].
+pub const LINE: usize = 64;
+
+/// Fills guard lines; no float of any width that a kernel would write by chance.
+const GUARD: Line = Line([0xa5; LINE]);
+
+/// Says how to build a CPU device.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Worker threads; 0 takes all cores.
+    pub threads: usize,
+    /// Instruction set; `None` takes the best there is.
+    pub isa: Option<Isa>,
+    /// Surrounds each buffer with checked sentinels and fills fresh memory with NaN. For tests.
+    pub guard: bool,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { threads: 0, isa: None, guard: false }
+    }
+}
+
+/// A handle to the CPU device; clones share threads and memory.
+#[derive(Clone)]
+pub struct Cpu(Arc<Inner>);
+
+struct Inner {
+    threads: rayon::ThreadPool,
+    isa: Isa,
+    memory: Arc<Memory>,
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({} threads, {:?})", self.threads(), self.isa())
+    }
+}
+
+impl Cpu {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// An instruction set that this processor lacks, or threads that the system refuses.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        let best = Isa::detect();
+        let isa = options.isa.unwrap_or(best);
+        if isa > best {
+            return Err(Error::Device(format!(
+                "instruction set {isa:?} was asked for; this processor has {best:?}"
+            )));
+        }
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|i| format!("flowprior-{i}"))
+            .build()
+            .map_err(|e| Error::Device(format!("cannot start {} threads: {e}", options.threads)))?;
+        let memory = Arc::new(Memory { guard: options.guard, ..Memory::default() });
+        Ok(Self(Arc::new(Inner { threads, isa, memory })))
+    }
+
+    /// Returns the number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.0.threads.current_num_threads()
+    }
+
+    /// Returns the instruction set that kernels run with.
+    pub fn isa(&self) -> Isa {
+        self.0.isa
+    }
+
+    /// Runs `f` on the pool's threads; inside, rayon's parallel iterators use them. Cheap when already inside.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.0.threads.install(f)
+    }
+
+    /// Returns how many blocks of tensor memory were taken from the system so far.
+    pub fn allocations(&self) -> u64 {
+        self.0.memory.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes of tensor memory held, in use or waiting to be used again.
+    pub fn bytes_held(&self) -> u64 {
+        self.0.memory.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes a block of at least `bytes` bytes; its content is whatever it held last.
+    pub(crate) fn take(&self, bytes: usize) -> HostBuf {
+        let memory = &self.0.memory;
+        let lines = bytes.div_ceil(LINE) + 2 * memory.guard as usize;
+        let found =
+            memory.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&lines).and_then(Vec::pop);
+        let mut lines = found.unwrap_or_else(|| {
+            memory.allocations.fetch_add(1, Ordering::Relaxed);
+            memory.bytes.fetch_add((lines * LINE) as u64, Ordering::Relaxed);
+            bytemuck::zeroed_vec(lines)
+        });
+        if memory.guard {
+            lines.fill(Line([0xff; LINE])); // all-ones is NaN in f32, bf16 and f16
+            let last = lines.len() - 1;
+            (lines[0], lines[last]) = (GUARD, GUARD);
+        }
+        HostBuf { lines, home: memory.clone() }
+    }
+}
+
+/// The free blocks, by size in lines.
+#[derive(Default)]
+struct Memory {
+    free: Mutex<HashMap<usize, Vec<Vec<Line>>>>,
+    allocations: AtomicU64,
+    bytes: AtomicU64,
+    guard: bool,
+}
+
+/// A block of memory that goes back to its pool when dropped.
+pub(crate) struct HostBuf {
+    lines: Vec<Line>,
+    home: Arc<Memory>,
+}
+
+impl HostBuf {
+    /// Views the block as numbers.
+    pub(crate) fn as_slice<T: Pod>(&self) -> &[T] {
+        let guard = self.home.guard as usize;
+        bytemuck::cast_slice(&self.lines[guard..self.lines.len() - guard])
+    }
+
+    /// Views the block as numbers, to write.
+    pub(crate) fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        let guard = self.home.guard as usize;
+        let end = self.lines.len() - guard;
+        bytemuck::cast_slice_mut(&mut self.lines[guard..end])
+    }
+}
+
+impl Drop for HostBuf {
+    fn drop(&mut self) {
+        if self.home.guard && !std::thread::panicking() {
+            let intact = |line: &Line| line.0 == GUARD.0;
+            let whole = self.lines.first().is_some_and(intact) && self.lines.last().is_some_and(intact);
+            assert!(whole, "a kernel wrote outside its buffer of {} lines", self.lines.len() - 2);
+        }
+        let lines = std::mem::take(&mut self.lines);
+        self.home
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(lines.len())
+            .or_default()
+            .push(lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_block_is_used_again() -> Result<()> {
+        let cpu = Cpu::new(CpuOptions { threads: 1, ..Default::default() })?;
+        drop(cpu.take(1000));
+        drop(cpu.take(1000));
+        let _two = (cpu.take(1000), cpu.take(1000));
+        assert_eq!(cpu.allocations(), 2);
+        Ok(())
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its buffer")]
+    fn a_write_past_the_end_is_caught() {
+        let cpu = Cpu::new(CpuOptions { threads: 1, guard: true, ..Default::default() }).unwrap();
+        let mut block = cpu.take(64);
+        block.lines[2].0[0] = 0;
+    }
+}

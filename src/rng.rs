@@ -1,0 +1,219 @@
+//! Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), the same on every device.
+//!
+//! All randomness of a run is a pure function of (seed, stream, step, sample, replica, element): it needs no state, so
+//! it does not depend on threads, micro-batches or shards, and a resumed run continues exactly. `sample` is the position
+//! in the global batch (or the number of the latent), `replica` the copy that `flow_mul` makes of it.
+//!
+//! Layout of the counter: `[element / 4, sample (low), step (low), replica:12 | sample (high):10 | step (high):10]`;
+//! the key is Philox of (seed, stream).
+
+use crate::device::Arch;
+
+const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
+/// Returns the four random words of `counter` under `key`: ten rounds.
+#[inline(always)]
+pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let mut c = counter;
+    let mut k = key;
+    for _ in 0..10 {
+        let p0 = MULTIPLIERS[0] as u64 * c[0] as u64;
+        let p1 = MULTIPLIERS[1] as u64 * c[2] as u64;
+        c = [(p1 >> 32) as u32 ^ c[1] ^ k[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k[1], p0 as u32];
+        k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+    }
+    c
+}
+
+/// What random numbers are for. Streams of one seed are independent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stream {
+    /// Gaussian noise of the flow path.
+    Noise = 1,
+    /// The time t of each row.
+    Time = 2,
+    /// Initial weights; `sample` is the tensor.
+    Init = 3,
+    /// The order of a data set; `step` is the epoch.
+    Order = 4,
+    /// Stochastic rounding.
+    Rounding = 5,
+    /// Initial latents.
+    Latents = 6,
+    /// Noise that sampling starts from.
+    Sampling = 7,
+    /// Draws from a toy distribution.
+    Toy = 8,
+    /// A fixed random projection.
+    Projection = 9,
+    /// Evaluation: fresh draws, apart from those of training.
+    Evaluation = 10,
+}
+
+/// The largest replica number, plus one.
+pub const MAX_REPLICAS: usize = 1 << 12;
+
+/// Addresses the random numbers of one step of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    key: [u32; 2],
+    step: u64,
+}
+
+impl Draw {
+    /// Opens the numbers of `stream` at `step`; steps count to 2⁴².
+    pub fn new(seed: u64, stream: Stream, step: u64) -> Self {
+        let words = philox([stream as u32, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
+        Self { key: [words[0], words[1]], step }
+    }
+
+    /// Returns the same stream at another step.
+    pub fn at(self, step: u64) -> Self {
+        Self { step, ..self }
+    }
+
+    /// Returns the key, for a kernel.
+    pub fn key(self) -> [u32; 2] {
+        self.key
+    }
+
+    /// Returns the counter of elements `4·block .. 4·block + 4` of one sample.
+    #[inline(always)]
+    pub fn counter(self, sample: u64, replica: u32, block: u32) -> [u32; 4] {
+        let high =
+            (replica << 20) | (((sample >> 32) as u32 & 0x3ff) << 10) | ((self.step >> 32) as u32 & 0x3ff);
+        [block, sample as u32, self.step as u32, high]
+    }
+
+    /// Returns four random words.
+    #[inline(always)]
+    pub fn words(self, sample: u64, replica: u32, block: u32) -> [u32; 4] {
+        philox(self.counter(sample, replica, block), self.key)
+    }
+
+    /// Returns a number in [0, 1), a multiple of 2⁻²⁴: element 0 of the sample.
+    #[inline(always)]
+    pub fn uniform(self, sample: u64, replica: u32) -> f32 {
+        unit(self.words(sample, replica, 0)[0])
+    }
+
+    /// Fills `out` with uniform numbers in [0, 1).
+    pub fn fill_uniform(self, out: &mut [f32], sample: u64, replica: u32) {
+        for (block, four) in out.chunks_mut(4).enumerate() {
+            let words = self.words(sample, replica, block as u32);
+            for (y, word) in four.iter_mut().zip(words) {
+                *y = unit(word);
+            }
+        }
+    }
+
+    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.9).
+    #[inline(always)]
+    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32) {
+        // Sixteen counters at a time, so that the ten rounds and the logarithms run in vector registers.
+        const LANES: usize = 16;
+        for (group, chunk) in out.chunks_mut(4 * LANES).enumerate() {
+            let mut values = [0.0f32; 4 * LANES];
+            let mut words = [[0u32; LANES]; 4];
+            for lane in 0..LANES {
+                let four = self.words(sample, replica, (group * LANES + lane) as u32);
+                for (i, word) in four.into_iter().enumerate() {
+                    words[i][lane] = word;
+                }
+            }
+            for lane in 0..LANES {
+                let [a, b] = normal_pair(arch, words[0][lane], words[1][lane]);
+                let [c, d] = normal_pair(arch, words[2][lane], words[3][lane]);
+                values[4 * lane..4 * lane + 4].copy_from_slice(&[a, b, c, d]);
+            }
+            let n = chunk.len();
+            chunk.copy_from_slice(&values[..n]);
+        }
+    }
+}
+
+/// Maps a word to [0, 1) with 24 bits.
+#[inline(always)]
+pub fn unit(word: u32) -> f32 {
+    (word >> 8) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// Maps two words to two independent standard normal numbers: √(−2 ln u)·(cos, sin)(2πw), u in (0, 1].
+#[inline(always)]
+fn normal_pair(arch: Arch, a: u32, b: u32) -> [f32; 2] {
+    let u = ((a >> 8) + 1) as f32 * (1.0 / 16_777_216.0);
+    let radius = (-2.0 * arch.ln(u)).max(0.0).sqrt();
+    let (sin, cos) = arch.sin_cos_turns(unit(b));
+    [radius * cos, radius * sin]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Isa;
+
+    /// The known-answer vectors published with Random123 (kat_vectors, philox4x32 10).
+    #[test]
+    fn philox_passes_the_published_vectors() {
+        let cases = [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
+        ];
+        for (counter, key, expected) in cases {
+            assert_eq!(philox(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn normals_have_the_right_moments() {
+        let draw = Draw::new(7, Stream::Noise, 3);
+        let mut x = vec![0.0f32; 1 << 20];
+        Isa::detect().run(
+            #[inline(always)]
+            |arch| draw.fill_normal(arch, &mut x, 5, 1),
+        );
+        let n = x.len() as f64;
+        let moment = |p: i32| x.iter().map(|v| (*v as f64).powi(p)).sum::<f64>() / n;
+        assert!(moment(1).abs() < 4e-3, "{}", moment(1));
+        assert!((moment(2) - 1.0).abs() < 6e-3, "{}", moment(2));
+        assert!(moment(3).abs() < 2e-2, "{}", moment(3));
+        assert!((moment(4) - 3.0).abs() < 5e-2, "{}", moment(4));
+    }
+
+    #[test]
+    fn a_prefix_does_not_depend_on_the_length() {
+        let draw = Draw::new(1, Stream::Noise, 0);
+        let (mut long, mut short) = ([0.0; 100], [0.0; 37]);
+        Isa::detect().run(
+            #[inline(always)]
+            |arch| draw.fill_normal(arch, &mut long, 9, 0),
+        );
+        Isa::detect().run(
+            #[inline(always)]
+            |arch| draw.fill_normal(arch, &mut short, 9, 0),
+        );
+        assert_eq!(long[..37], short[..]);
+    }
+
+    #[test]
+    fn every_coordinate_of_the_address_matters() {
+        let base = Draw::new(1, Stream::Noise, 2).words(3, 4, 5);
+        let others = [
+            Draw::new(2, Stream::Noise, 2).words(3, 4, 5),
+            Draw::new(1 << 32 | 1, Stream::Noise, 2).words(3, 4, 5),
+            Draw::new(1, Stream::Time, 2).words(3, 4, 5),
+            Draw::new(1, Stream::Noise, 1 << 33 | 2).words(3, 4, 5),
+            Draw::new(1, Stream::Noise, 2).words(1 << 34 | 3, 4, 5),
+            Draw::new(1, Stream::Noise, 2).words(3, 5, 5),
+            Draw::new(1, Stream::Noise, 2).words(3, 4, 6),
+        ];
+        assert!(others.iter().all(|w| *w != base));
+    }
+}

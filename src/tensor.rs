@@ -1,0 +1,546 @@
+//! Dense tensors: contiguous, row-major, owning, of one storage type, on one device.
+//!
+//! Storage is `f32`, `bf16` or `f16`; arithmetic is always f32. Memory comes from the device's pool and returns to it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::device::Device;
+use crate::device::cpu::HostBuf;
+use crate::error::{Error, Result};
+
+/// Names a storage type in files, configs and messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl DType {
+    /// Returns the bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// Returns the name a user types.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        [Self::F32, Self::Bf16, Self::F16]
+            .into_iter()
+            .find(|d| d.name() == s)
+            .ok_or_else(|| Error::Usage(format!("unknown dtype `{s}`: expected `f32`, `bf16` or `f16`")))
+    }
+}
+
+/// A storage type of tensors. Conversions are branch-free, so that loops over them vectorise.
+pub trait FloatX: Pod + Send + Sync + PartialEq + fmt::Debug + 'static {
+    /// Names the type.
+    const DTYPE: DType;
+    /// Widens exactly.
+    fn to_f32(self) -> f32;
+    /// Rounds to nearest even; NaN stays NaN.
+    fn from_f32(x: f32) -> Self;
+    /// Rounds up or down at random: the discarded bits are compared with `random`'s. NaN and ∞ stay.
+    fn from_f32_stochastic(x: f32, random: u32) -> Self;
+}
+
+impl FloatX for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn from_f32_stochastic(x: f32, _random: u32) -> Self {
+        x
+    }
+}
+
+impl FloatX for bf16 {
+    const DTYPE: DType = DType::Bf16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+    }
+    #[inline(always)]
+    fn from_f32_stochastic(x: f32, random: u32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(random & 0xffff) >> 16;
+        let kept = (bits >> 16) | if x.is_nan() { 0x40 } else { 0 };
+        bf16::from_bits(if x.is_finite() { rounded } else { kept } as u16)
+    }
+}
+
+impl FloatX for f16 {
+    const DTYPE: DType = DType::F16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        // Shift exponent and mantissa into place; a multiplication by 2¹¹² re-biases the exponent and makes
+        // subnormals normal. ∞ and NaN get the f32 exponent back by hand.
+        let bits = self.to_bits() as u32;
+        let magnitude = (bits & 0x7fff) << 13;
+        let scaled = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
+        let special = magnitude | 0x7f80_0000;
+        let value = if bits & 0x7c00 == 0x7c00 { special } else { scaled.to_bits() };
+        f32::from_bits(value | ((bits & 0x8000) << 16))
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let sign = (x.to_bits() >> 16) & 0x8000;
+        let magnitude = x.to_bits() & 0x7fff_ffff;
+        // Subnormal results: adding ½ lets the adder round at the right bit.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+        let normal = magnitude.wrapping_sub(0x3800_0000 - 0xfff).wrapping_add((magnitude >> 13) & 1) >> 13;
+        let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+        let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        f16::from_bits((sign | if magnitude >= 0x4780_0000 { special } else { finite }) as u16)
+    }
+    #[inline(always)]
+    fn from_f32_stochastic(x: f32, random: u32) -> Self {
+        // Truncate x ± a random part of one unit in the last place: exact for normal halves, which is where weights
+        // live; smaller values fall back to nearest.
+        let bits = x.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let bumped = magnitude.wrapping_add(random & 0x1fff) & !0x1fff;
+        let usable = (0x3880_0000..0x4780_0000).contains(&magnitude);
+        Self::from_f32(if usable { f32::from_bits(bumped | (bits & 0x8000_0000)) } else { x })
+    }
+}
+
+/// The sizes of a tensor, at most four.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    dims: [usize; 4],
+    rank: usize,
+}
+
+impl Shape {
+    /// Returns the sizes.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims[..self.rank]
+    }
+
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// Says whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<const R: usize> From<[usize; R]> for Shape {
+    fn from(sizes: [usize; R]) -> Self {
+        Self::from(&sizes[..])
+    }
+}
+
+impl From<&[usize]> for Shape {
+    /// Panics on more than four sizes; files are checked before they get here.
+    fn from(sizes: &[usize]) -> Self {
+        let mut dims = [1; 4];
+        dims[..sizes.len()].copy_from_slice(sizes);
+        Self { dims, rank: sizes.len() }
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.dims(), f)
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.dims(), f)
+    }
+}
+
+/// A tensor that owns its memory.
+pub struct Tensor<X: FloatX> {
+    shape: Shape,
+    device: Device,
+    storage: Storage,
+    element: std::marker::PhantomData<X>,
+}
+
+enum Storage {
+    Host(HostBuf),
+}
+
+impl<X: FloatX> Tensor<X> {
+    /// Takes memory whose content is unspecified: for outputs that are written whole.
+    pub fn uninit(device: &Device, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        let storage = match device {
+            Device::Cpu(cpu) => Storage::Host(cpu.take(shape.len() * size_of::<X>())),
+        };
+        Self { shape, device: device.clone(), storage, element: std::marker::PhantomData }
+    }
+
+    /// Returns a tensor of zeros.
+    pub fn zeros(device: &Device, shape: impl Into<Shape>) -> Self {
+        let mut tensor = Self::uninit(device, shape);
+        tensor.view_mut().fill_zero();
+        tensor
+    }
+
+    /// Returns a tensor of this one's shape on its device, content unspecified.
+    pub fn like(other: &Self) -> Self {
+        Self::uninit(&other.device, other.shape)
+    }
+
+    /// Copies `values` to the device, rounding to the storage type.
+    ///
+    /// # Errors
+    /// A shape that does not have as many elements as `values`.
+    pub fn from_f32(device: &Device, shape: impl Into<Shape>, values: &[f32]) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != values.len() {
+            let expected = format!("{} elements for shape {shape}", shape.len());
+            return Err(Error::argument(
+                "from_f32",
+                "values",
+                expected,
+                format!("{} elements", values.len()),
+            ));
+        }
+        let mut tensor = Self::uninit(device, shape);
+        match &mut tensor.storage {
+            Storage::Host(buf) => {
+                for (y, x) in buf.as_mut_slice::<X>().iter_mut().zip(values) {
+                    *y = X::from_f32(*x);
+                }
+            }
+        }
+        Ok(tensor)
+    }
+
+    /// Copies the content to the host as f32.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        self.view().to_f32_vec()
+    }
+
+    /// Copies the whole content of `other`.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn copy_from(&mut self, other: &Self) -> Result<()> {
+        other.expect("copy_from", "other", self.shape)?;
+        self.host_mut()?.copy_from_slice(other.host()?);
+        Ok(())
+    }
+
+    /// Returns a copy.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut copy = Self::like(self);
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Gives the same elements another shape.
+    ///
+    /// # Errors
+    /// A shape with another number of elements.
+    pub fn reshaped(mut self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != self.len() {
+            return Err(Error::argument(
+                "reshaped",
+                "shape",
+                format!("{} elements", self.len()),
+                format!("shape {shape}"),
+            ));
+        }
+        self.shape = shape;
+        Ok(self)
+    }
+
+    /// Returns the sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Returns the sizes of a matrix (rows, columns); a vector counts as one row.
+    pub fn rows_cols(&self) -> (usize, usize) {
+        let cols = self.shape.dims().last().copied().unwrap_or(1);
+        (self.len().checked_div(cols).unwrap_or(0), cols)
+    }
+
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Says whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.shape.is_empty()
+    }
+
+    /// Returns the device it lives on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Borrows it.
+    pub fn view(&self) -> View<'_, X> {
+        match &self.storage {
+            Storage::Host(buf) => {
+                View { shape: self.shape, device: &self.device, host: &buf.as_slice()[..self.shape.len()] }
+            }
+        }
+    }
+
+    /// Borrows it to write.
+    pub fn view_mut(&mut self) -> ViewMut<'_, X> {
+        match &mut self.storage {
+            Storage::Host(buf) => ViewMut {
+                shape: self.shape,
+                device: &self.device,
+                host: &mut buf.as_mut_slice()[..self.shape.len()],
+            },
+        }
+    }
+
+    /// Returns the elements in host memory.
+    ///
+    /// # Errors
+    /// A tensor of another device.
+    pub fn host(&self) -> Result<&[X]> {
+        let len = self.shape.len();
+        match &self.storage {
+            Storage::Host(buf) => Ok(&buf.as_slice()[..len]),
+        }
+    }
+
+    /// Returns the elements in host memory, to write.
+    ///
+    /// # Errors
+    /// A tensor of another device.
+    pub fn host_mut(&mut self) -> Result<&mut [X]> {
+        let len = self.shape.len();
+        match &mut self.storage {
+            Storage::Host(buf) => Ok(&mut buf.as_mut_slice()[..len]),
+        }
+    }
+
+    /// Checks the shape of the argument `arg` of operation `op`.
+    ///
+    /// # Errors
+    /// Another shape, in a message that names both.
+    pub fn expect(&self, op: &'static str, arg: &'static str, shape: impl Into<Shape>) -> Result<()> {
+        self.view().expect(op, arg, shape)
+    }
+}
+
+impl<X: FloatX> fmt::Debug for Tensor<X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor<{}>{:?}", X::DTYPE, self.shape)
+    }
+}
+
+/// A borrowed tensor: a whole one, or a named part of a flat buffer.
+#[derive(Clone, Copy)]
+pub struct View<'a, X: FloatX> {
+    shape: Shape,
+    device: &'a Device,
+    host: &'a [X],
+}
+
+impl<'a, X: FloatX> View<'a, X> {
+    /// Returns the sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Returns the device it lives on.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Returns the elements in host memory.
+    ///
+    /// # Errors
+    /// A tensor of another device.
+    pub fn host(&self) -> Result<&'a [X]> {
+        Ok(self.host)
+    }
+
+    /// Copies the content to the host as f32.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        self.host.iter().map(|x| x.to_f32()).collect()
+    }
+
+    /// Borrows `shape.len()` elements from `offset` on, as a tensor of that shape.
+    ///
+    /// Panics when they are not inside: offsets come from a layout that was checked when it was built.
+    pub fn part(&self, offset: usize, shape: impl Into<Shape>) -> View<'a, X> {
+        let shape = shape.into();
+        View { shape, device: self.device, host: &self.host[offset..offset + shape.len()] }
+    }
+
+    /// Checks the shape of the argument `arg` of operation `op`.
+    ///
+    /// # Errors
+    /// Another shape, in a message that names both.
+    pub fn expect(&self, op: &'static str, arg: &'static str, shape: impl Into<Shape>) -> Result<()> {
+        let shape = shape.into();
+        if self.shape == shape {
+            return Ok(());
+        }
+        Err(Error::argument(op, arg, format!("shape {shape}"), format!("shape {}", self.shape)))
+    }
+}
+
+/// A tensor borrowed to write.
+pub struct ViewMut<'a, X: FloatX> {
+    shape: Shape,
+    device: &'a Device,
+    host: &'a mut [X],
+}
+
+impl<'a, X: FloatX> ViewMut<'a, X> {
+    /// Returns the sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Returns the device it lives on.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Borrows it to read.
+    pub fn as_view(&self) -> View<'_, X> {
+        View { shape: self.shape, device: self.device, host: self.host }
+    }
+
+    /// Borrows it again, for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_, X> {
+        ViewMut { shape: self.shape, device: self.device, host: self.host }
+    }
+
+    /// Returns the elements in host memory, to write.
+    ///
+    /// # Errors
+    /// A tensor of another device.
+    pub fn host_mut(&mut self) -> Result<&mut [X]> {
+        Ok(self.host)
+    }
+
+    /// Sets every element to zero.
+    pub fn fill_zero(&mut self) {
+        self.host.fill(X::from_f32(0.0));
+    }
+
+    /// Splits off non-overlapping parts, each given by offset and shape, in the order asked for.
+    ///
+    /// Panics when parts overlap or lie outside: offsets come from a layout that was checked when it was built.
+    pub fn parts<const P: usize>(self, wanted: [(usize, Shape); P]) -> [ViewMut<'a, X>; P] {
+        let ranges = wanted.map(|(offset, shape)| offset..offset + shape.len());
+        let slices =
+            self.host.get_disjoint_mut(ranges).unwrap_or_else(|e| panic!("parts of a flat buffer: {e}"));
+        let mut shapes = wanted.iter();
+        slices.map(|host| {
+            let shape = shapes.next().map_or(Shape::from([0]), |(_, shape)| *shape);
+            ViewMut { shape, device: self.device, host }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_agree_with_the_half_crate_on_every_value() {
+        for bits in 0..=u16::MAX {
+            let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            if h.is_nan() {
+                assert!(FloatX::to_f32(h).is_nan());
+            } else {
+                assert_eq!(FloatX::to_f32(h).to_bits(), h.to_f32().to_bits());
+            }
+            if b.is_nan() {
+                assert!(FloatX::to_f32(b).is_nan() && <bf16 as FloatX>::from_f32(b.to_f32()).is_nan());
+            } else {
+                assert_eq!(FloatX::to_f32(b).to_bits(), b.to_f32().to_bits());
+            }
+        }
+        for i in 0..3_000_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(1431)); // walks all signs, exponents and rounding cases
+            if x.is_nan() {
+                continue;
+            }
+            assert_eq!(<f16 as FloatX>::from_f32(x).to_bits(), f16::from_f32(x).to_bits(), "f16 of {x:e}");
+            assert_eq!(<bf16 as FloatX>::from_f32(x).to_bits(), bf16::from_f32(x).to_bits(), "bf16 of {x:e}");
+        }
+        for x in [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001)] {
+            assert!(<f16 as FloatX>::from_f32(x).is_nan() && <bf16 as FloatX>::from_f32(x).is_nan());
+        }
+    }
+
+    #[test]
+    fn stochastic_rounding_is_unbiased_and_keeps_exact_values() {
+        let x = 1.0 + 0.3 / 128.0; // three tenths of the way to the next bf16
+        let n = 1 << 16;
+        let up = (0..n).filter(|i| bf16::from_f32_stochastic(x, *i).to_f32() > 1.0).count();
+        assert!((up as f64 / n as f64 - 0.3).abs() < 1e-3, "{up}");
+        for random in [0, 0x1fff, 0xffff, u32::MAX] {
+            for exact in [1.0, -2.5, 0.0, f32::INFINITY] {
+                assert_eq!(bf16::from_f32_stochastic(exact, random).to_f32(), exact);
+                assert_eq!(f16::from_f32_stochastic(exact, random).to_f32(), exact);
+            }
+            assert!(bf16::from_f32_stochastic(f32::NAN, random).is_nan());
+        }
+    }
+
+    #[test]
+    fn a_wrong_shape_is_named() -> Result<()> {
+        let device = Device::cpu_with_threads(1)?;
+        let x = Tensor::<f32>::zeros(&device, [3, 2]);
+        let message = x.expect("silu", "dy", [2, 3]).unwrap_err().to_string();
+        assert_eq!(message, "silu: `dy` has shape [3, 2], expected shape [2, 3]");
+        Ok(())
+    }
+}
