@@ -109,29 +109,124 @@ impl Draw {
         }
     }
 
-    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.9).
+    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.8), from element `4·block` on.
     #[inline(always)]
-    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32) {
-        // Sixteen counters at a time, so that the ten rounds and the logarithms run in vector registers.
-        const LANES: usize = 16;
-        for (group, chunk) in out.chunks_mut(4 * LANES).enumerate() {
-            let mut values = [0.0f32; 4 * LANES];
-            let mut words = [[0u32; LANES]; 4];
-            for lane in 0..LANES {
-                let four = self.words(sample, replica, (group * LANES + lane) as u32);
-                for (i, word) in four.into_iter().enumerate() {
-                    words[i][lane] = word;
+    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32, block: u32) {
+        let width = out.len();
+        self.fill_normal_rows(
+            arch,
+            out,
+            width,
+            block,
+            #[inline(always)]
+            |_| (sample, replica),
+        );
+    }
+
+    /// Fills the rows (R, width) of `out` with standard normal numbers; row i is that of `address(i)`, a pair
+    /// (sample, replica), from element `4·first_block` on.
+    ///
+    /// Sixteen counters go through the ten rounds, the logarithms and the sines together, in vector registers.
+    #[inline(always)]
+    pub fn fill_normal_rows(
+        self,
+        arch: Arch,
+        out: &mut [f32],
+        width: usize,
+        first_block: u32,
+        address: impl Fn(usize) -> (u64, u32),
+    ) {
+        let per_row = width.div_ceil(4);
+        let total = if width == 0 { 0 } else { out.len() / width * per_row };
+        for group in (0..total).step_by(LANES) {
+            let lanes = LANES.min(total - group);
+            let mut c = [[0u32; LANES]; 4];
+            for lane in 0..lanes {
+                let (row, block) = ((group + lane) / per_row, (group + lane) % per_row);
+                let (sample, replica) = address(row);
+                let counter = self.counter(sample, replica, first_block + block as u32);
+                for (c, word) in c.iter_mut().zip(counter) {
+                    c[lane] = word;
                 }
             }
-            for lane in 0..LANES {
-                let [a, b] = normal_pair(arch, words[0][lane], words[1][lane]);
-                let [c, d] = normal_pair(arch, words[2][lane], words[3][lane]);
-                values[4 * lane..4 * lane + 4].copy_from_slice(&[a, b, c, d]);
+            let values = normals(arch, c, self.key);
+            for lane in 0..lanes {
+                let (row, block) = ((group + lane) / per_row, (group + lane) % per_row);
+                let at = row * width + 4 * block;
+                let count = 4.min(width - 4 * block);
+                out[at..at + count].copy_from_slice(&values[lane][..count]);
             }
-            let n = chunk.len();
-            chunk.copy_from_slice(&values[..n]);
         }
     }
+
+    /// Calls `f(row, column, noise)` for every row of `rows` in order, with the standard normal numbers of a stretch of
+    /// its `width` columns. Noise lives in 4 KiB of stack, never in memory of its own.
+    #[inline(always)]
+    pub fn for_each_normal_row(
+        self,
+        arch: Arch,
+        rows: std::ops::Range<usize>,
+        width: usize,
+        address: impl Fn(usize) -> (u64, u32),
+        mut f: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let mut noise = [0.0f32; TILE];
+        let tile_rows = (TILE / width.max(1)).max(1);
+        for first in rows.clone().step_by(tile_rows) {
+            let count = tile_rows.min(rows.end - first);
+            if width <= TILE {
+                let noise = &mut noise[..count * width];
+                self.fill_normal_rows(
+                    arch,
+                    noise,
+                    width,
+                    0,
+                    #[inline(always)]
+                    |i| address(first + i),
+                );
+                for (i, noise) in noise.chunks_exact(width.max(1)).enumerate() {
+                    f(first + i, 0, noise);
+                }
+                continue;
+            }
+            let (sample, replica) = address(first);
+            for column in (0..width).step_by(TILE) {
+                let noise = &mut noise[..TILE.min(width - column)];
+                self.fill_normal(arch, noise, sample, replica, (column / 4) as u32);
+                f(first, column, noise);
+            }
+        }
+    }
+}
+
+/// Counters that are evaluated together.
+const LANES: usize = 16;
+
+/// Normal numbers held on the stack at a time.
+const TILE: usize = 1024;
+
+/// Returns the four normal numbers of each of sixteen counters.
+#[inline(always)]
+fn normals(arch: Arch, mut c: [[u32; LANES]; 4], key: [u32; 2]) -> [[f32; 4]; LANES] {
+    let mut k = key;
+    for _ in 0..10 {
+        for lane in 0..LANES {
+            let p0 = MULTIPLIERS[0] as u64 * c[0][lane] as u64;
+            let p1 = MULTIPLIERS[1] as u64 * c[2][lane] as u64;
+            c[0][lane] = (p1 >> 32) as u32 ^ c[1][lane] ^ k[0];
+            c[1][lane] = p1 as u32;
+            c[2][lane] = (p0 >> 32) as u32 ^ c[3][lane] ^ k[1];
+            c[3][lane] = p0 as u32;
+        }
+        k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+    }
+    let mut values = [[0.0f32; 4]; LANES];
+    for lane in 0..LANES {
+        let [x, y] = normal_pair(arch, c[0][lane], c[1][lane]);
+        let [z, w] = normal_pair(arch, c[2][lane], c[3][lane]);
+        values[lane] = [x, y, z, w];
+    }
+    values
 }
 
 /// Maps a word to [0, 1) with 24 bits.
@@ -177,7 +272,7 @@ mod tests {
         let mut x = vec![0.0f32; 1 << 20];
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut x, 5, 1),
+            |arch| draw.fill_normal(arch, &mut x, 5, 1, 0),
         );
         let n = x.len() as f64;
         let moment = |p: i32| x.iter().map(|v| (*v as f64).powi(p)).sum::<f64>() / n;
@@ -193,13 +288,36 @@ mod tests {
         let (mut long, mut short) = ([0.0; 100], [0.0; 37]);
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut long, 9, 0),
+            |arch| draw.fill_normal(arch, &mut long, 9, 0, 0),
         );
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut short, 9, 0),
+            |arch| draw.fill_normal(arch, &mut short, 9, 0, 0),
         );
         assert_eq!(long[..37], short[..]);
+    }
+
+    #[test]
+    fn rows_of_any_width_equal_one_row_at_a_time() {
+        let draw = Draw::new(1, Stream::Noise, 4);
+        for width in [1, 2, 5, 32, 1000, 1024, 1025, 2100] {
+            let mut rows = vec![0.0; 7 * width];
+            let mut single = vec![0.0; width];
+            let address = |i: usize| (i as u64 % 3, i as u32 / 3);
+            Isa::detect().run(
+                #[inline(always)]
+                |arch| {
+                    draw.for_each_normal_row(arch, 0..7, width, address, |row, column, noise| {
+                        rows[row * width + column..][..noise.len()].copy_from_slice(noise);
+                    });
+                    for (i, row) in rows.chunks_exact(width).enumerate() {
+                        let (sample, replica) = address(i);
+                        draw.fill_normal(arch, &mut single, sample, replica, 0);
+                        assert_eq!(row, single, "row {i} of width {width}");
+                    }
+                },
+            );
+        }
     }
 
     #[test]

@@ -488,6 +488,18 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
     }
 }
 
+impl<X: FloatX> fmt::Debug for View<'_, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View<{}>{:?}", X::DTYPE, self.shape)
+    }
+}
+
+impl<X: FloatX> fmt::Debug for ViewMut<'_, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ViewMut<{}>{:?}", X::DTYPE, self.shape)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

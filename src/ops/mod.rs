@@ -1,1 +1,22 @@
-//! (being written)
+//! The operations: one file each, with maths, checks, forward, backward and the CPU code.
+//!
+//! Shapes use one legend: N rows, B samples of the batch, D feature width, C width, O output width, G modulation rows,
+//! r interpolation nodes. Parameter gradients accumulate, activation gradients are fresh. Outputs come first, then
+//! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
+
+pub mod chebyshev;
+pub mod flow_loss;
+pub mod flow_path;
+pub mod gated_residual;
+pub mod gather;
+pub mod grad_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod modulation;
+pub mod normalize;
+pub mod optimizer;
+pub mod timestep_embedding;
+
+pub(crate) use rows::*;
+
+mod rows;

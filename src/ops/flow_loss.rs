@@ -1,0 +1,291 @@
+//! The flow-matching loss of both stages, fused: residual, loss and gradient in one pass over v.
+//!
+//! ```text
+//! r_i = v(x_t, t) − (data − noise)                     noise drawn again from its counter
+//! row loss ℓ_i = w(t_i)·(‖r_i‖² − c_i)                 c_i: the control variate, 0 in training
+//! dv_i = scale·w(t_i)·r_i                              scale = 2/M for a mean over M elements, times the loss scale
+//! dy_s = Σ_replicas (t·dx_t − dv)                      latent gradient: t·Jᵀ(dv) − dv; without x_t it is `detached`
+//! ```
+//! Weights (FEATURES 1.3, data at t = 1): `uniform` 1 is the paper's; `likelihood` t/(1−t) makes the loss the negative
+//! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
+//! clipped at t ≤ clip. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
+
+use rayon::prelude::*;
+
+use crate::device::{Arch, Cpu, Device};
+use crate::error::Result;
+use crate::ops::flow_path::{Rows, target_velocity};
+use crate::ops::rows_per_block;
+use crate::rng::Draw;
+use crate::tensor::{FloatX, Tensor};
+
+/// The weight w(t) of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weight {
+    /// 1.
+    Uniform,
+    /// t/(1−t), t clipped from above.
+    Likelihood {
+        /// Largest t that is not clipped.
+        clip: f32,
+    },
+    /// t²/(1−t), t clipped from above.
+    Kl {
+        /// Largest t that is not clipped.
+        clip: f32,
+    },
+}
+
+impl Weight {
+    /// Returns w(t).
+    #[inline(always)]
+    pub fn at(self, t: f32) -> f32 {
+        match self {
+            Self::Uniform => 1.0,
+            Self::Likelihood { clip } => {
+                let t = t.min(clip);
+                t / (1.0 - t)
+            }
+            Self::Kl { clip } => {
+                let t = t.min(clip);
+                t * t / (1.0 - t)
+            }
+        }
+    }
+}
+
+/// What the loss compares v with.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Data or latents, (B, D).
+    pub data: &'a Tensor<f32>,
+    /// Times, (N / share).
+    pub t: &'a Tensor<f32>,
+    /// The noise that x_t was made with.
+    pub noise: Draw,
+    /// The rows of the batch.
+    pub rows: Rows,
+    /// The weight of a row.
+    pub weight: Weight,
+    /// Subtracts the control variate: for likelihood estimates, not for training.
+    pub control_variate: bool,
+}
+
+impl Target<'_> {
+    fn check<X: FloatX>(&self, op: &'static str, v: &Tensor<X>) -> Result<usize> {
+        self.rows.check(op)?;
+        let d = self.data.rows_cols().1;
+        self.data.expect(op, "data", [self.rows.samples, d])?;
+        self.t.expect(op, "t", [self.rows.times()])?;
+        v.expect(op, "v", [self.rows.len(), d])?;
+        Ok(d)
+    }
+}
+
+/// `v: (N, D)` → row losses (N), f32.
+pub fn flow_loss_forward<X: FloatX>(v: &Tensor<X>, target: &Target<'_>) -> Result<Tensor<f32>> {
+    target.check("flow_loss_forward", v)?;
+    let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
+    match v.device() {
+        Device::Cpu(cpu) => loss_cpu::<X>(cpu, loss.host_mut()?, None, v.host()?, target, 0.0)?,
+    }
+    Ok(loss)
+}
+
+/// `v: (N, D)` → row losses (N) and `dv: (N, D)` = scale·w·r, in one pass.
+pub fn flow_loss_backward<X: FloatX>(
+    v: &Tensor<X>,
+    target: &Target<'_>,
+    scale: f32,
+) -> Result<(Tensor<f32>, Tensor<X>)> {
+    target.check("flow_loss_backward", v)?;
+    let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
+    let mut dv = Tensor::like(v);
+    match v.device() {
+        Device::Cpu(cpu) => {
+            loss_cpu(cpu, loss.host_mut()?, Some(dv.host_mut()?), v.host()?, target, scale)?;
+        }
+    }
+    Ok((loss, dv))
+}
+
+/// `dv: (N, D)` and, unless detached, `dx_t: (N, D)` → `dy: (B, D)` = unscale·Σ_replicas (t·dx_t − dv), in f32.
+pub fn latent_gradient<X: FloatX>(
+    dv: &Tensor<X>,
+    dx_t: Option<&Tensor<X>>,
+    t: &Tensor<f32>,
+    rows: Rows,
+    unscale: f32,
+) -> Result<Tensor<f32>> {
+    const OP: &str = "latent_gradient";
+    rows.check(OP)?;
+    let d = dv.rows_cols().1;
+    dv.expect(OP, "dv", [rows.len(), d])?;
+    t.expect(OP, "t", [rows.times()])?;
+    if let Some(dx_t) = dx_t {
+        dx_t.expect(OP, "dx_t", dv.shape())?;
+    }
+    let mut dy = Tensor::uninit(dv.device(), [rows.samples, d]);
+    match dv.device() {
+        Device::Cpu(cpu) => {
+            let dx_t = dx_t.map(|x| x.host()).transpose()?;
+            latents_cpu(cpu, dy.host_mut()?, dv.host()?, dx_t, t.host()?, rows, unscale);
+        }
+    }
+    Ok(dy)
+}
+
+fn loss_cpu<X: FloatX>(
+    cpu: &Cpu,
+    loss: &mut [f32],
+    dv: Option<&mut [X]>,
+    v: &[X],
+    target: &Target<'_>,
+    scale: f32,
+) -> Result<()> {
+    let d = target.data.rows_cols().1;
+    if d == 0 {
+        loss.fill(0.0);
+        return Ok(());
+    }
+    let block = rows_per_block(d);
+    let (data, t) = (target.data.host()?, target.t.host()?);
+    let isa = cpu.isa();
+    let run = |b: usize, loss: &mut [f32], dv: Option<&mut [X]>| {
+        let block = LossBlock { first: b * block, d, v: &v[b * block * d..], data, t, target, scale };
+        isa.run(
+            #[inline(always)]
+            |arch| block.run(arch, loss, dv),
+        );
+    };
+    cpu.install(|| match dv {
+        Some(dv) => {
+            let work = loss.par_chunks_mut(block).zip(dv.par_chunks_mut(block * d)).enumerate();
+            work.for_each(|(b, (loss, dv))| run(b, loss, Some(dv)));
+        }
+        None => loss.par_chunks_mut(block).enumerate().for_each(|(b, loss)| run(b, loss, None)),
+    });
+    Ok(())
+}
+
+struct LossBlock<'a, X> {
+    first: usize,
+    d: usize,
+    v: &'a [X],
+    data: &'a [f32],
+    t: &'a [f32],
+    target: &'a Target<'a>,
+    scale: f32,
+}
+
+impl<X: FloatX> LossBlock<'_, X> {
+    #[inline(always)]
+    fn run(&self, arch: Arch, loss: &mut [f32], mut dv: Option<&mut [X]>) {
+        let (d, rows, first) = (self.d, self.target.rows, self.first);
+        loss.fill(0.0);
+        self.target.noise.for_each_normal_row(
+            arch,
+            first..first + loss.len(),
+            d,
+            #[inline(always)]
+            |i| rows.address(i),
+            #[inline(always)]
+            |i, column, noise| {
+                let t = self.t[i / rows.share];
+                let w = self.target.weight.at(t);
+                let data = &self.data[i % rows.samples * d + column..][..noise.len()];
+                let at = (i - first) * d + column;
+                let v = &self.v[at..at + noise.len()];
+                let mut sum = arch.dot_by(
+                    noise.len(),
+                    #[inline(always)]
+                    |j| {
+                        let r = residual(v[j], noise[j], data[j]);
+                        (r, r)
+                    },
+                );
+                if self.target.control_variate {
+                    sum -= control_variate(arch, noise, t);
+                }
+                loss[i - first] += w * sum;
+                if let Some(dv) = &mut dv {
+                    let scale = self.scale * w;
+                    for (j, dv) in dv[at..at + noise.len()].iter_mut().enumerate() {
+                        *dv = X::from_f32(scale * residual(v[j], noise[j], data[j]));
+                    }
+                }
+            },
+        );
+    }
+}
+
+#[inline(always)]
+fn residual<X: FloatX>(v: X, noise: f32, data: f32) -> f32 {
+    v.to_f32() - target_velocity(noise, data)
+}
+
+/// c = ‖noise‖² + D·(1/((1−t)² + t²) − 1), whose mean is what FEATURES 1.3 subtracts.
+#[inline(always)]
+fn control_variate(arch: Arch, noise: &[f32], t: f32) -> f32 {
+    let variance = (1.0 - t) * (1.0 - t) + t * t;
+    let norm = arch.dot_by(
+        noise.len(),
+        #[inline(always)]
+        |j| (noise[j], noise[j]),
+    );
+    norm + noise.len() as f32 * (1.0 / variance - 1.0)
+}
+
+fn latents_cpu<X: FloatX>(
+    cpu: &Cpu,
+    dy: &mut [f32],
+    dv: &[X],
+    dx_t: Option<&[X]>,
+    t: &[f32],
+    rows: Rows,
+    unscale: f32,
+) {
+    let d = dy.len() / rows.samples.max(1);
+    let isa = cpu.isa();
+    let block = rows_per_block(d);
+    cpu.install(|| {
+        dy.par_chunks_mut((block * d).max(1)).enumerate().for_each(|(b, dy)| {
+            isa.run(
+                #[inline(always)]
+                |arch| {
+                    for (s, dy) in dy.chunks_exact_mut(d).enumerate() {
+                        dy.fill(0.0);
+                        for replica in 0..rows.replicas {
+                            let i = replica * rows.samples + b * block + s;
+                            let dv = &dv[i * d..(i + 1) * d];
+                            add_row(
+                                arch,
+                                dy,
+                                dv,
+                                dx_t.map(|x| &x[i * d..(i + 1) * d]),
+                                t[i / rows.share],
+                                unscale,
+                            );
+                        }
+                    }
+                },
+            );
+        });
+    });
+}
+
+#[inline(always)]
+fn add_row<X: FloatX>(arch: Arch, dy: &mut [f32], dv: &[X], dx_t: Option<&[X]>, t: f32, unscale: f32) {
+    match dx_t {
+        Some(dx) => {
+            for ((y, v), x) in dy.iter_mut().zip(dv).zip(dx) {
+                *y = arch.fma(unscale, arch.fma(t, x.to_f32(), -v.to_f32()), *y);
+            }
+        }
+        None => {
+            for (y, v) in dy.iter_mut().zip(dv) {
+                *y = arch.fma(-unscale, v.to_f32(), *y);
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Global gradient norm ‖g‖₂ over a flat buffer, and the factor that clips it.
+//!
+//! Squares are added in f64 over fixed blocks, so the norm has the same bits on any number of threads; a NaN or ∞
+//! anywhere makes it non-finite, which is how a bad step is found before it touches the weights.
+
+use rayon::prelude::*;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// Elements in one partial sum.
+const BLOCK: usize = 1 << 16;
+
+/// Returns ‖unscale · g‖₂.
+pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
+    match g.device() {
+        Device::Cpu(cpu) => {
+            let isa = cpu.isa();
+            let g = g.host()?;
+            let block = |xs: &[f32]| -> f64 {
+                xs.chunks(256)
+                    .map(|xs| {
+                        isa.run(
+                            #[inline(always)]
+                            |arch| {
+                                arch.dot_by(
+                                    xs.len(),
+                                    #[inline(always)]
+                                    |i| (xs[i] * unscale, xs[i] * unscale),
+                                )
+                            },
+                        ) as f64
+                    })
+                    .sum()
+            };
+            let mut partials =
+                Tensor::<f32>::uninit(&Device::Cpu(cpu.clone()), [2 * g.len().div_ceil(BLOCK)]);
+            let partials: &mut [f64] = bytemuck::cast_slice_mut(partials.host_mut()?);
+            cpu.install(|| {
+                partials.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(p, xs)| *p = block(xs));
+            });
+            Ok(partials.iter().sum::<f64>().sqrt())
+        }
+    }
+}
+
+/// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping).
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+}

@@ -1,0 +1,335 @@
+//! Modulation tables: where layer norm takes shift and scale, and the gated residual its gate.
+//!
+//! A table has one row per distinct condition, `[shift | scale | gate]` or `[shift | scale]` in its columns, and a map
+//! from rows of the batch to rows of the table. Both operations read tables only through `fetch` and write table
+//! gradients only through `GradBlock`, so the two maps are implemented once.
+
+use crate::device::{Arch, Device};
+use crate::error::{Error, Result};
+use crate::ops::{narrow, widen};
+use crate::tensor::{FloatX, Tensor};
+
+/// A table and its row map. Gradients are fresh: each operation writes the columns it read.
+#[derive(Clone, Copy, Debug)]
+pub enum Modulation<'a, X: FloatX> {
+    /// Row i takes table row i / `rows`. One row each is the direct form.
+    Index {
+        /// (G, columns), G = N / rows.
+        table: &'a Tensor<X>,
+        /// Consecutive rows of the batch that share a table row.
+        rows: usize,
+    },
+    /// Row i takes Σⱼ weights[i, j] · table[j].
+    Interpolate {
+        /// (r, columns), in f32 whatever the storage type: it is small, and its rounding would be seen by every row.
+        table: &'a Tensor<f32>,
+        /// (N, r).
+        weights: &'a Tensor<f32>,
+    },
+}
+
+/// The gradient of a table: an operation writes the columns that its forward read.
+#[derive(Debug)]
+pub enum ModulationGrad<'a, X: FloatX> {
+    /// (G, columns), for `Modulation::Index`.
+    Index(&'a mut Tensor<X>),
+    /// (r, columns), for `Modulation::Interpolate`.
+    Interpolate(&'a mut Tensor<f32>),
+}
+
+impl<'a, X: FloatX> Modulation<'a, X> {
+    /// Returns the number of columns.
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Index { table, .. } => table.rows_cols().1,
+            Self::Interpolate { table, .. } => table.rows_cols().1,
+        }
+    }
+
+    /// Checks that the map serves `n` rows and that the table has columns `offset .. offset + width`.
+    pub(crate) fn check(&self, op: &'static str, n: usize, offset: usize, width: usize) -> Result<()> {
+        if offset + width > self.columns() {
+            let expected = format!("at least {} columns", offset + width);
+            return Err(Error::argument(op, "table", expected, format!("{} columns", self.columns())));
+        }
+        match self {
+            Self::Index { table, rows } => {
+                let served = table.rows_cols().0 * rows;
+                if *rows == 0 || served != n {
+                    let found = format!("{} rows serving {rows} each", table.rows_cols().0);
+                    return Err(Error::argument(
+                        op,
+                        "table",
+                        format!("rows for {n} rows of the batch"),
+                        found,
+                    ));
+                }
+                Ok(())
+            }
+            Self::Interpolate { table, weights } => weights.expect(op, "weights", [n, table.rows_cols().0]),
+        }
+    }
+
+    /// Returns how many consecutive rows must stay in one block.
+    pub(crate) fn unit(&self) -> usize {
+        match self {
+            Self::Index { rows, .. } => *rows,
+            Self::Interpolate { .. } => 1,
+        }
+    }
+
+    /// Returns the host view that kernels read.
+    pub(crate) fn host(&self) -> Result<HostModulation<'a, X>> {
+        Ok(match self {
+            Self::Index { table, rows } => {
+                HostModulation::Index { table: table.host()?, columns: self.columns(), rows: *rows }
+            }
+            Self::Interpolate { table, weights } => HostModulation::Interpolate {
+                table: table.host()?,
+                columns: self.columns(),
+                weights: weights.host()?,
+                nodes: table.rows_cols().0,
+            },
+        })
+    }
+}
+
+/// A modulation in host memory.
+#[derive(Clone, Copy)]
+pub(crate) enum HostModulation<'a, X> {
+    Index { table: &'a [X], columns: usize, rows: usize },
+    Interpolate { table: &'a [f32], columns: usize, weights: &'a [f32], nodes: usize },
+}
+
+impl<X: FloatX> HostModulation<'_, X> {
+    /// Writes columns `offset .. offset + width` for the rows `first ..` of the batch to `out` (rows, width).
+    #[inline(always)]
+    pub(crate) fn fetch(&self, arch: Arch, out: &mut [f32], first: usize, offset: usize, width: usize) {
+        match *self {
+            Self::Index { table, columns, rows } => {
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    let at = (first + i) / rows * columns + offset;
+                    widen(out, &table[at..at + width]);
+                }
+            }
+            Self::Interpolate { table, columns, weights, nodes } => {
+                let part = Part { table, columns, offset, nodes };
+                let mut row = first;
+                for quad in out.chunks_mut(4 * width) {
+                    let count = quad.len() / width;
+                    let weights = &weights[row * nodes..(row + count) * nodes];
+                    match count {
+                        4 => interpolate_rows::<4>(arch, quad, weights, part, width),
+                        3 => interpolate_rows::<3>(arch, quad, weights, part, width),
+                        2 => interpolate_rows::<2>(arch, quad, weights, part, width),
+                        _ => interpolate_rows::<1>(arch, quad, weights, part, width),
+                    }
+                    row += count;
+                }
+            }
+        }
+    }
+}
+
+/// Columns of an interpolated table.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    table: &'a [f32],
+    columns: usize,
+    offset: usize,
+    nodes: usize,
+}
+
+/// out[i] = Σⱼ w[i, j]·table[j] for R rows at once, so that each load of the table serves R rows. The order of the sum
+/// over j does not depend on R.
+#[inline(always)]
+fn interpolate_rows<const R: usize>(arch: Arch, out: &mut [f32], w: &[f32], part: Part<'_>, width: usize) {
+    const LANES: usize = 32;
+    let mut c = 0;
+    while c + LANES <= width {
+        let mut acc = [[0.0f32; LANES]; R];
+        for j in 0..part.nodes {
+            let at = j * part.columns + part.offset + c;
+            let row = &part.table[at..at + LANES];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let w = w[i * part.nodes + j];
+                for (acc, x) in acc.iter_mut().zip(row) {
+                    *acc = arch.fma(w, *x, *acc);
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            out[i * width + c..i * width + c + LANES].copy_from_slice(acc);
+        }
+        c += LANES;
+    }
+    for i in 0..R {
+        for c in c..width {
+            let mut acc = 0.0;
+            for j in 0..part.nodes {
+                acc = arch.fma(w[i * part.nodes + j], part.table[j * part.columns + part.offset + c], acc);
+            }
+            out[i * width + c] = acc;
+        }
+    }
+}
+
+/// Where one block of rows puts its share of a table's gradient.
+pub(crate) enum GradBlock<'a, X> {
+    /// The table rows of this block, whole: (groups of the block, columns).
+    Index { dtable: &'a mut [X], columns: usize, rows: usize, sums: &'a mut [f32] },
+    /// This block's partial sum (r, width).
+    Interpolate { partial: &'a mut [f32], weights: &'a [f32], nodes: usize },
+}
+
+impl<X: FloatX> GradBlock<'_, X> {
+    /// Adds the gradients `dmod` (rows, width) of consecutive rows; `at` is the first one's place in the block.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, arch: Arch, dmod: &[f32], at: usize, offset: usize, width: usize) {
+        match self {
+            Self::Index { dtable, columns, rows, sums } => {
+                for (i, dmod) in dmod.chunks_exact(width).enumerate() {
+                    let (group, within) = ((at + i) / *rows, (at + i) % *rows);
+                    if within == 0 {
+                        sums.copy_from_slice(dmod);
+                    } else {
+                        for (s, d) in sums.iter_mut().zip(dmod) {
+                            *s += d;
+                        }
+                    }
+                    if within + 1 == *rows {
+                        let to = group * *columns + offset;
+                        narrow(&mut dtable[to..to + width], sums);
+                    }
+                }
+            }
+            Self::Interpolate { partial, weights, nodes } => {
+                accumulate_transposed(arch, partial, &weights[at * *nodes..], dmod, *nodes, width);
+            }
+        }
+    }
+}
+
+/// partial[j] += Σᵢ w[i, j]·dmod[i], i in order.
+#[inline(always)]
+fn accumulate_transposed(
+    arch: Arch,
+    partial: &mut [f32],
+    w: &[f32],
+    dmod: &[f32],
+    nodes: usize,
+    width: usize,
+) {
+    const LANES: usize = 64;
+    let rows = dmod.len() / width;
+    let mut c = 0;
+    while c < width {
+        let lanes = LANES.min(width - c);
+        for j in 0..nodes {
+            let mut acc = [0.0f32; LANES];
+            let out = &mut partial[j * width + c..j * width + c + lanes];
+            if lanes == LANES {
+                acc.copy_from_slice(out);
+                for i in 0..rows {
+                    let w = w[i * nodes + j];
+                    let row = &dmod[i * width + c..i * width + c + LANES];
+                    for (acc, d) in acc.iter_mut().zip(row) {
+                        *acc = arch.fma(w, *d, *acc);
+                    }
+                }
+                out.copy_from_slice(&acc);
+            } else {
+                for i in 0..rows {
+                    let w = w[i * nodes + j];
+                    for (out, d) in out.iter_mut().zip(&dmod[i * width + c..]) {
+                        *out = arch.fma(w, *d, *out);
+                    }
+                }
+            }
+        }
+        c += lanes;
+    }
+}
+
+/// Rows whose modulation is held in f32 at a time.
+pub(crate) const MOD_ROWS: usize = 8;
+
+/// Partial sums of a table's gradient, one for each block of rows, so that blocks run in any order.
+pub(crate) struct GradScratch {
+    /// Interpolate: (blocks, r·width). Index: (blocks, width), the running sum of a group.
+    partials: Tensor<f32>,
+    width: usize,
+}
+
+impl GradScratch {
+    /// Takes zeroed scratch for `blocks` blocks that write `width` columns.
+    pub(crate) fn new<X: FloatX>(
+        device: &Device,
+        modulation: &Modulation<'_, X>,
+        blocks: usize,
+        width: usize,
+    ) -> Self {
+        let rows = match modulation {
+            Modulation::Index { .. } => 1,
+            Modulation::Interpolate { table, .. } => table.rows_cols().0,
+        };
+        Self { partials: Tensor::zeros(device, [blocks, rows * width]), width }
+    }
+
+    /// Splits scratch and gradient into what each block of `block_rows` rows writes.
+    pub(crate) fn blocks<'s, X: FloatX>(
+        &'s mut self,
+        grad: &'s mut ModulationGrad<'_, X>,
+        modulation: &Modulation<'s, X>,
+        block_rows: usize,
+    ) -> Result<Vec<GradBlock<'s, X>>> {
+        let stride = self.partials.rows_cols().1.max(1);
+        let partials = self.partials.host_mut()?.chunks_exact_mut(stride);
+        Ok(match (grad, modulation) {
+            (ModulationGrad::Index(dtable), Modulation::Index { rows, .. }) => {
+                let columns = dtable.rows_cols().1;
+                let tables = dtable.host_mut()?.chunks_mut(block_rows / rows * columns);
+                let block = |(dtable, sums)| GradBlock::Index { dtable, columns, rows: *rows, sums };
+                tables.zip(partials).map(block).collect()
+            }
+            (_, Modulation::Interpolate { weights, table }) => {
+                let nodes = table.rows_cols().0;
+                let weights = weights.host()?.chunks(block_rows * nodes);
+                let block = |(weights, partial)| GradBlock::Interpolate { partial, weights, nodes };
+                weights.zip(partials).map(block).collect()
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// Writes columns `offset .. offset + width` of an interpolated table's gradient: the partial sums, in order.
+    pub(crate) fn finish<X: FloatX>(&self, grad: &mut ModulationGrad<'_, X>, offset: usize) -> Result<()> {
+        let ModulationGrad::Interpolate(dtable) = grad else { return Ok(()) };
+        let (columns, width) = (dtable.rows_cols().1, self.width);
+        let partials = self.partials.host()?;
+        let stride = self.partials.rows_cols().1;
+        for (j, row) in dtable.host_mut()?.chunks_exact_mut(columns).enumerate() {
+            let row = &mut row[offset..offset + width];
+            row.fill(0.0);
+            for block in partials.chunks_exact(stride) {
+                for (y, p) in row.iter_mut().zip(&block[j * width..(j + 1) * width]) {
+                    *y += p;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<X: FloatX> ModulationGrad<'_, X> {
+    /// Checks that the gradient has the shape of the modulation's table.
+    pub(crate) fn check(&self, op: &'static str, modulation: &Modulation<'_, X>) -> Result<()> {
+        match (self, modulation) {
+            (Self::Index(d), Modulation::Index { table, .. }) => d.expect(op, "dtable", table.shape()),
+            (Self::Interpolate(d), Modulation::Interpolate { table, .. }) => {
+                d.expect(op, "dtable", table.shape())
+            }
+            _ => Err(Error::argument(op, "dtable", "the kind of the modulation", "the other kind")),
+        }
+    }
+}

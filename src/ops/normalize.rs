@@ -1,0 +1,114 @@
+//! Normalisation of targets: to zero mean and unit standard deviation of the batch, or rows to unit norm.
+//!
+//! `standardize` (`norm_target`, FEATURES 1.4): `y = (x − mean)/(std + 1e-8)` with one mean and one unbiased standard
+//! deviation of all elements, both detached, so `dx = dy/(std + 1e-8)`.
+//! `unit_norm`: `y = x/max(‖x‖, 1e-12)` for each row; `dx = (dy − y·⟨y, dy⟩)/‖x‖`.
+
+use rayon::prelude::*;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::ops::rows_per_block;
+use crate::tensor::Tensor;
+
+/// Mean and reciprocal standard deviation of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchStats {
+    /// Mean of all elements.
+    pub mean: f32,
+    /// 1/(std + 1e-8), std unbiased.
+    pub inv_std: f32,
+}
+
+/// Returns the statistics of all elements of `x`, in f64 over fixed blocks.
+///
+/// # Errors
+/// Fewer than two elements.
+pub fn batch_stats(x: &Tensor<f32>) -> Result<BatchStats> {
+    if x.len() < 2 {
+        return Err(Error::argument(
+            "batch_stats",
+            "x",
+            "at least two elements",
+            format!("shape {}", x.shape()),
+        ));
+    }
+    let n = x.len() as f64;
+    let xs = x.host()?;
+    let mean = xs.iter().map(|x| *x as f64).sum::<f64>() / n;
+    let variance = xs.iter().map(|x| (*x as f64 - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    Ok(BatchStats { mean: mean as f32, inv_std: (1.0 / (variance.sqrt() + 1e-8)) as f32 })
+}
+
+/// `x: (..)` → `(x − mean)·inv_std`.
+pub fn standardize_forward(x: &Tensor<f32>, stats: BatchStats) -> Result<Tensor<f32>> {
+    map(x, |x| (x - stats.mean) * stats.inv_std)
+}
+
+/// `dy: (..)` → `dx = dy·inv_std`; the statistics are detached.
+pub fn standardize_backward(dy: &Tensor<f32>, stats: BatchStats) -> Result<Tensor<f32>> {
+    map(dy, |dy| dy * stats.inv_std)
+}
+
+/// `x: (B, D)` → rows of norm 1.
+pub fn unit_norm_forward(x: &Tensor<f32>) -> Result<Tensor<f32>> {
+    by_rows(x, x, |y, x, _| {
+        let inv = 1.0 / norm(x);
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x * inv;
+        }
+    })
+}
+
+/// `dy, x: (B, D)` → `dx: (B, D)`.
+pub fn unit_norm_backward(dy: &Tensor<f32>, x: &Tensor<f32>) -> Result<Tensor<f32>> {
+    dy.expect("unit_norm_backward", "dy", x.shape())?;
+    by_rows(dy, x, |dx, dy, x| {
+        let inv = 1.0 / norm(x);
+        let along: f32 = dy.iter().zip(x).map(|(d, x)| d * x * inv).sum();
+        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+            *dx = (dy - x * inv * along) * inv;
+        }
+    })
+}
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12)
+}
+
+fn map(x: &Tensor<f32>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor<f32>> {
+    let mut y = Tensor::like(x);
+    match x.device() {
+        Device::Cpu(cpu) => {
+            let (y, x) = (y.host_mut()?, x.host()?);
+            let block = rows_per_block(1);
+            cpu.install(|| {
+                y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = f(*x);
+                    }
+                });
+            });
+        }
+    }
+    Ok(y)
+}
+
+fn by_rows(
+    a: &Tensor<f32>,
+    b: &Tensor<f32>,
+    f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
+) -> Result<Tensor<f32>> {
+    let mut y = Tensor::like(a);
+    let d = a.rows_cols().1.max(1);
+    match a.device() {
+        Device::Cpu(cpu) => {
+            let (y, a, b) = (y.host_mut()?, a.host()?, b.host()?);
+            cpu.install(|| {
+                let rows = y.par_chunks_exact_mut(d).zip(a.par_chunks_exact(d)).zip(b.par_chunks_exact(d));
+                rows.with_min_len(rows_per_block(d)).for_each(|((y, a), b)| f(y, a, b));
+            });
+        }
+    }
+    Ok(y)
+}

@@ -1,0 +1,44 @@
+//! Fixed splits of rows into blocks, and casts between storage and f32 rows.
+
+use crate::device::Arch;
+use crate::tensor::FloatX;
+
+/// Elements that one block of a streaming operation covers: big enough to be worth a thread, small enough for L2.
+const BLOCK: usize = 16 * 1024;
+
+/// Returns how many rows of `width` a block of a streaming operation takes.
+pub(crate) fn rows_per_block(width: usize) -> usize {
+    (BLOCK / width.max(1)).max(1)
+}
+
+/// Returns how many rows a block takes in an operation that also sums over rows: at most 16 blocks, whose partial sums
+/// are added in order. A multiple of `unit` (rows that share something).
+pub(crate) fn rows_per_partial(rows: usize, unit: usize) -> usize {
+    rows.div_ceil(16).div_ceil(unit).max(1) * unit
+}
+
+/// Widens a row.
+#[inline(always)]
+pub(crate) fn widen<X: FloatX>(y: &mut [f32], x: &[X]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = x.to_f32();
+    }
+}
+
+/// Rounds a row to storage.
+#[inline(always)]
+pub(crate) fn narrow<X: FloatX>(y: &mut [X], x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = X::from_f32(*x);
+    }
+}
+
+/// Adds the partial sums (P, W) into `y` (W), first to last.
+#[inline(always)]
+pub(crate) fn add_partials(_arch: Arch, y: &mut [f32], partials: &[f32]) {
+    for partial in partials.chunks_exact(y.len()) {
+        for (y, p) in y.iter_mut().zip(partial) {
+            *y += p;
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Sinusoidal timestep embedding (FEATURES 1.7): `e(t) = [cos(s·t·ω), sin(s·t·ω)]`, cosines first.
+//!
+//! `ω_i = 10000^(−i/half)`, half = H/2 (an odd H ends in a zero), `s` the time scale (1 in the reference). No
+//! parameters; t is drawn, not learned, so there is no backward.
+
+use rayon::prelude::*;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{FloatX, Tensor};
+
+/// Longest wavelength of the embedding, in units of t / 2π.
+const MAX_PERIOD: f64 = 10_000.0;
+
+/// `t: (G)` → `e: (G, H)`.
+pub fn timestep_embedding<X: FloatX>(t: &Tensor<f32>, h: usize, time_scale: f32) -> Result<Tensor<X>> {
+    let g = t.len();
+    t.expect("timestep_embedding", "t", [g])?;
+    let mut e = Tensor::uninit(t.device(), [g, h]);
+    match t.device() {
+        Device::Cpu(cpu) => {
+            let frequencies = frequencies(h / 2);
+            let (e, t) = (e.host_mut()?, t.host()?);
+            cpu.install(|| {
+                e.par_chunks_mut(h.max(1)).zip(t).for_each(|(e, t)| embed(e, t * time_scale, &frequencies));
+            });
+        }
+    }
+    Ok(e)
+}
+
+fn frequencies(half: usize) -> Vec<f32> {
+    (0..half).map(|i| (-(MAX_PERIOD.ln()) * i as f64 / half as f64).exp() as f32).collect()
+}
+
+fn embed<X: FloatX>(e: &mut [X], t: f32, frequencies: &[f32]) {
+    let half = frequencies.len();
+    for (i, w) in frequencies.iter().enumerate() {
+        let (sin, cos) = (t * w).sin_cos();
+        (e[i], e[half + i]) = (X::from_f32(cos), X::from_f32(sin));
+    }
+    e[2 * half..].fill(X::from_f32(0.0));
+}
