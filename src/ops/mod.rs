@@ -13,6 +13,7 @@ pub mod grad_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
+pub mod mse;
 pub mod normalize;
 pub mod optimizer;
 pub mod timestep_embedding;

@@ -117,6 +117,7 @@ pub fn linear_backward_input_add<A: FloatX, W: FloatX>(
     dx: &mut Tensor<A>,
     dy: &Tensor<A>,
     w: View<W>,
+    through: Option<(Activation, &Tensor<A>)>,
 ) -> Result<()> {
     const OP: &str = "linear_backward_input_add";
     let (n, o) = dy.rows_cols();
@@ -127,9 +128,17 @@ pub fn linear_backward_input_add<A: FloatX, W: FloatX>(
     match dy.device() {
         Device::Cpu(cpu) => {
             let product = naive(cpu, dy.host()?, (o, 1), w.host()?, (c, 1), (n, c, o));
-            for (dx, sum) in dx.host_mut()?.iter_mut().zip(product) {
-                *dx = A::from_f32(dx.to_f32() + sum);
-            }
+            let z = through.map(|(act, z)| z.host().map(|z| (act, z))).transpose()?;
+            let dx = dx.host_mut()?;
+            cpu.isa().run(
+                #[inline(always)]
+                |arch| {
+                    for (i, sum) in product.iter().enumerate() {
+                        let slope = z.map_or(1.0, |(act, z)| act.derivative(arch, z[i].to_f32()));
+                        dx[i] = A::from_f32(dx[i].to_f32() + sum * slope);
+                    }
+                },
+            );
         }
     }
     Ok(())
