@@ -47,7 +47,8 @@ pub struct ChainSaved<X: FloatX> {
 }
 
 impl Autoencoder {
-    /// Lays the network out; keys are `encoder.{i}` and `decoder.{i}`.
+    /// Lays the network out; layer i is `encoder.{2i}` (`decoder.{2i}`), as in a torch Sequential
+    /// with its activations between.
     ///
     /// # Errors
     /// A width of zero, or no activation.
@@ -69,7 +70,7 @@ impl Autoencoder {
         let mut chain = |name: &str, widths: &[usize]| Chain {
             layers: (0..widths.len() - 1)
                 .map(|i| {
-                    let name = format!("{name}.{i}");
+                    let name = format!("{name}.{}", 2 * i);
                     Linear::new(&mut layout, &name, widths[i], widths[i + 1], Init::XavierUniform)
                 })
                 .collect(),

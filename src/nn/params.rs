@@ -98,6 +98,33 @@ impl Layout {
         self.entries.iter().filter(|e| e.decays()).map(Entry::range).collect()
     }
 
+    /// Returns the initial values of every parameter, in the order of the flat buffer.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        let draw = Draw::new(seed, Stream::Init, 0);
+        let mut values = vec![0.0; self.len()];
+        for (i, entry) in self.entries().iter().enumerate() {
+            let out = &mut values[entry.range()];
+            match entry.init {
+                Init::Zeros => {}
+                Init::Ones => out.fill(1.0),
+                Init::Normal(std) => {
+                    crate::device::Isa::detect().run(
+                        #[inline(always)]
+                        |arch| draw.fill_normal(arch, out, i as u64, 0, 0),
+                    );
+                    out.iter_mut().for_each(|x| *x *= std);
+                }
+                Init::XavierUniform => {
+                    let fan: usize = entry.shape.dims().iter().sum();
+                    let bound = (6.0 / fan as f64).sqrt() as f32;
+                    draw.fill_uniform(out, i as u64, 0);
+                    out.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
+                }
+            }
+        }
+        values
+    }
+
     fn place(&self, id: ParamId) -> (usize, Shape) {
         let entry = &self.entries[id.0];
         (entry.offset, entry.shape)
@@ -126,7 +153,7 @@ impl<X: FloatX> Params<X> {
     /// # Errors
     /// None on the CPU; a device may fail to take the values.
     pub fn init(device: &Device, layout: Arc<Layout>, seed: u64) -> Result<Self> {
-        Self::from_flat(device, layout.clone(), &initial_values(&layout, seed))
+        Self::from_flat(device, layout.clone(), &layout.initial_values(seed))
     }
 
     /// Takes values in the order of the flat buffer, padding included.
@@ -135,6 +162,15 @@ impl<X: FloatX> Params<X> {
     /// Another number of values than the layout's.
     pub fn from_flat(device: &Device, layout: Arc<Layout>, values: &[f32]) -> Result<Self> {
         let flat = Tensor::from_f32(device, [layout.len()], values)?;
+        Ok(Self { layout, flat })
+    }
+
+    /// Takes a flat buffer.
+    ///
+    /// # Errors
+    /// Another length than the layout's.
+    pub fn from_tensor(layout: Arc<Layout>, flat: Tensor<X>) -> Result<Self> {
+        flat.expect("Params::from_tensor", "flat", [layout.len()])?;
         Ok(Self { layout, flat })
     }
 
@@ -216,31 +252,4 @@ fn id_of(layout: &Layout, name: &str) -> Result<ParamId> {
     layout
         .find(name)
         .ok_or_else(|| Error::argument("named", "name", "a parameter of this network", format!("`{name}`")))
-}
-
-/// Returns the initial values of every parameter, in the order of the flat buffer.
-fn initial_values(layout: &Layout, seed: u64) -> Vec<f32> {
-    let draw = Draw::new(seed, Stream::Init, 0);
-    let mut values = vec![0.0; layout.len()];
-    for (i, entry) in layout.entries().iter().enumerate() {
-        let out = &mut values[entry.range()];
-        match entry.init {
-            Init::Zeros => {}
-            Init::Ones => out.fill(1.0),
-            Init::Normal(std) => {
-                crate::device::Isa::detect().run(
-                    #[inline(always)]
-                    |arch| draw.fill_normal(arch, out, i as u64, 0, 0),
-                );
-                out.iter_mut().for_each(|x| *x *= std);
-            }
-            Init::XavierUniform => {
-                let fan: usize = entry.shape.dims().iter().sum();
-                let bound = (6.0 / fan as f64).sqrt() as f32;
-                draw.fill_uniform(out, i as u64, 0);
-                out.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
-            }
-        }
-    }
-    values
 }

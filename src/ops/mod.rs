@@ -5,6 +5,7 @@
 //! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
 
 pub mod chebyshev;
+pub mod elementwise;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;

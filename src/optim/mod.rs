@@ -1,1 +1,5 @@
-//! (being written)
+//! Optimizers, schedules and loss scaling.
+
+pub mod optimizer;
+
+pub use optimizer::{Optimizer, OptimizerConfig};
