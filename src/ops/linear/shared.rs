@@ -1,0 +1,214 @@
+//! Memory that several threads fill at once: each part is handed out once, so no two threads ever hold the same.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Divides `count` things into `parts` runs whose lengths differ by one at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Split {
+    /// How many there are.
+    pub count: usize,
+    /// Into how many parts.
+    pub parts: usize,
+}
+
+impl Split {
+    /// Returns the run of part `i`.
+    pub(super) fn part(self, i: usize) -> Range<usize> {
+        i * self.count / self.parts..(i + 1) * self.count / self.parts
+    }
+}
+
+/// Hands out consecutive chunks of a slice for writing, and the whole for reading when all have come back.
+pub(super) struct Chunks<'a> {
+    start: *mut u32,
+    len: usize,
+    chunk: usize,
+    next: AtomicUsize,
+    done: AtomicUsize,
+    memory: PhantomData<&'a mut [u32]>,
+}
+
+// SAFETY: threads share a `Chunks` only through `next`, which gives each part of the slice to one caller, and `wait`,
+// which gives it to readers after the last writer's release.
+unsafe impl Sync for Chunks<'_> {}
+
+impl<'a> Chunks<'a> {
+    /// Takes the slice; every chunk has `chunk` elements, the last one what is left.
+    pub(super) fn new(slice: &'a mut [u32], chunk: usize) -> Self {
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            chunk: chunk.max(1),
+            next,
+            done,
+            memory: PhantomData,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.chunk)
+    }
+
+    /// Hands out the next chunk and its number.
+    pub(super) fn next(&self) -> Option<(usize, Chunk<'_>)> {
+        let i = self.next.fetch_add(1, Ordering::Relaxed);
+        if i >= self.count() {
+            return None;
+        }
+        let range = i * self.chunk..self.len.min((i + 1) * self.chunk);
+        // SAFETY: the range is inside the slice borrowed by `new`, and disjoint from all others, as `fetch_add` gives
+        // each `i` to one caller.
+        let slice = unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) };
+        Some((i, Chunk { slice, done: &self.done }))
+    }
+
+    /// Waits until every chunk was handed out and came back, and returns the whole slice.
+    ///
+    /// To be called after `next` returned `None`: then the chunks that are missing are in the hands of running threads.
+    pub(super) fn wait(&self) -> &[u32] {
+        let mut spins = 0;
+        while self.done.load(Ordering::Acquire) < self.count() {
+            spins += 1;
+            if spins < 2000 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        // SAFETY: all chunks were dropped (each counted itself with release order), and none is handed out twice, so no
+        // one writes any more.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+/// A chunk to write; it comes back when dropped.
+pub(super) struct Chunk<'a> {
+    slice: &'a mut [u32],
+    done: &'a AtomicUsize,
+}
+
+impl Drop for Chunk<'_> {
+    fn drop(&mut self) {
+        self.done.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Deref for Chunk<'_> {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        self.slice
+    }
+}
+
+impl DerefMut for Chunk<'_> {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        self.slice
+    }
+}
+
+/// Hands out the tiles of one or two row-major (rows, cols) matrices, each tile once.
+pub(super) struct Tiles<'a, T> {
+    first: *mut T,
+    second: Option<*mut T>,
+    grid: Grid,
+    next: AtomicUsize,
+    memory: PhantomData<&'a mut [T]>,
+}
+
+/// Cuts a (rows, cols) matrix into tiles of whole panels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// Rows in a panel.
+    pub panel_rows: usize,
+    /// Columns in a panel.
+    pub panel_cols: usize,
+    /// Panels of rows into tiles.
+    pub down: Split,
+    /// Panels of columns into tiles.
+    pub across: Split,
+}
+
+impl Grid {
+    /// Returns the number of tiles.
+    pub(super) fn tiles(&self) -> usize {
+        self.down.parts * self.across.parts
+    }
+}
+
+// SAFETY: threads share a `Tiles` only through `next`, which gives each tile to one caller.
+unsafe impl<T: Send> Sync for Tiles<'_, T> {}
+
+impl<'a, T> Tiles<'a, T> {
+    /// Takes the matrices.
+    ///
+    /// Panics when a slice does not have the grid's rows × cols elements.
+    pub(super) fn new(first: &'a mut [T], second: Option<&'a mut [T]>, grid: Grid) -> Self {
+        let len = grid.rows * grid.cols;
+        assert!(first.len() == len && second.as_ref().is_none_or(|s| s.len() == len));
+        assert_eq!(grid.down.count, grid.rows.div_ceil(grid.panel_rows));
+        assert_eq!(grid.across.count, grid.cols.div_ceil(grid.panel_cols));
+        let (first, second) = (first.as_mut_ptr(), second.map(|s| s.as_mut_ptr()));
+        Self { first, second, grid, next: AtomicUsize::new(0), memory: PhantomData }
+    }
+
+    /// Hands out the next tile.
+    pub(super) fn next(&self) -> Option<Tile<'_, T>> {
+        let i = self.next.fetch_add(1, Ordering::Relaxed);
+        let grid = self.grid;
+        if i >= grid.tiles() {
+            return None;
+        }
+        let row_panels = grid.down.part(i / grid.across.parts);
+        let col_panels = grid.across.part(i % grid.across.parts);
+        let rows = row_panels.start * grid.panel_rows..grid.rows.min(row_panels.end * grid.panel_rows);
+        let cols = col_panels.start * grid.panel_cols..grid.cols.min(col_panels.end * grid.panel_cols);
+        Some(Tile { row_panels, col_panels, rows, cols, tiles: self })
+    }
+}
+
+/// A tile to write, in one or two matrices.
+pub(super) struct Tile<'a, T> {
+    /// Its panels of rows.
+    pub row_panels: Range<usize>,
+    /// Its panels of columns.
+    pub col_panels: Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    tiles: &'a Tiles<'a, T>,
+}
+
+impl<T> Tile<'_, T> {
+    /// Returns the tile's rows.
+    pub(super) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Returns the tile's columns.
+    pub(super) fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
+    /// Returns the tile's part of row `row` of each matrix.
+    ///
+    /// Panics when the row is not the tile's.
+    #[inline(always)]
+    pub(super) fn row(&mut self, row: usize) -> (&mut [T], Option<&mut [T]>) {
+        assert!(self.rows.contains(&row));
+        let (at, len) = (row * self.tiles.grid.cols + self.cols.start, self.cols.len());
+        // SAFETY: `at..at + len` is inside rows × cols elements, the length that `new` checked; it belongs to this
+        // tile alone, as runs of a `Split` are disjoint and `next` gives each pair of runs once; `&mut self` keeps two
+        // calls on one tile apart.
+        unsafe {
+            let first = std::slice::from_raw_parts_mut(self.tiles.first.add(at), len);
+            let second = self.tiles.second.map(|s| std::slice::from_raw_parts_mut(s.add(at), len));
+            (first, second)
+        }
+    }
+}
