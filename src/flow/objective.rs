@@ -118,7 +118,7 @@ pub enum Want<'g> {
 pub struct Outcome {
     /// This micro-batch's share of the loss of the global batch, without the loss scale.
     pub loss: f64,
-    /// dL/dy: (B, D), for `Want::Latents`, without the loss scale.
+    /// dL/dy: (B, D), for `Want::Latents`, times the loss scale.
     pub dy: Option<Tensor<f32>>,
 }
 
@@ -178,7 +178,7 @@ impl Objective {
         Ok(())
     }
 
-    /// Evaluates one micro-batch. Gradients carry `loss_scale`, except dy.
+    /// Evaluates one micro-batch. Gradients carry `loss_scale`, the loss does not.
     pub fn evaluate<X: FloatX>(
         &self,
         velocity: Velocity<'_, X>,
@@ -227,7 +227,7 @@ impl Objective {
             }
             (Want::Latents(_), saved) => {
                 let dx_t = saved.map(|s| velocity.net.backward(velocity.params, s, &dv, None)).transpose()?;
-                Some(latent_gradient(&dv, dx_t.as_ref(), &t, rows, 1.0 / loss_scale)?)
+                Some(latent_gradient(&dv, dx_t.as_ref(), &t, rows, 1.0)?)
             }
             _ => None,
         };

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::linear::Linear;
-use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
-use crate::ops::linear::Activation;
+use crate::nn::params::{Grads, Init, Layout, Params};
+use crate::ops::grad_norm::grad_norm;
+use crate::ops::linear::{Activation, linear_backward_weight};
 use crate::tensor::{FloatX, Tensor};
 
 /// Sizes of an autoencoder.
@@ -96,9 +97,15 @@ impl Autoencoder {
         Params::init(device, self.layout.clone(), seed)
     }
 
-    /// Returns the weight of the encoder's last layer, which the adaptive weight looks at.
-    pub fn last_encoder_weight(&self) -> ParamId {
-        self.encoder.layers[self.encoder.layers.len() - 1].weight_id()
+    /// Returns ‖∂L/∂W‖ of the encoder's last weight for `dy: (B, latent)`, which the adaptive weight compares.
+    ///
+    /// # Errors
+    /// A shape that does not fit.
+    pub fn last_weight_gradient_norm<X: FloatX>(&self, saved: &ChainSaved<X>, dy: &Tensor<X>) -> Result<f64> {
+        let Some(input) = saved.inputs.last() else { return Ok(0.0) };
+        let mut dw = Tensor::zeros(dy.device(), [dy.rows_cols().1, input.rows_cols().1]);
+        linear_backward_weight(dw.view_mut(), None, dy, input)?;
+        grad_norm(&dw, 1.0)
     }
 
     /// `x: (B, data)` → `y: (B, latent)`.

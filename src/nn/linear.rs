@@ -20,11 +20,6 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Returns the place of the weight.
-    pub fn weight_id(&self) -> ParamId {
-        self.weight
-    }
-
     /// Returns the weight.
     pub fn weight<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
         params.view(self.weight)

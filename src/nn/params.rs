@@ -238,6 +238,20 @@ impl Grads {
         self.flat.view_mut().parts(ids.map(|id| self.layout.place(id)))
     }
 
+    /// Adds `values`, of the parameter's shape, to the gradient of `name`.
+    ///
+    /// # Errors
+    /// A name that is not in the layout, or another shape.
+    pub fn add_named(&mut self, name: &str, values: &Tensor<f32>) -> Result<()> {
+        let id = id_of(&self.layout, name)?;
+        let [mut grad] = self.views_mut([id]);
+        values.expect("add_named", "values", grad.shape())?;
+        for (g, x) in grad.host_mut()?.iter_mut().zip(values.host()?) {
+            *g += x;
+        }
+        Ok(())
+    }
+
     /// Returns a gradient by its parameter's state-dict key.
     ///
     /// # Errors
