@@ -16,41 +16,90 @@ use crate::data::array::{Array, Bytes};
 use crate::data::map::Map;
 use crate::error::{Error, Result};
 
+/// A file format, told by the first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// NumPy, one array.
+    Npy,
+    /// npz or `torch.save`.
+    Zip,
+    /// gzip, with IDX inside.
+    Gzip,
+    /// IDX, one array.
+    Idx,
+    /// safetensors.
+    Safetensors,
+}
+
+impl Format {
+    /// Tells the format of a mapped file.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn of(map: &Map) -> Result<Self> {
+        match map.bytes() {
+            [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Ok(Self::Npy),
+            [b'P', b'K', 3 | 5, 4 | 6, ..] => Ok(Self::Zip),
+            [0x1f, 0x8b, ..] => Ok(Self::Gzip),
+            // Before safetensors: a safetensors header that begins like this is longer than 16 MiB.
+            [0, 0, kind, 1..=8, ..] if idx::element(*kind).is_some() => Ok(Self::Idx),
+            [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
+            [0x80, 2..=5, ..] => {
+                let expected = "a zip archive as `torch.save` writes since 1.6 (load and save it again)";
+                Err(Error::data(map.path(), "format", expected, "a bare pickle"))
+            }
+            other => {
+                let start: Vec<String> = other.iter().take(9).map(|b| format!("{b:02x}")).collect();
+                let expected = "the first bytes of npy, npz, safetensors, IDX, IDX.gz or a .pt archive";
+                Err(Error::data(map.path(), "format", expected, start.join(" ")))
+            }
+        }
+    }
+
+    /// Says whether arrays in it have names.
+    pub fn has_names(self) -> bool {
+        matches!(self, Self::Zip | Self::Safetensors)
+    }
+}
+
 /// Opens the array called `key` in `path`, or its only array with rows and columns, whatever the format.
 ///
-/// Formats are told apart by their first bytes: npy, npz, safetensors, IDX, IDX.gz, and archives of `torch.save`.
+/// # Errors
+/// An unknown format, a damaged file, several arrays and no `key`, a `key` where arrays have no names.
+pub fn open(path: &Path, key: Option<&str>) -> Result<Array> {
+    read(Arc::new(Map::open(path)?), key)
+}
+
+/// Opens a file of labels: the array `labels` of a file with names, the only array of another.
 ///
 /// # Errors
-/// None of these formats, a damaged file, several arrays and no `key`.
-pub fn open(path: &Path, key: Option<&str>) -> Result<Array> {
+/// As [`open`].
+pub fn open_labels(path: &Path) -> Result<Array> {
     let map = Arc::new(Map::open(path)?);
-    let bytes = map.bytes();
-    let no_key = |array: Array| match key {
-        Some(key) => Err(Error::data(path, "key", "no key: the format holds one unnamed array", key)),
-        None => Ok(array),
-    };
-    match bytes {
-        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => {
-            let range = 0..bytes.len();
-            no_key(npy::read(path, "array", Bytes::Mapped(map), range)?)
+    let key = Format::of(&map)?.has_names().then_some("labels");
+    read(map, key)
+}
+
+/// Reads an array of a mapped file; see [`open`].
+///
+/// # Errors
+/// As [`open`].
+pub fn read(map: Arc<Map>, key: Option<&str>) -> Result<Array> {
+    let format = Format::of(&map)?;
+    if let Some(key) = key.filter(|_| !format.has_names()) {
+        let found = format!("`{key}`");
+        return Err(Error::data(map.path(), "key", "none: the file holds one array without a name", found));
+    }
+    let path = map.path().to_owned();
+    match format {
+        Format::Npy => {
+            let range = 0..map.bytes().len();
+            npy::read(&path, "array", Bytes::Mapped(map), range)
         }
-        [b'P', b'K', 3 | 5, 4 | 6, ..] => zip::read(map, key),
-        [0x1f, 0x8b, ..] => no_key(idx::read_gz(&map)?),
-        [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::read(map, key),
-        [0, 0, kind, 1..=8, ..] if idx::element(*kind).is_some() => {
-            no_key(idx::read(path, Bytes::Mapped(map))?)
-        }
-        [0x80, 2..=5, ..] => Err(Error::data(
-            path,
-            "format",
-            "a zip archive as `torch.save` writes since 1.6 (load and save it again)",
-            "a bare pickle",
-        )),
-        _ => {
-            let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-            let expected = "the first bytes of npy, npz, safetensors, IDX, IDX.gz or a .pt archive";
-            Err(Error::data(path, "format", expected, start.join(" ")))
-        }
+        Format::Zip => zip::read(map, key),
+        Format::Gzip => idx::read_gz(&map),
+        Format::Idx => idx::read(&path, Bytes::Mapped(map)),
+        Format::Safetensors => safetensors::read(map, key),
     }
 }
 

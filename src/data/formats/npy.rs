@@ -44,7 +44,7 @@ fn header(path: &Path, name: &str, bytes: &[u8]) -> Result<(Layout, usize)> {
     let (length, text) = match bytes.get(6..12).ok_or_else(short)? {
         [1, _, a, b, ..] => (u16::from_le_bytes([*a, *b]) as usize, 10),
         [2 | 3, _, a, b, c, d] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, 12),
-        other => return Err(bad("version", "1, 2 or 3", format!("{:?}", other.first()))),
+        other => return Err(bad("version", "1, 2 or 3", format!("{}", other[0]))),
     };
     if length > MAX_HEADER {
         return Err(bad("header length", "at most 10000 bytes", length.to_string()));
