@@ -4,6 +4,9 @@
 //! positions k·B .. (k+1)·B of it, so an epoch may end inside a batch and no row is left out. A toy draws sample i of
 //! batch k from Philox, stream [`Stream::Toy`], at step k.
 
+use std::sync::Arc;
+
+use crate::data::dataset::Dataset;
 use crate::data::permutation::Permutation;
 use crate::data::toy::Toy;
 use crate::error::{Error, Result};
@@ -50,6 +53,8 @@ impl Memory {
 /// A source of feature rows.
 #[derive(Clone, Debug)]
 pub enum Source {
+    /// Rows in mapped files.
+    Dataset(Arc<Dataset>),
     /// An endless distribution over the plane.
     Toy(Toy),
     /// Rows in memory.
@@ -60,6 +65,7 @@ impl Source {
     /// Returns the number of values in a row.
     pub fn width(&self) -> usize {
         match self {
+            Self::Dataset(dataset) => dataset.width(),
             Self::Toy(_) => 2,
             Self::Memory(memory) => memory.width,
         }
@@ -68,6 +74,7 @@ impl Source {
     /// Returns the number of rows, `None` for an endless source.
     pub fn rows(&self) -> Option<u64> {
         match self {
+            Self::Dataset(dataset) => Some(dataset.rows()),
             Self::Toy(_) => None,
             Self::Memory(memory) => Some((memory.rows.len() / memory.width) as u64),
         }
@@ -76,6 +83,7 @@ impl Source {
     /// Says whether rows have labels.
     pub fn has_labels(&self) -> bool {
         match self {
+            Self::Dataset(dataset) => dataset.has_labels(),
             Self::Toy(_) => false,
             Self::Memory(memory) => memory.labels.is_some(),
         }
@@ -134,6 +142,10 @@ impl Source {
             return Err(Error::argument("gather", "ids", format!("rows below {rows}"), format!("row {id}")));
         }
         match self {
+            Self::Dataset(dataset) => {
+                dataset.gather(ids, out)?;
+                labels.map_or(Ok(()), |labels| dataset.gather_labels(ids, labels))
+            }
             Self::Toy(_) => Ok(()),
             Self::Memory(memory) => {
                 memory.gather(ids, out);
