@@ -109,15 +109,15 @@ impl Draw {
         }
     }
 
-    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.8), from element `4·block` on.
+    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.8).
     #[inline(always)]
-    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32, block: u32) {
+    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32) {
         let width = out.len();
         self.fill_normal_rows(
             arch,
             out,
             width,
-            block,
+            0,
             #[inline(always)]
             |_| (sample, replica),
         );
@@ -192,7 +192,8 @@ impl Draw {
             let (sample, replica) = address(first);
             for column in (0..width).step_by(TILE) {
                 let noise = &mut noise[..TILE.min(width - column)];
-                self.fill_normal(arch, noise, sample, replica, (column / 4) as u32);
+                let (width, block) = (noise.len(), (column / 4) as u32);
+                self.fill_normal_rows(arch, noise, width, block, #[inline(always)] |_| (sample, replica));
                 f(first, column, noise);
             }
         }
@@ -272,7 +273,7 @@ mod tests {
         let mut x = vec![0.0f32; 1 << 20];
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut x, 5, 1, 0),
+            |arch| draw.fill_normal(arch, &mut x, 5, 1),
         );
         let n = x.len() as f64;
         let moment = |p: i32| x.iter().map(|v| (*v as f64).powi(p)).sum::<f64>() / n;
@@ -288,11 +289,11 @@ mod tests {
         let (mut long, mut short) = ([0.0; 100], [0.0; 37]);
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut long, 9, 0, 0),
+            |arch| draw.fill_normal(arch, &mut long, 9, 0),
         );
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut short, 9, 0, 0),
+            |arch| draw.fill_normal(arch, &mut short, 9, 0),
         );
         assert_eq!(long[..37], short[..]);
     }
@@ -312,7 +313,7 @@ mod tests {
                     });
                     for (i, row) in rows.chunks_exact(width).enumerate() {
                         let (sample, replica) = address(i);
-                        draw.fill_normal(arch, &mut single, sample, replica, 0);
+                        draw.fill_normal(arch, &mut single, sample, replica);
                         assert_eq!(row, single, "row {i} of width {width}");
                     }
                 },

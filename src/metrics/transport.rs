@@ -100,7 +100,7 @@ fn direction(seed: u64, number: u64, dim: usize) -> Vec<f32> {
     let mut direction = vec![0.0; dim];
     Isa::detect().run(
         #[inline(always)]
-        |arch| draw.fill_normal(arch, &mut direction, number, 0, 0),
+        |arch| draw.fill_normal(arch, &mut direction, number, 0),
     );
     let norm = direction.iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt();
     if norm == 0.0 {

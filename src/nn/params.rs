@@ -110,7 +110,7 @@ impl Layout {
                 Init::Normal(std) => {
                     crate::device::Isa::detect().run(
                         #[inline(always)]
-                        |arch| draw.fill_normal(arch, out, i as u64, 0, 0),
+                        |arch| draw.fill_normal(arch, out, i as u64, 0),
                     );
                     out.iter_mut().for_each(|x| *x *= std);
                 }

@@ -131,7 +131,7 @@ pub fn draw_times(
                         isa.run(
                             #[inline(always)]
                             |arch| {
-                                draw.fill_normal(arch, &mut z, sample, replica, 0);
+                                draw.fill_normal(arch, &mut z, sample, replica);
                                 arch.sigmoid(mean + std * z[0])
                             },
                         )

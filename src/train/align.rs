@@ -9,7 +9,7 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::flow::objective::{Velocity, total};
+use crate::flow::objective::total;
 use crate::flow::{Batch, Draws, LatentGradient, Objective, Want};
 use crate::nn::{Autoencoder, AutoencoderConfig, Form, Grads, Init, Layout, Params};
 use crate::ops::elementwise::{axpy, cast};
@@ -123,7 +123,7 @@ impl<X: FloatX> LatentTask<X> {
         for (i, row) in values[..count * width].chunks_exact_mut(width).enumerate() {
             crate::device::Isa::detect().run(
                 #[inline(always)]
-                |arch| draw.fill_normal(arch, row, i as u64, 0, 0),
+                |arch| draw.fill_normal(arch, row, i as u64, 0),
             );
             row.iter_mut().for_each(|x| *x *= config.align.init_std as f32);
         }
@@ -187,7 +187,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         let width = prior.net.config().channels;
         if a.autoencoder.latent != width {
             return Err(Error::data(
-                prior.source.display(),
+                &prior.source,
                 "width",
                 format!("{} (align.autoencoder.latent)", a.autoencoder.latent),
                 format!("a prior of width {width}"),

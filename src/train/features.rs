@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::dataset::Dataset;
 use crate::data::loader::{Batch, Loader};
 use crate::data::source::Source;
+use crate::data::stats::{Moments, Stats};
 use crate::data::{builtin, toy};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -24,14 +25,16 @@ pub struct Standardise {
 }
 
 impl Standardise {
-    /// Returns the statistics of the rows (N, D), in f64.
+    /// Returns the statistics of the rows (N, D).
     pub fn of(rows: &[f32], width: usize) -> Self {
-        let n = (rows.len() / width.max(1)) as f64;
-        let column = |c: usize| rows.iter().skip(c).step_by(width.max(1)).map(|x| *x as f64);
-        let mean: Vec<f64> = (0..width).map(|c| column(c).sum::<f64>() / n).collect();
-        let variance = |c: usize| column(c).map(|x| (x - mean[c]).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        let std = (0..width).map(|c| variance(c).sqrt()).map(|s| if s > 0.0 { s as f32 } else { 1.0 }).collect();
-        Self { mean: mean.iter().map(|m| *m as f32).collect(), std }
+        let mut moments = Moments::new(width);
+        moments.push(rows);
+        Self::from_stats(&moments.stats())
+    }
+
+    fn from_stats(stats: &Stats) -> Self {
+        let std = stats.std_per_dim.iter().map(|s| if *s > 0.0 { *s as f32 } else { 1.0 }).collect();
+        Self { mean: stats.mean_per_dim.iter().map(|m| *m as f32).collect(), std }
     }
 
     /// Standardises rows in place.
@@ -136,8 +139,8 @@ const EVALUATION: u64 = 0x6a09_e667_f3bc_c908;
 fn open_source(config: &Config) -> Result<Source> {
     match config.data.source()? {
         DataSource::Toy(toy) => Ok(Source::Toy(toy.name().parse::<toy::Toy>()?)),
-        DataSource::Builtin(Builtin::Digits) => builtin::digits(),
-        DataSource::Builtin(Builtin::Tokens) => builtin::tokens(),
+        DataSource::Builtin(Builtin::Digits) => Ok(Source::Memory(builtin::digits()?)),
+        DataSource::Builtin(Builtin::Tokens) => Ok(Source::Memory(builtin::tokens()?)),
         DataSource::Path(path) => Ok(Source::Dataset(Arc::new(Dataset::open(path)?))),
     }
 }
@@ -148,12 +151,24 @@ fn statistics(source: &Source) -> Result<Standardise> {
             "data.standardise: toys are divided by their standard deviation already; leave it out".into(),
         )),
         Source::Memory(memory) => Ok(Standardise::of(&memory.rows, memory.width)),
-        Source::Dataset(dataset) => {
-            let stats = dataset.stats();
-            let std = stats.column_std.iter().map(|s| if *s > 0.0 { *s as f32 } else { 1.0 }).collect();
-            Ok(Standardise { mean: stats.column_mean.iter().map(|m| *m as f32).collect(), std })
-        }
+        Source::Dataset(dataset) => match dataset.stats() {
+            Some(stats) => Ok(Standardise::from_stats(stats)),
+            None => measured(dataset),
+        },
     }
+}
+
+/// Statistics of a lone file, which carries none: one pass over it.
+fn measured(dataset: &Dataset) -> Result<Standardise> {
+    let mut moments = Moments::new(dataset.width());
+    let mut rows = Vec::new();
+    for first in (0..dataset.rows()).step_by(1024) {
+        let ids: Vec<u64> = (first..(first + 1024).min(dataset.rows())).collect();
+        rows.resize(ids.len() * dataset.width(), 0.0);
+        dataset.gather(&ids, &mut rows)?;
+        moments.push(&rows);
+    }
+    Ok(Standardise::from_stats(&moments.stats()))
 }
 
 /// Copies rows `range` of a batch (B, D) to the device.
