@@ -330,4 +330,14 @@ fn measure_kth_distances() {
             eprintln!("10,000 × 30,000 × {dim}, {threads} threads: {best:.3} s, {rate:.0} GFLOP/s");
         }
     }
+    let (a, b) = (normals(5000, 32, 1), normals(5000, 32, 2));
+    let time = |name: &str, f: &dyn Fn()| {
+        let start = std::time::Instant::now();
+        f();
+        eprintln!("{name}, 2 × 5,000 × 32: {:.3} s", start.elapsed().as_secs_f64());
+    };
+    time("energy distance", &|| drop(energy_distance(&a, &b, 32)));
+    time("sliced W2, 128 projections", &|| drop(sliced_wasserstein2(&a, &b, 32, 128, 1)));
+    time("precision and recall", &|| drop(precision_recall(&a, &b, 32, 5)));
+    time("participation rank", &|| drop(participation_rank(&a, 32)));
 }

@@ -34,7 +34,7 @@ fn rows(op: &'static str, arg: &'static str, values: &[f32], dim: usize) -> Resu
         let expected = format!("one or more rows of {dim} values");
         return Err(Error::argument(op, arg, expected, format!("{} values", values.len())));
     }
-    if let Some(i) = values.iter().position(|v| !(v.abs() <= LARGEST)) {
+    if let Some(i) = values.iter().position(|v| !(-LARGEST..=LARGEST).contains(v)) {
         let found = format!("{} in row {}, column {}", values[i], i / dim, i % dim);
         return Err(Error::argument(op, arg, format!("finite values up to {LARGEST:e}"), found));
     }

@@ -8,6 +8,9 @@ use crate::metrics::pairs::Panels;
 use crate::metrics::rows;
 use crate::rng::{Draw, Stream};
 
+/// The step that numbers the directions' random draws: beyond any step that training evaluates at.
+const DIRECTIONS: u64 = 1 << 41;
+
 /// Returns the exact Wasserstein-2 distance of two lists of numbers, each value of a list with the same mass.
 ///
 /// W₂² = ∫₀¹ (F⁻¹(q) − G⁻¹(q))² dq; the lists may differ in length. Not squared: shifting a list by m gives |m|.
@@ -96,7 +99,7 @@ fn squared_on_the_line(mut a: Vec<f32>, mut b: Vec<f32>) -> f64 {
 
 /// Draws a direction uniformly from the unit sphere.
 fn direction(seed: u64, number: u64, dim: usize) -> Vec<f32> {
-    let draw = Draw::new(seed, Stream::Evaluation, 0);
+    let draw = Draw::new(seed, Stream::Evaluation, DIRECTIONS);
     let mut direction = vec![0.0; dim];
     Isa::detect().run(
         #[inline(always)]
