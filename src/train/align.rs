@@ -7,6 +7,10 @@
 //! λ_step is 0 before `flow_start`, then warms up; a is 1, or with `adaptive` the ratio of gradient norms
 //! ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) at the encoder's last weight, clamped to [0, 1e4] and held constant.
 
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::flow::objective::total;
@@ -21,12 +25,12 @@ use crate::ops::normalize::{
 };
 use crate::rng::{Draw, Stream};
 use crate::tensor::{FloatX, Tensor};
-use crate::train::config::{self, AlignConfig, Config, Gradient};
+use crate::train::config::{self, AlignConfig, Config, Gradient, Stage};
 use crate::train::engine::{Engine, Losses, Task};
 use crate::train::features::{Features, rows_to_device};
 use crate::train::prior::Prior;
+use crate::train::run::Trainee;
 use crate::train::setup;
-use std::sync::Arc;
 
 /// The name of the one parameter of free latents.
 pub const LATENTS: &str = "latents";
@@ -92,6 +96,19 @@ impl<X: FloatX> Alignment<X> {
             None => dy,
         };
         Ok((outcome.loss, dy))
+    }
+
+    /// Returns the loss of the latents `y: (B, D)`, B the samples of the objective, under fresh draws.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn evaluate(&self, y: &Tensor<f32>) -> Result<f64> {
+        let standard = self.stats(y)?.map(|stats| standardize_forward(y, stats)).transpose()?;
+        let y = standard.as_ref().unwrap_or(y);
+        let unit = if self.unit_norm { Some(unit_norm_forward(y)?) } else { None };
+        let batch = Batch { data: unit.as_ref().unwrap_or(y), cond: None, first: 0 };
+        let velocity = self.prior.velocity(self.objective.form);
+        Ok(self.objective.evaluate(velocity, batch, Draws::evaluation(self.seed, 0), 1.0, Want::Loss)?.loss)
     }
 
     fn stats(&self, y: &Tensor<f32>) -> Result<Option<BatchStats>> {
@@ -160,6 +177,38 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
         }
         grads.add_named(LATENTS, &dy)?;
         Ok(losses)
+    }
+}
+
+impl<X: FloatX> Trainee<f32> for LatentTask<X> {
+    const STAGE: Stage = Stage::Align;
+
+    fn architecture(&self) -> Value {
+        let (count, width) = (self.alignment.objective.samples, self.alignment.prior.net.config().channels);
+        json!({ "latents": [count, width], "prior": self.alignment.prior.net.config() })
+    }
+
+    fn memory(&self) -> Value {
+        json!({ "standardise": self.alignment.prior.standardise })
+    }
+
+    fn recall(&mut self, _memory: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    fn samples(&self) -> usize {
+        self.alignment.objective.samples
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn evaluate(&mut self, engine: &Engine<f32>) -> Result<Vec<(&'static str, f64)>> {
+        let latents = engine.optimizer.params.named(LATENTS)?;
+        let mut y = Tensor::<f32>::uninit(&self.device, latents.shape());
+        y.host_mut()?.copy_from_slice(latents.host()?);
+        Ok(vec![("alignment", self.alignment.evaluate(&y)?)])
     }
 }
 
@@ -343,5 +392,44 @@ impl<X: FloatX> Task<X> for AutoencoderTask<X> {
             parts.push(("std", sum.std));
         }
         Ok(Losses { loss, parts })
+    }
+}
+
+impl<X: FloatX> Trainee<X> for AutoencoderTask<X> {
+    const STAGE: Stage = Stage::Align;
+
+    fn architecture(&self) -> Value {
+        let c = self.net.config();
+        let autoencoder = json!({ "data": c.data, "hidden": c.hidden, "latent": c.latent });
+        json!({ "autoencoder": autoencoder, "prior": self.alignment.prior.net.config() })
+    }
+
+    fn memory(&self) -> Value {
+        json!({ "standardise": self.alignment.prior.standardise, "features": self.features.standardise })
+    }
+
+    fn recall(&mut self, _memory: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    fn samples(&self) -> usize {
+        self.features_per_step()
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
+        let params = engine.optimizer.averaged()?;
+        let samples = self.features_per_step();
+        let rows = self.features.fresh(self.alignment.seed, 0, samples)?;
+        let x = rows_to_device(&self.device, &rows, self.features.width(), 0..samples)?;
+        let (y, _) = self.net.encode(&params, cast::<f32, X>(&x)?)?;
+        let latents = cast::<X, f32>(&y)?.reshaped([samples * self.tokens, y.rows_cols().1 / self.tokens])?;
+        let (x_hat, _) = self.net.decode(&params, y)?;
+        let (row_loss, _) = mse(&x_hat, &x, 0.0)?;
+        let reconstruction = total(&row_loss)? / x.len() as f64;
+        Ok(vec![("reconstruction", reconstruction), ("alignment", self.alignment.evaluate(&latents)?)])
     }
 }

@@ -1,5 +1,7 @@
 //! Stage 1: fits the velocity network to features by flow matching.
 
+use serde_json::{Value, json};
+
 use crate::data::loader::Batch as HostBatch;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -8,10 +10,11 @@ use crate::flow::{Batch, Draws, Objective, Want};
 use crate::nn::{Grads, Mlp, Params};
 use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_norm_forward};
 use crate::tensor::{FloatX, Tensor};
-use crate::train::config::Config;
+use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Losses, Task};
 use crate::train::features::{Features, rows_to_device};
 use crate::train::guard::Guard;
+use crate::train::run::{Trainee, recalled};
 use crate::train::setup;
 
 /// The task of stage 1.
@@ -24,6 +27,7 @@ pub struct Pretrain {
     pub features: Features,
     /// What the guard has to say since it was last asked.
     pub notes: Vec<String>,
+    source: String,
     device: Device,
     seed: u64,
     micro_batches: usize,
@@ -52,6 +56,7 @@ impl Pretrain {
             objective,
             features,
             notes: Vec::new(),
+            source: setup::source_name(config),
             device: device.clone(),
             seed: config.seed,
             micro_batches: config.train.micro_batches,
@@ -115,6 +120,46 @@ impl<X: FloatX> Task<X> for Pretrain {
         Ok(losses)
     }
 }
+
+impl<X: FloatX> Trainee<X> for Pretrain {
+    const STAGE: Stage = Stage::Pretrain;
+
+    fn architecture(&self) -> Value {
+        json!({ "velocity": self.net.config() })
+    }
+
+    fn memory(&self) -> Value {
+        json!({
+            "source": self.source,
+            "width": self.features.width(),
+            "standardise": self.features.standardise,
+            "modulation": self.objective.form.to_string(),
+        })
+    }
+
+    fn recall(&mut self, memory: &Value) -> Result<()> {
+        self.objective.form = recalled::<String>(memory, "modulation")?.parse()?;
+        Ok(())
+    }
+
+    fn samples(&self) -> usize {
+        self.objective.samples
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
+        let params = engine.optimizer.averaged()?;
+        let velocity = Velocity { net: &self.net, params: &params, tables: None };
+        let loss = evaluation_loss(velocity, &self.objective, &self.features, self.seed, EVALUATION_BATCHES)?;
+        Ok(vec![("loss", loss)])
+    }
+}
+
+/// Batches of an evaluation during a run.
+const EVALUATION_BATCHES: u64 = 16;
 
 /// Returns the loss on fresh data and fresh draws, the same for every call with one seed: `batches` batches of the
 /// objective's size.
