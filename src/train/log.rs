@@ -179,13 +179,13 @@ impl Logger {
         self.metrics.sync_data().map_err(Error::io(&self.path, "flush to disk"))
     }
 
-    /// Ends the log and takes the bar away.
+    /// Ends the log; the bar stays as it is.
     ///
     /// # Errors
     /// `Error::Io`.
     pub fn finish(mut self) -> Result<()> {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            bar.abandon();
         }
         self.events.flush()?;
         self.sync()
