@@ -311,10 +311,8 @@ impl Mlp {
         let dhidden = times(&dactive, &saved.hidden, silu_slope);
         let dm = self.linear_backward(grads, &format!("{name}.mlp.0"), &saved.modulated, &dhidden);
         let (daffine, mut drows) = self.shift_and_scale_backward(&saved.affine, &saved.modulation, &dm);
-        for ((drow, dgated), branch) in
-            drows.chunks_mut(3 * d).zip(dgated.chunks(d)).zip(saved.branch.chunks(d))
-        {
-            (0..d).for_each(|j| drow[2 * d + j] = dgated[j] * branch[j]);
+        for (i, drow) in drows.chunks_mut(3 * d).enumerate() {
+            (0..d).for_each(|j| drow[2 * d + j] = dgated[i * d + j] * saved.branch[i * d + j]);
         }
         let dnormal = self.affine_backward(grads, &format!("{name}.in_ln"), &saved.norm.normal, &daffine);
         add(dh, &self.layer_norm_backward(&saved.norm, &dnormal));
