@@ -1,30 +1,9 @@
-//! The command line; see `cli`.
+//! flowprior: trains flow priors and aligns latent spaces to them. See `cli` for the commands.
+
+use std::process::ExitCode;
 
 mod cli;
 
-use clap::Parser;
-
-#[derive(Parser)]
-#[command(name = "flowprior")]
-struct Main {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    /// Make, describe and check data sets
-    #[command(subcommand)]
-    Data(cli::data::DataCommand),
-}
-
-fn main() -> std::process::ExitCode {
-    let Command::Data(command) = Main::parse().command;
-    match cli::data::run(command) {
-        Ok(()) => 0.into(),
-        Err(e) => {
-            eprintln!("error: {e}");
-            e.exit_code().into()
-        }
-    }
+fn main() -> ExitCode {
+    cli::main()
 }

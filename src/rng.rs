@@ -137,7 +137,7 @@ impl Draw {
         address: impl Fn(usize) -> (u64, u32),
     ) {
         let per_row = width.div_ceil(4);
-        let total = if width == 0 { 0 } else { out.len() / width * per_row };
+        let total = out.len().checked_div(width).unwrap_or(0) * per_row;
         for group in (0..total).step_by(LANES) {
             let lanes = LANES.min(total - group);
             let mut c = [[0u32; LANES]; 4];
@@ -193,7 +193,14 @@ impl Draw {
             for column in (0..width).step_by(TILE) {
                 let noise = &mut noise[..TILE.min(width - column)];
                 let (width, block) = (noise.len(), (column / 4) as u32);
-                self.fill_normal_rows(arch, noise, width, block, #[inline(always)] |_| (sample, replica));
+                self.fill_normal_rows(
+                    arch,
+                    noise,
+                    width,
+                    block,
+                    #[inline(always)]
+                    |_| (sample, replica),
+                );
                 f(first, column, noise);
             }
         }

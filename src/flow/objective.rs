@@ -160,7 +160,7 @@ impl Objective {
     /// # Errors
     /// Micro-batches that do not divide the batch, groups that do not divide a micro-batch, a form the network refuses.
     pub fn check(&self, net: &Mlp, micro_batches: usize) -> Result<()> {
-        if micro_batches == 0 || self.samples % micro_batches != 0 {
+        if micro_batches == 0 || !self.samples.is_multiple_of(micro_batches) {
             let why = format!(
                 "train.micro_batches = {micro_batches} does not divide the batch of {}",
                 self.samples
@@ -169,7 +169,7 @@ impl Objective {
         }
         net.check_form(self.form, self.total_rows())?;
         let (micro, share) = (self.samples / micro_batches, self.share());
-        if micro % share != 0 {
+        if !micro.is_multiple_of(share) {
             let form = self.form;
             return Err(Error::Usage(format!(
                 "modulation `{form}`: its {share} rows of one t do not divide a micro-batch of {micro} samples"

@@ -170,7 +170,9 @@ impl Mlp {
             Form::Groups(_) if self.config.cond > 0 => {
                 refused("rows of one group would share a condition; use `direct`".into())
             }
-            Form::Groups(g) if rows % g != 0 => refused(format!("{g} groups do not divide {rows} rows")),
+            Form::Groups(g) if !rows.is_multiple_of(g) => {
+                refused(format!("{g} groups do not divide {rows} rows"))
+            }
             _ => Ok(()),
         }
     }

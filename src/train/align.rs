@@ -55,7 +55,9 @@ impl<X: FloatX> Alignment<X> {
     /// Sizes that do not fit together; a conditional prior.
     pub fn new(config: &Config, prior: Prior<X>, samples: usize) -> Result<Self> {
         if prior.net.config().cond > 0 {
-            return Err(Error::Usage("stage 2 aligns to unconditional priors; this one takes a condition".into()));
+            return Err(Error::Usage(
+                "stage 2 aligns to unconditional priors; this one takes a condition".into(),
+            ));
         }
         let mut objective = setup::objective(config, &prior.net, samples)?;
         if prior.tables.is_none() && matches!(objective.form, Form::Nodes(_)) {
@@ -88,7 +90,8 @@ impl<X: FloatX> Alignment<X> {
         let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond: None, first };
         let velocity = self.prior.velocity(self.objective.form);
         let want = Want::Latents(self.gradient);
-        let outcome = self.objective.evaluate(velocity, batch, Draws::training(self.seed, step), loss_scale, want)?;
+        let outcome =
+            self.objective.evaluate(velocity, batch, Draws::training(self.seed, step), loss_scale, want)?;
         let dy = outcome.dy.ok_or_else(|| Error::argument("alignment", "dy", "a gradient", "none"))?;
         let dy = if self.unit_norm { unit_norm_backward(&dy, before_unit)? } else { dy };
         let dy = match stats {
@@ -153,7 +156,13 @@ impl<X: FloatX> LatentTask<X> {
 }
 
 impl<X: FloatX> Task<f32> for LatentTask<X> {
-    fn gradients(&mut self, params: &Params<f32>, step: u64, loss_scale: f32, grads: &mut Grads) -> Result<Losses> {
+    fn gradients(
+        &mut self,
+        params: &Params<f32>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses> {
         let latents = params.named(LATENTS)?;
         let (count, width) = (self.alignment.objective.samples, self.alignment.prior.net.config().channels);
         let mut y = Tensor::<f32>::uninit(&self.device, [count, width]);
@@ -310,7 +319,8 @@ impl<X: FloatX> AutoencoderTask<X> {
         if weight > 0.0 {
             let stats = self.alignment.stats(&latents)?;
             let at = (first * self.tokens) as u64;
-            let (loss, dalign) = self.alignment.gradients(&latents, at, stats, step.number, step.loss_scale)?;
+            let (loss, dalign) =
+                self.alignment.gradients(&latents, at, stats, step.number, step.loss_scale)?;
             let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, step.loss_scale)?;
             axpy(&mut total_dy, (weight * ratio) as f32, &dalign)?;
             (parts.alignment, parts.weight) = (loss, weight * ratio);
@@ -339,7 +349,9 @@ impl<X: FloatX> AutoencoderTask<X> {
             return Ok(1.0);
         }
         let dalign: Tensor<X> = cast(dalign)?;
-        let norm = |dy: &Tensor<X>| Ok::<_, Error>(self.net.last_weight_gradient_norm(encoded, dy)? / loss_scale as f64);
+        let norm = |dy: &Tensor<X>| {
+            Ok::<_, Error>(self.net.last_weight_gradient_norm(encoded, dy)? / loss_scale as f64)
+        };
         let ratio = norm(dy)? / (norm(&dalign.reshaped(dy.shape().dims())?)? + 1e-4);
         Ok(ratio.clamp(0.0, 1e4))
     }
@@ -367,13 +379,20 @@ struct Parts {
 }
 
 impl<X: FloatX> Task<X> for AutoencoderTask<X> {
-    fn gradients(&mut self, params: &Params<X>, step: u64, loss_scale: f32, grads: &mut Grads) -> Result<Losses> {
+    fn gradients(
+        &mut self,
+        params: &Params<X>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses> {
         let batch = self.features.batch(step)?;
         let samples = self.features_per_step();
         let micro = samples / self.micro_batches;
         let mut sum = Parts::default();
         for first in (0..samples).step_by(micro) {
-            let x = rows_to_device(&self.device, &batch.features, self.features.width(), first..first + micro)?;
+            let x =
+                rows_to_device(&self.device, &batch.features, self.features.width(), first..first + micro)?;
             let parts = self.micro_batch(params, &x, first, Step { number: step, loss_scale }, grads)?;
             sum.reconstruction += parts.reconstruction;
             sum.alignment += parts.alignment;

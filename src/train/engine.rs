@@ -21,7 +21,13 @@ pub trait Task<P: FloatX> {
     ///
     /// # Errors
     /// Data that cannot be read, or sizes that do not fit.
-    fn gradients(&mut self, params: &Params<P>, step: u64, loss_scale: f32, grads: &mut Grads) -> Result<Losses>;
+    fn gradients(
+        &mut self,
+        params: &Params<P>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses>;
 }
 
 /// The losses of one step.

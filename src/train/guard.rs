@@ -33,11 +33,14 @@ impl Guard {
         }
         for more in LADDER.into_iter().filter(|r| *r > nodes) {
             if net.node_error(params, more)? <= TOLERANCE {
-                let note = format!("modulation: error {error:.1e} of the range at {nodes} nodes, going on with {more}");
+                let note = format!(
+                    "modulation: error {error:.1e} of the range at {nodes} nodes, going on with {more}"
+                );
                 return Ok((Form::Nodes(more), Some(note)));
             }
         }
-        let note = format!("modulation: error {error:.1e} of the range at {nodes} nodes, going on with `direct`");
+        let note =
+            format!("modulation: error {error:.1e} of the range at {nodes} nodes, going on with `direct`");
         Ok((Form::Direct, Some(note)))
     }
 }

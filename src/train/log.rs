@@ -96,6 +96,13 @@ impl Serialize for Record<'_> {
     }
 }
 
+/// Says something before there is a log.
+pub fn warn(text: &str, console: Console) {
+    if console != Console::Quiet {
+        eprintln!("{text}");
+    }
+}
+
 impl Logger {
     /// Begins the log of a new run.
     ///

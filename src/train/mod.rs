@@ -16,7 +16,9 @@ pub mod run_dir;
 pub mod setup;
 pub mod signal;
 pub mod skips;
+pub mod start;
 pub mod state;
 pub mod tensorboard;
 
 pub use config::{Config, Sources, Stage};
+pub use run_dir::{Resume, RunDir};

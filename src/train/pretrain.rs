@@ -67,7 +67,12 @@ impl Pretrain {
     }
 
     /// Puts rows of the batch on the device, normalised as configured.
-    fn data(&self, batch: &HostBatch, range: std::ops::Range<usize>, stats: Option<BatchStats>) -> Result<Tensor<f32>> {
+    fn data(
+        &self,
+        batch: &HostBatch,
+        range: std::ops::Range<usize>,
+        stats: Option<BatchStats>,
+    ) -> Result<Tensor<f32>> {
         let data = rows_to_device(&self.device, &batch.features, self.features.width(), range)?;
         let data = match stats {
             Some(stats) => standardize_forward(&data, stats)?,
@@ -77,7 +82,11 @@ impl Pretrain {
     }
 
     /// One-hot rows of the labels, for a conditional network.
-    fn condition<X: FloatX>(&self, batch: &HostBatch, range: std::ops::Range<usize>) -> Result<Option<Tensor<X>>> {
+    fn condition<X: FloatX>(
+        &self,
+        batch: &HostBatch,
+        range: std::ops::Range<usize>,
+    ) -> Result<Option<Tensor<X>>> {
         let classes = self.net.config().cond;
         let Some(labels) = batch.labels.as_ref().filter(|_| classes > 0) else { return Ok(None) };
         let mut z = vec![0.0; range.len() * classes];
@@ -93,7 +102,13 @@ impl Pretrain {
 }
 
 impl<X: FloatX> Task<X> for Pretrain {
-    fn gradients(&mut self, params: &Params<X>, step: u64, loss_scale: f32, grads: &mut Grads) -> Result<Losses> {
+    fn gradients(
+        &mut self,
+        params: &Params<X>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses> {
         if step.is_multiple_of(Guard::EVERY) {
             let (form, note) = Guard::check(&self.net, params, self.objective.form)?;
             self.objective.form = form;
@@ -102,7 +117,12 @@ impl<X: FloatX> Task<X> for Pretrain {
         let batch = self.features.batch(step)?;
         let samples = self.objective.samples;
         let stats = match self.norm_target {
-            true => Some(batch_stats(&rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?)?),
+            true => Some(batch_stats(&rows_to_device(
+                &self.device,
+                &batch.features,
+                self.features.width(),
+                0..samples,
+            )?)?),
             false => None,
         };
         let velocity = Velocity { net: &self.net, params, tables: None };
@@ -114,7 +134,8 @@ impl<X: FloatX> Task<X> for Pretrain {
             let cond = self.condition(&batch, range)?;
             let part = Batch { data: &data, cond: cond.as_ref(), first: first as u64 };
             let draws = Draws::training(self.seed, step);
-            losses.loss += self.objective.evaluate(velocity, part, draws, loss_scale, Want::Params(grads))?.loss;
+            losses.loss +=
+                self.objective.evaluate(velocity, part, draws, loss_scale, Want::Params(grads))?.loss;
         }
         self.features.recycle(batch);
         Ok(losses)

@@ -33,7 +33,12 @@ impl<X: FloatX> Prior<X> {
     ///
     /// # Errors
     /// None on the CPU.
-    pub fn freeze(net: Mlp, params: Params<X>, standardise: Option<Standardise>, source: PathBuf) -> Result<Self> {
+    pub fn freeze(
+        net: Mlp,
+        params: Params<X>,
+        standardise: Option<Standardise>,
+        source: PathBuf,
+    ) -> Result<Self> {
         let tables = match net.default_form() {
             Form::Nodes(_) => match Guard::check(&net, &params, net.default_form())?.0 {
                 Form::Nodes(r) => Some(net.node_tables(&params, r)?),
@@ -87,7 +92,8 @@ pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], standardise: Option<&
             .map(|view| (e.name.clone(), view))
     };
     let failed = |e| Error::data(path, "tensors", "tensors that safetensors can hold", e);
-    let tensors: Vec<_> = net.layout().entries().iter().map(tensor).collect::<Result<_, _>>().map_err(failed)?;
+    let tensors: Vec<_> =
+        net.layout().entries().iter().map(tensor).collect::<Result<_, _>>().map_err(failed)?;
     let mut metadata = HashMap::from([
         ("time_convention".to_owned(), TimeConvention::DataAtOne.name().to_owned()),
         ("time_scale".to_owned(), net.config().time_scale.to_string()),

@@ -142,8 +142,14 @@ fn values(report: &Report) -> Vec<(&'static str, f64)> {
     values
 }
 
-fn save<P: FloatX, T: Trainee<P>>(config: &Config, run: &RunDir, task: &T, engine: &Engine<P>) -> Result<PathBuf> {
-    let mut manifest = Manifest::new(T::STAGE, engine.step, config.seed, task.architecture(), config.to_toml()?);
+fn save<P: FloatX, T: Trainee<P>>(
+    config: &Config,
+    run: &RunDir,
+    task: &T,
+    engine: &Engine<P>,
+) -> Result<PathBuf> {
+    let mut manifest =
+        Manifest::new(T::STAGE, engine.step, config.seed, task.architecture(), config.to_toml()?);
     manifest.position = engine.step * task.samples() as u64;
     manifest.scaler = engine.scaler.clone();
     manifest.skipped = engine.skips;
@@ -158,5 +164,6 @@ fn save<P: FloatX, T: Trainee<P>>(config: &Config, run: &RunDir, task: &T, engin
 /// A field that is not there or is of another type.
 pub fn recalled<T: serde::de::DeserializeOwned>(memory: &Value, field: &str) -> Result<T> {
     let value = memory.get(field).cloned().unwrap_or(json!(null));
-    serde_json::from_value(value).map_err(|e| Error::data("checkpoint.json", format!("data.{field}"), "a saved value", e))
+    serde_json::from_value(value)
+        .map_err(|e| Error::data("checkpoint.json", format!("data.{field}"), "a saved value", e))
 }

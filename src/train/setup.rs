@@ -72,7 +72,9 @@ pub fn objective(config: &Config, net: &Mlp, samples: usize) -> Result<Objective
         times: match f.time {
             TimeSampling::Uniform => Times::Uniform,
             TimeSampling::Stratified => Times::Stratified,
-            TimeSampling::LogitNormal => Times::LogitNormal { mean: f.logit_mean as f32, std: f.logit_std as f32 },
+            TimeSampling::LogitNormal => {
+                Times::LogitNormal { mean: f.logit_mean as f32, std: f.logit_std as f32 }
+            }
         },
         time_range: (f.time_min as f32, f.time_max as f32),
         weight: match f.weight {

@@ -49,7 +49,8 @@ pub fn groups<'a, P: FloatX>(engine: &'a Engine<P>, emas: &'a [String]) -> Resul
 
 fn group<'a, X: FloatX>(file: &'a str, layout: &'a Layout, flat: &'a Tensor<X>) -> Result<Group<'a>> {
     let flat = flat.host()?;
-    let tensors = layout.entries().iter().map(|e| TensorRef::new(&e.name, e.shape.dims(), &flat[e.range()])).collect();
+    let tensors =
+        layout.entries().iter().map(|e| TensorRef::new(&e.name, e.shape.dims(), &flat[e.range()])).collect();
     Ok(Group { file, tensors })
 }
 

@@ -84,7 +84,7 @@ fn measure<X: FloatX>(threads: usize, (n, c, o): (usize, usize, usize)) {
     let mut dw = Tensor::<f32>::zeros(&device, [o, c]);
     let flops = 2.0 * (n * c * o) as f64;
     let (mut y, mut dx, mut peer_dw) = (vec![0.0; n * o], vec![0.0; n * c], vec![0.0; o * c]);
-    let round = || {
+    let mut round = || {
         let mut ours = || {
             let forward = rate(flops, || {
                 black_box(linear_forward(&x, w.view(), None, None, Activation::Silu).unwrap());
