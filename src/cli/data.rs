@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     /// Turn npy, npz, safetensors, IDX(.gz) or .pt files into a data set folder
-    Import(ImportArgs),
+    Import(Box<ImportArgs>),
     /// Describe a data set folder, or a lone .npy or .safetensors file
     Info(DatasetArgs),
     /// Read everything and compare checksums, statistics and labels
@@ -88,7 +88,7 @@ pub struct DatasetArgs {
 /// Whatever is wrong with the arguments (exit code 2) or the files (3).
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
-        DataCommand::Import(args) => import(args),
+        DataCommand::Import(args) => import(*args),
         DataCommand::Info(args) => info(args),
         DataCommand::Verify(args) => verify(args),
     }
