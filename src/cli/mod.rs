@@ -10,6 +10,7 @@ use flowprior::train::log::Console;
 use flowprior::{Error, Result};
 
 mod align;
+mod data;
 mod pretrain;
 
 /// Trains flow priors and aligns latent spaces to them.
@@ -26,6 +27,9 @@ enum Command {
     Pretrain(pretrain::PretrainArgs),
     /// Stage 2: freeze that network and move latents, or an autoencoder, to where its loss is small.
     Align(align::AlignArgs),
+    /// Make, describe and check data sets.
+    #[command(subcommand)]
+    Data(data::DataCommand),
 }
 
 /// Parses the command line, runs the command, and turns an error into one sentence and an exit code.
@@ -33,6 +37,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
+        Command::Data(command) => data::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,3 +22,5 @@ pub mod tensorboard;
 
 pub use config::{Config, Sources, Stage};
 pub use run_dir::{Resume, RunDir};
+pub use signal::StopFlag;
+pub use skips::Skips;
