@@ -10,7 +10,10 @@ use flowprior::train::log::Console;
 use flowprior::{Error, Result};
 
 mod align;
+mod bench;
 mod data;
+mod doctor;
+mod plan;
 mod pretrain;
 
 /// Trains flow priors and aligns latent spaces to them.
@@ -27,6 +30,13 @@ enum Command {
     Pretrain(pretrain::PretrainArgs),
     /// Stage 2: freeze that network and move latents, or an autoencoder, to where its loss is small.
     Align(align::AlignArgs),
+    /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
+    Plan(plan::PlanArgs),
+    /// Time training steps on this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Say what this machine has and what this build can use of it.
+    Doctor(doctor::DoctorArgs),
     /// Make, describe and check data sets.
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -37,6 +47,9 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Bench(command) => bench::run(command),
+        Command::Doctor(args) => doctor::run(args),
         Command::Data(command) => data::run(command),
     };
     match result {
