@@ -170,42 +170,66 @@ impl Arch {
         1.0 - 2.0 / (self.exp(2.0 * x) + 1.0)
     }
 
-    /// Returns the sum of `xs` in 16 interleaved partial sums, added in a fixed tree: the same bits on every path.
+    /// Returns Σ x in interleaved partial sums, added in a fixed tree: the order depends on the length alone.
     #[inline(always)]
     pub fn sum(self, xs: &[f32]) -> f32 {
-        self.dot_by(
-            xs.len(),
-            #[inline(always)]
-            |i| (xs[i], 1.0),
-        )
+        // Long sums need four registers of partial sums to hide the latency of an addition; short ones would only
+        // spend their time adding them up.
+        if xs.len() >= LONG { self.sum_in::<64>(xs) } else { self.sum_in::<16>(xs) }
     }
 
-    /// Returns Σ f(i).0 · f(i).1 for i in 0..n, in the same fixed order as [`Arch::sum`].
+    /// Returns Σ a·b of two slices of one length, in the same order as [`Arch::sum`].
     #[inline(always)]
-    pub fn dot_by(self, n: usize, f: impl Fn(usize) -> (f32, f32)) -> f32 {
-        let mut acc = [0.0f32; 16];
-        let whole = n / 16 * 16;
-        let mut i = 0;
-        while i < whole {
-            for (lane, acc) in acc.iter_mut().enumerate() {
-                let (a, b) = f(i + lane);
-                *acc = self.fma(a, b, *acc);
-            }
-            i += 16;
-        }
-        for (lane, acc) in acc.iter_mut().enumerate().take(n - whole) {
-            let (a, b) = f(whole + lane);
-            *acc = self.fma(a, b, *acc);
-        }
-        let mut width = 8;
-        while width > 0 {
-            for lane in 0..width {
-                acc[lane] += acc[lane + width];
-            }
-            width /= 2;
-        }
-        acc[0]
+    pub fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        if a.len() >= LONG { self.dot_in::<64>(a, b) } else { self.dot_in::<16>(a, b) }
     }
+
+    #[inline(always)]
+    fn sum_in<const P: usize>(self, xs: &[f32]) -> f32 {
+        let mut acc = [0.0f32; P];
+        let chunks = xs.chunks_exact(P);
+        let tail = chunks.remainder();
+        for xs in chunks {
+            for (acc, x) in acc.iter_mut().zip(xs) {
+                *acc += x;
+            }
+        }
+        for (acc, x) in acc.iter_mut().zip(tail) {
+            *acc += x;
+        }
+        tree(acc)
+    }
+
+    #[inline(always)]
+    fn dot_in<const P: usize>(self, a: &[f32], b: &[f32]) -> f32 {
+        let mut acc = [0.0f32; P];
+        let (a_chunks, b_chunks) = (a.chunks_exact(P), b.chunks_exact(P));
+        let (a_tail, b_tail) = (a_chunks.remainder(), b_chunks.remainder());
+        for (a, b) in a_chunks.zip(b_chunks) {
+            for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
+                *acc = self.fma(*a, *b, *acc);
+            }
+        }
+        for ((acc, a), b) in acc.iter_mut().zip(a_tail).zip(b_tail) {
+            *acc = self.fma(*a, *b, *acc);
+        }
+        tree(acc)
+    }
+}
+
+/// Length from which sums take four registers of partial sums.
+const LONG: usize = 256;
+
+#[inline(always)]
+fn tree<const P: usize>(mut acc: [f32; P]) -> f32 {
+    let mut width = P / 2;
+    while width > 0 {
+        for lane in 0..width {
+            acc[lane] += acc[lane + width];
+        }
+        width /= 2;
+    }
+    acc[0]
 }
 
 #[cfg(test)]

@@ -210,44 +210,59 @@ impl<X: FloatX> GradBlock<'_, X> {
     }
 }
 
-/// partial[j] += Σᵢ w[i, j]·dmod[i], i in order.
+/// partial[j] += Σᵢ w[i, j]·dmod[i], i in order, four nodes at a time so that each load of dmod serves four sums.
 #[inline(always)]
-fn accumulate_transposed(
-    arch: Arch,
-    partial: &mut [f32],
-    w: &[f32],
-    dmod: &[f32],
+fn accumulate_transposed(arch: Arch, partial: &mut [f32], w: &[f32], dmod: &[f32], nodes: usize, width: usize) {
+    let sum = Transposed { w, dmod, nodes, width };
+    let whole = nodes / 4 * 4;
+    for j in (0..whole).step_by(4) {
+        sum.add::<4>(arch, partial, j);
+    }
+    for j in whole..nodes {
+        sum.add::<1>(arch, partial, j);
+    }
+}
+
+/// The product wᵀ·dmod of a few rows.
+struct Transposed<'a> {
+    w: &'a [f32],
+    dmod: &'a [f32],
     nodes: usize,
     width: usize,
-) {
-    const LANES: usize = 64;
-    let rows = dmod.len() / width;
-    let mut c = 0;
-    while c < width {
-        let lanes = LANES.min(width - c);
-        for j in 0..nodes {
-            let mut acc = [0.0f32; LANES];
-            let out = &mut partial[j * width + c..j * width + c + lanes];
-            if lanes == LANES {
-                acc.copy_from_slice(out);
-                for i in 0..rows {
-                    let w = w[i * nodes + j];
-                    let row = &dmod[i * width + c..i * width + c + LANES];
+}
+
+impl Transposed<'_> {
+    /// Adds rows j .. j + J of the product. The order of the sum over i does not depend on J.
+    #[inline(always)]
+    fn add<const J: usize>(&self, arch: Arch, partial: &mut [f32], j: usize) {
+        const LANES: usize = 32;
+        let width = self.width;
+        let mut c = 0;
+        while c + LANES <= width {
+            let mut acc = [[0.0f32; LANES]; J];
+            for (k, acc) in acc.iter_mut().enumerate() {
+                acc.copy_from_slice(&partial[(j + k) * width + c..][..LANES]);
+            }
+            for (row, w) in self.dmod.chunks_exact(width).zip(self.w.chunks_exact(self.nodes)) {
+                let (row, w) = (&row[c..c + LANES], &w[j..j + J]);
+                for (acc, w) in acc.iter_mut().zip(w) {
                     for (acc, d) in acc.iter_mut().zip(row) {
-                        *acc = arch.fma(w, *d, *acc);
-                    }
-                }
-                out.copy_from_slice(&acc);
-            } else {
-                for i in 0..rows {
-                    let w = w[i * nodes + j];
-                    for (out, d) in out.iter_mut().zip(&dmod[i * width + c..]) {
-                        *out = arch.fma(w, *d, *out);
+                        *acc = arch.fma(*w, *d, *acc);
                     }
                 }
             }
+            for (k, acc) in acc.iter().enumerate() {
+                partial[(j + k) * width + c..][..LANES].copy_from_slice(acc);
+            }
+            c += LANES;
         }
-        c += lanes;
+        for (row, w) in self.dmod.chunks_exact(width).zip(self.w.chunks_exact(self.nodes)) {
+            for k in j..j + J {
+                for (y, d) in partial[k * width + c..(k + 1) * width].iter_mut().zip(&row[c..]) {
+                    *y = arch.fma(w[k], *d, *y);
+                }
+            }
+        }
     }
 }
 

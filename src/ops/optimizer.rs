@@ -219,12 +219,18 @@ impl<X: FloatX> Block<'_, X> {
         self.stretch(arch, rule, at..end, 0.0);
         self.copy_out(rounding);
         for (decay, ema) in emas {
-            for (i, e) in ema.iter_mut().enumerate() {
-                let p = match &self.master {
-                    Some(master) => master[i],
-                    None => self.params[i].to_f32(),
-                };
-                *e = arch.fma(*decay, *e, (1.0 - *decay) * p);
+            let (keep, take) = (*decay, 1.0 - *decay);
+            match &self.master {
+                Some(master) => {
+                    for (e, p) in ema.iter_mut().zip(master.iter()) {
+                        *e = arch.fma(keep, *e, take * p);
+                    }
+                }
+                None => {
+                    for (e, p) in ema.iter_mut().zip(self.params.iter()) {
+                        *e = arch.fma(keep, *e, take * p.to_f32());
+                    }
+                }
             }
         }
     }
