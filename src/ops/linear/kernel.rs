@@ -142,7 +142,7 @@ fn a_index(order: Order, row: usize, unit: usize) -> usize {
 ///
 /// Panics when `out` is too short.
 #[inline]
-pub(super) fn transpose(isa: Isa, block: &[[u32; LANES]; LANES], out: &mut [u32], stride: usize) {
+pub(super) fn transpose(isa: Isa, block: [&[u32; LANES]; LANES], out: &mut [u32], stride: usize) {
     assert!(out.len() >= (LANES - 1) * stride + LANES);
     match isa {
         // SAFETY: the assert bounds every write; the features are present, because `Cpu::new` refuses an instruction
@@ -154,7 +154,7 @@ pub(super) fn transpose(isa: Isa, block: &[[u32; LANES]; LANES], out: &mut [u32]
         Isa::Avx2 => unsafe { x86::transpose_avx2(block, out.as_mut_ptr(), stride) },
         _ => {
             for (i, out) in out.chunks_mut(stride).take(LANES).enumerate() {
-                for (out, row) in out.iter_mut().zip(block) {
+                for (out, row) in out.iter_mut().zip(&block) {
                     *out = row[i];
                 }
             }
@@ -324,7 +324,7 @@ mod x86 {
     /// # Safety
     /// `out` has 15·stride + 16 elements; AVX-512 F present.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn transpose_avx512(block: &[[u32; 16]; 16], out: *mut u32, stride: usize) {
+    pub(super) unsafe fn transpose_avx512(block: [&[u32; 16]; 16], out: *mut u32, stride: usize) {
         let zero = _mm512_setzero_si512();
         let (mut r, mut s) = ([zero; 16], [zero; 16]);
         for (r, row) in r.iter_mut().zip(block) {
@@ -366,7 +366,7 @@ mod x86 {
     /// # Safety
     /// `out` has 15·stride + 16 elements; AVX2 present.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose_avx2(block: &[[u32; 16]; 16], out: *mut u32, stride: usize) {
+    pub(super) unsafe fn transpose_avx2(block: [&[u32; 16]; 16], out: *mut u32, stride: usize) {
         for (row, col) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
             let zero = _mm256_setzero_si256();
             let (mut r, mut s) = ([zero; 8], [zero; 8]);

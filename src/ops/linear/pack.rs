@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::device::Isa;
 use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Order, ROWS, transpose};
-use crate::tensor::FloatX;
+use crate::tensor::{DType, FloatX};
 
 /// An operand where it lies: element (across, depth) is `data[across·stride + depth]` if `along_depth`, else
 /// `data[depth·stride + across]`.
@@ -51,14 +51,6 @@ impl Side {
         match self {
             Self::A => ROWS,
             Self::B => COLS,
-        }
-    }
-
-    /// Returns the padded depth of a panel of `units` units: whole chunks for A.
-    pub(super) fn deep(self, units: usize) -> usize {
-        match self {
-            Self::A => units.next_multiple_of(CHUNK),
-            Self::B => units,
         }
     }
 
@@ -118,10 +110,9 @@ impl<T: FloatX> Operand<'_, T> {
         if self.along_depth { Order::Rows } else { Order::Units }
     }
 
-    /// Packs units `units` of panels `panels`, one after the other, into `out`.
+    /// Packs units `units` of panels `panels` into `out`, one panel every panel width × `deep` elements.
     ///
-    /// `out` has, for each panel, its width × [`Side::deep`] of the number of units;
-    /// `units` starts at a multiple of a chunk.
+    /// `units` starts at a multiple of a chunk; `deep` is a multiple of it, at least the number of units.
     pub(super) fn pack(
         &self,
         isa: Isa,
@@ -129,17 +120,22 @@ impl<T: FloatX> Operand<'_, T> {
         side: Side,
         panels: Range<usize>,
         units: Range<usize>,
-        out: &mut [u32],
+        (out, deep): (&mut [u32], usize),
     ) {
+        let job = Panels { side, panels, units, deep };
         match format {
-            Format::Single => {
-                Packer::<T, Single> { operand: *self, isa, how: PhantomData }.run(side, panels, units, out)
-            }
-            Format::Pair => {
-                Packer::<T, Pair> { operand: *self, isa, how: PhantomData }.run(side, panels, units, out)
-            }
+            Format::Single => Packer::<T, Single> { operand: *self, isa, how: PhantomData }.run(job, out),
+            Format::Pair => Packer::<T, Pair> { operand: *self, isa, how: PhantomData }.run(job, out),
         }
     }
+}
+
+/// What to pack: see [`Operand::pack`].
+struct Panels {
+    side: Side,
+    panels: Range<usize>,
+    units: Range<usize>,
+    deep: usize,
 }
 
 struct Packer<'a, T, U> {
@@ -148,24 +144,25 @@ struct Packer<'a, T, U> {
     how: PhantomData<U>,
 }
 
+/// Memory rows that are spread over the panels together: two panels share a cache line, and rows a power of two apart
+/// share a set of the cache, of which there are eight.
+const SPREAD: usize = 4;
+
 impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
-    fn run(&self, side: Side, panels: Range<usize>, units: Range<usize>, out: &mut [u32]) {
+    fn run(&self, job: Panels, out: &mut [u32]) {
         if !self.operand.along_depth {
-            return self.across_panels(side, panels, units, out);
+            return self.spread(&job, out);
         }
-        let mut out = out;
-        for p in panels {
-            let width = side.width(self.operand.across, p);
-            let deep = side.deep(units.len());
-            let (panel, rest) = out.split_at_mut(width * deep);
-            out = rest;
-            for u in units.clone().step_by(CHUNK) {
-                let at = u - units.start;
-                let steps = CHUNK.min(units.end - u);
-                match side {
-                    Side::A => self.chunk_of_a(p * ROWS, u, &mut panel[at * ROWS..(at + CHUNK) * ROWS]),
+        let size = job.side.panel() * job.deep;
+        for (p, panel) in job.panels.zip(out.chunks_mut(size)) {
+            let width = job.side.width(self.operand.across, p);
+            for unit in job.units.clone().step_by(CHUNK) {
+                let at = unit - job.units.start;
+                let steps = CHUNK.min(job.units.end - unit);
+                match job.side {
+                    Side::A => self.copy_chunk(p * ROWS, unit, &mut panel[at * ROWS..(at + CHUNK) * ROWS]),
                     Side::B => {
-                        self.chunk_of_b(p * COLS, u, &mut panel[at * width..(at + steps) * width], width)
+                        self.turn_chunk(p * COLS, unit, &mut panel[at * width..(at + steps) * width], width)
                     }
                 }
             }
@@ -173,7 +170,7 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
     }
 
     /// Copies 16 units of 8 rows: `[row][unit]`.
-    fn chunk_of_a(&self, row: usize, unit: usize, out: &mut [u32]) {
+    fn copy_chunk(&self, row: usize, unit: usize, out: &mut [u32]) {
         self.isa.run(
             #[inline(always)]
             |_| {
@@ -185,8 +182,13 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
     }
 
     /// Transposes 16 units (or fewer, at the end) of up to 48 columns: `[unit][column]`.
-    fn chunk_of_b(&self, col: usize, unit: usize, out: &mut [u32], width: usize) {
+    fn turn_chunk(&self, col: usize, unit: usize, out: &mut [u32], width: usize) {
+        let whole = out.len() == CHUNK * width;
         for lane in (0..width).step_by(LANES) {
+            if whole && let Some(rows) = self.rows_in_place(col + lane, unit) {
+                transpose(self.isa, rows, &mut out[lane..], width);
+                continue;
+            }
             let mut block = [[0; LANES]; LANES];
             self.isa.run(
                 #[inline(always)]
@@ -196,8 +198,8 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
                     }
                 },
             );
-            if out.len() == CHUNK * width {
-                transpose(self.isa, &block, &mut out[lane..], width);
+            if whole {
+                transpose(self.isa, block.each_ref(), &mut out[lane..], width);
                 continue;
             }
             for (i, out) in out.chunks_exact_mut(width).enumerate() {
@@ -206,6 +208,20 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
                 }
             }
         }
+    }
+
+    /// Returns 16 units of 16 rows where they lie, if they are f32 and all there.
+    fn rows_in_place(&self, across: usize, unit: usize) -> Option<[&[u32; LANES]; LANES]> {
+        let operand = &self.operand;
+        if T::DTYPE != DType::F32 || across + LANES > operand.across || unit + CHUNK > operand.depth {
+            return None;
+        }
+        let data = bytemuck::cast_slice::<T, u32>(operand.data);
+        let mut rows = [&[0; LANES]; LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = data[(across + i) * operand.stride + unit..].first_chunk()?;
+        }
+        Some(rows)
     }
 
     /// Reads 16 units of a row that is contiguous in depth; zeros beyond its end and below the last row.
@@ -231,51 +247,61 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
     }
 
     /// Packs panels of an operand that is contiguous across: `[panel][unit][lane]`.
-    ///
-    /// Goes down the depth once for all panels, so that each memory row is read in one go.
-    fn across_panels(&self, side: Side, panels: Range<usize>, units: Range<usize>, out: &mut [u32]) {
-        let (deep, operand) = (side.deep(units.len()), &self.operand);
-        let start = panels.start * side.panel();
-        let end = operand.across.min(panels.end * side.panel());
+    fn spread(&self, job: &Panels, out: &mut [u32]) {
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (u, unit) in units.enumerate() {
-                    let row = |d: usize| &operand.data[d * operand.stride..][start..end];
-                    let first = row(unit * U::DEPTH);
-                    let second = (unit * U::DEPTH + 1 < operand.depth && U::DEPTH == 2)
-                        .then(|| row(unit * U::DEPTH + 1));
-                    let mut out = &mut *out;
-                    for p in panels.clone() {
-                        let width = side.width(operand.across, p);
-                        let (panel, rest) = out.split_at_mut(width * deep);
-                        out = rest;
-                        let from = p * side.panel() - start;
-                        let to = (from + side.panel()).min(first.len());
-                        let second = second.map(|s| &s[from..to]);
-                        lanes::<T, U>(&first[from..to], second, &mut panel[u * width..(u + 1) * width]);
+                for start in job.units.clone().step_by(SPREAD) {
+                    let units = start..job.units.end.min(start + SPREAD);
+                    match job.side {
+                        Side::A => self.spread_units::<ROWS>(job, units, out),
+                        Side::B => self.spread_units::<COLS>(job, units, out),
                     }
                 }
             },
         );
     }
+
+    /// Packs a few units of all panels, which are `W` wide but for the last.
+    #[inline(always)]
+    fn spread_units<const W: usize>(&self, job: &Panels, units: Range<usize>, out: &mut [u32]) {
+        let operand = &self.operand;
+        for (p, panel) in job.panels.clone().zip(out.chunks_mut(W * job.deep)) {
+            let (start, width) = (p * W, job.side.width(operand.across, p));
+            for unit in units.clone() {
+                let row = |d: usize| &operand.data[d * operand.stride + start..];
+                let first = row(unit * U::DEPTH);
+                let second = if U::DEPTH == 2 && unit * 2 + 1 < operand.depth {
+                    Some(row(unit * 2 + 1))
+                } else {
+                    None
+                };
+                let out = &mut panel[(unit - job.units.start) * width..][..width];
+                if start + W <= operand.across {
+                    join::<T, U>(&first[..W], second.map(|s| &s[..W]), &mut out[..W]);
+                    continue;
+                }
+                let there = operand.across - start;
+                join::<T, U>(&first[..there], second.map(|s| &s[..there]), out);
+                out[there..].fill(0);
+            }
+        }
+    }
 }
 
-/// Joins two memory rows lane by lane; zeros beyond their end.
+/// Joins two memory rows lane by lane.
 #[inline(always)]
-fn lanes<T: FloatX, U: Units<T>>(first: &[T], second: Option<&[T]>, out: &mut [u32]) {
-    let (body, tail) = out.split_at_mut(first.len());
+fn join<T: FloatX, U: Units<T>>(first: &[T], second: Option<&[T]>, out: &mut [u32]) {
     match second {
         Some(second) => {
-            for ((out, a), b) in body.iter_mut().zip(first).zip(second) {
+            for ((out, a), b) in out.iter_mut().zip(first).zip(second) {
                 *out = U::unit(*a, *b);
             }
         }
         None => {
-            for (out, a) in body.iter_mut().zip(first) {
+            for (out, a) in out.iter_mut().zip(first) {
                 *out = U::unit(*a, T::from_f32(0.0));
             }
         }
     }
-    tail.fill(0);
 }

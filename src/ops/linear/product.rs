@@ -7,6 +7,7 @@
 //! neither the number of threads, nor M, nor N changes a bit of it.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -70,25 +71,25 @@ impl Plan {
         Self { grid, format, units, block, shared, serial: m * n * k < SERIAL }
     }
 
-    /// Returns the length of all packed panels of one side.
-    fn packed(&self, side: Side) -> usize {
+    /// Returns the length of one block of all panels of one side.
+    fn period(&self, side: Side) -> usize {
         match side {
-            Side::A => self.grid.down.count * ROWS * self.deep(),
-            Side::B => self.grid.cols.next_multiple_of(LANES) * self.units,
+            Side::A => self.grid.down.count * ROWS * self.block,
+            Side::B => self.grid.cols.next_multiple_of(LANES) * self.block,
         }
     }
 
-    /// Returns the padded units of an A panel.
-    fn deep(&self) -> usize {
-        Side::A.deep(self.units)
+    /// Returns the units of block `i`.
+    fn units(&self, i: usize) -> Range<usize> {
+        i * self.block..self.units.min((i + 1) * self.block)
     }
 
-    /// Returns how many f32 a thread needs: sums of a tile, a block of A, a block of a B panel.
+    /// Returns how many f32 a thread needs: sums of a tile, a block of its A panels, a block of its B panels.
     fn scratch(&self) -> (usize, usize, usize) {
         let tall = self.grid.down.count.div_ceil(self.grid.down.parts) * ROWS;
         let wide = self.grid.across.count.div_ceil(self.grid.across.parts) * COLS;
         let a = if self.shared.0 { 0 } else { tall * self.block };
-        let b = if self.shared.1 { 0 } else { COLS * self.block };
+        let b = if self.shared.1 { 0 } else { wide * self.block };
         (tall * wide, a, b)
     }
 }
@@ -165,7 +166,8 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     let format = if pairs { Format::Pair } else { Format::Single };
     let plan = Plan::new(a.across, b.across, a.depth, format);
     let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
-    let packed = |shared, side| if shared { plan.packed(side) } else { 0 };
+    let blocks = plan.units.div_ceil(plan.block);
+    let packed = |shared, side| if shared { plan.period(side) * blocks } else { 0 };
     let (a_len, b_len) = (packed(plan.shared.0, Side::A), packed(plan.shared.1, Side::B));
     let (sums, a_block, b_block) = plan.scratch();
     let each = sums + a_block + b_block;
@@ -179,8 +181,8 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         a,
         b,
         finish,
-        a_panels: Chunks::new(a_panels, A_GROUP * ROWS * plan.deep()),
-        b_panels: Chunks::new(&mut rest[..b_len], B_GROUP * COLS * plan.units),
+        a_panels: Chunks::new(a_panels, plan.period(Side::A), A_GROUP * ROWS * plan.block),
+        b_panels: Chunks::new(&mut rest[..b_len], plan.period(Side::B), B_GROUP * COLS * plan.block),
         tiles: Tiles::new(first, second, plan.grid),
     };
     let private = private.as_mut_slice::<u32>();
@@ -190,9 +192,9 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     cpu.install(|| private.par_chunks_mut(each).take(threads).for_each(|scratch| job.work(scratch)));
 }
 
-/// Panels packed in one go: 64 rows or 96 columns, so that a memory row gives whole cache lines.
-const A_GROUP: usize = 8;
-const B_GROUP: usize = 2;
+/// Panels packed in one go: 128 rows or 192 columns, so that a memory row gives some hundred bytes in sequence.
+const A_GROUP: usize = 16;
+const B_GROUP: usize = 4;
 
 struct Job<'a, A, B, F: Finish> {
     isa: Isa,
@@ -209,13 +211,13 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
     /// Does what one thread can get of the work: packing, then tiles.
     fn work(&self, scratch: &mut [u32]) {
         let (isa, plan) = (self.isa, &self.plan);
-        while let Some((i, mut out)) = self.b_panels.next() {
+        while let Some((block, i, mut out)) = self.b_panels.next() {
             let panels = i * B_GROUP..plan.grid.across.count.min((i + 1) * B_GROUP);
-            self.b.pack(isa, plan.format, Side::B, panels, 0..plan.units, &mut out);
+            self.b.pack(isa, plan.format, Side::B, panels, plan.units(block), (&mut out, plan.block));
         }
-        while let Some((i, mut out)) = self.a_panels.next() {
+        while let Some((block, i, mut out)) = self.a_panels.next() {
             let panels = i * A_GROUP..plan.grid.down.count.min((i + 1) * A_GROUP);
-            self.a.pack(isa, plan.format, Side::A, panels, 0..plan.units, &mut out);
+            self.a.pack(isa, plan.format, Side::A, panels, plan.units(block), (&mut out, plan.block));
         }
         let (a, b) = (self.a_panels.wait(), self.b_panels.wait());
         while let Some(mut tile) = self.tiles.next() {
@@ -232,33 +234,43 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
         let b_block = &mut scratch[..b_block];
         let sums = bytemuck::cast_slice_mut::<u32, f32>(sums);
         let stride = tile.col_panels.len() * COLS;
-        for start in (0..plan.units).step_by(plan.block) {
-            let units = start..plan.units.min(start + plan.block);
-            if !plan.shared.0 {
-                self.a.pack(self.isa, plan.format, Side::A, tile.row_panels.clone(), units.clone(), a_block);
-            }
-            for (j, q) in tile.col_panels.clone().enumerate() {
-                let width = Side::B.width(plan.grid.cols, q);
-                let b = if plan.shared.1 {
-                    &b[q * COLS * plan.units + start * width..]
-                } else {
-                    self.b.pack(self.isa, plan.format, Side::B, q..q + 1, units.clone(), b_block);
-                    &*b_block
-                };
-                for (i, p) in tile.row_panels.clone().enumerate() {
-                    let a = if plan.shared.0 {
-                        &a[(p * plan.deep() + start) * ROWS..]
-                    } else {
-                        &a_block[i * ROWS * Side::A.deep(units.len())..]
-                    };
-                    let order = self.a.order();
-                    let (first, format) = (start == 0, plan.format);
-                    let block = Block { format, a, order, b, width, units: units.len(), first };
-                    block.run(self.isa, &mut sums[i * ROWS * stride + j * COLS..], stride);
-                }
-            }
+        for i in 0..plan.units.div_ceil(plan.block) {
+            let units = plan.units(i);
+            let a = if plan.shared.0 {
+                &a[i * plan.period(Side::A) + tile.row_panels.start * ROWS * plan.block..]
+            } else {
+                let (panels, out) = (tile.row_panels.clone(), (&mut *a_block, plan.block));
+                self.a.pack(self.isa, plan.format, Side::A, panels, units.clone(), out);
+                &*a_block
+            };
+            let b = if plan.shared.1 {
+                &b[i * plan.period(Side::B) + tile.col_panels.start * COLS * plan.block..]
+            } else {
+                let (panels, out) = (tile.col_panels.clone(), (&mut *b_block, plan.block));
+                self.b.pack(self.isa, plan.format, Side::B, panels, units.clone(), out);
+                &*b_block
+            };
+            self.multiply(tile, (a, b), (units.len(), i == 0), (sums, stride));
         }
         self.finish_tile(tile, sums, stride);
+    }
+
+    /// Adds the products of one block of depth to the sums: each B panel stays near while all A panels pass by.
+    fn multiply(
+        &self,
+        tile: &Tile<F::Out>,
+        (a, b): (&[u32], &[u32]),
+        (units, first): (usize, bool),
+        (sums, stride): (&mut [f32], usize),
+    ) {
+        let (plan, order) = (&self.plan, self.a.order());
+        for (j, (q, b)) in tile.col_panels.clone().zip(b.chunks(COLS * plan.block)).enumerate() {
+            let width = Side::B.width(plan.grid.cols, q);
+            for (i, a) in a.chunks(ROWS * plan.block).take(tile.row_panels.len()).enumerate() {
+                let block = Block { format: plan.format, a, order, b, width, units, first };
+                block.run(self.isa, &mut sums[i * ROWS * stride + j * COLS..], stride);
+            }
+        }
     }
 
     fn finish_tile(&self, tile: &mut Tile<F::Out>, sums: &mut [f32], stride: usize) {
