@@ -138,23 +138,30 @@ fn a_index(order: Order, row: usize, unit: usize) -> usize {
     }
 }
 
-/// Writes `out[i·stride + j] = block[j][i]` for a 16 × 16 block.
+/// Writes `out[i·stride + j] = rows[j][i]` for 16 rows and as many whole chunks of 16 units as they have.
 ///
-/// Panics when `out` is too short.
+/// Panics when a row is shorter than the first, or `out` is too short.
 #[inline]
-pub(super) fn transpose(isa: Isa, block: [&[u32; LANES]; LANES], out: &mut [u32], stride: usize) {
-    assert!(out.len() >= (LANES - 1) * stride + LANES);
+pub(super) fn transpose(isa: Isa, rows: &[&[u32]; LANES], out: &mut [u32], stride: usize) {
+    let chunks = rows[0].len() / CHUNK;
+    if chunks == 0 {
+        return;
+    }
+    assert!(rows.iter().all(|r| r.len() >= chunks * CHUNK));
+    assert!(stride >= LANES && out.len() >= (chunks * CHUNK - 1) * stride + LANES);
     match isa {
-        // SAFETY: the assert bounds every write; the features are present, because `Cpu::new` refuses an instruction
-        // set above the detected one.
+        // SAFETY: the asserts bound every read and write; the features are present, because `Cpu::new` refuses an
+        // instruction set above the detected one.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::transpose_avx512(block, out.as_mut_ptr(), stride) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
+            x86::transpose_avx512(rows, chunks, out.as_mut_ptr(), stride)
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::transpose_avx2(block, out.as_mut_ptr(), stride) },
+        Isa::Avx2 => unsafe { x86::transpose_avx2(rows, chunks, out.as_mut_ptr(), stride) },
         _ => {
-            for (i, out) in out.chunks_mut(stride).take(LANES).enumerate() {
-                for (out, row) in out.iter_mut().zip(&block) {
+            for (i, out) in out.chunks_mut(stride).take(chunks * CHUNK).enumerate() {
+                for (out, row) in out.iter_mut().zip(rows) {
                     *out = row[i];
                 }
             }
@@ -319,60 +326,75 @@ mod x86 {
         }
     }
 
-    /// Transposes in four stages of 16 shuffles: 32-bit and 64-bit interleaves, then two of 128-bit lanes.
+    /// Units ahead of the transposition that are asked for early: rows lie a page apart, which no prefetcher follows.
+    const AHEAD: usize = 64;
+
+    /// Transposes chunk by chunk in four stages of 16 shuffles: 32-bit and 64-bit interleaves, then 128-bit lanes.
     ///
     /// # Safety
-    /// `out` has 15·stride + 16 elements; AVX-512 F present.
+    /// Each row has `chunks`·16 elements, `out` (`chunks`·16 − 1)·stride + 16; AVX-512 F present.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn transpose_avx512(block: [&[u32; 16]; 16], out: *mut u32, stride: usize) {
+    pub(super) unsafe fn transpose_avx512(
+        rows: &[&[u32]; LANES],
+        chunks: usize,
+        out: *mut u32,
+        stride: usize,
+    ) {
         let zero = _mm512_setzero_si512();
-        let (mut r, mut s) = ([zero; 16], [zero; 16]);
-        for (r, row) in r.iter_mut().zip(block) {
-            // SAFETY: a row has 16 elements.
-            *r = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
-        }
-        for i in 0..8 {
-            s[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-            s[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-        }
-        // Now s[4q + 0 | 2] hold columns 0, 1 of each 128-bit lane for rows 4q.., s[4q + 1 | 3] columns 2, 3.
-        for q in 0..4 {
-            for h in 0..2 {
-                r[4 * q + 2 * h] = _mm512_unpacklo_epi64(s[4 * q + h], s[4 * q + 2 + h]);
-                r[4 * q + 2 * h + 1] = _mm512_unpackhi_epi64(s[4 * q + h], s[4 * q + 2 + h]);
+        for chunk in 0..chunks {
+            let (mut r, mut s) = ([zero; 16], [zero; 16]);
+            for (r, row) in r.iter_mut().zip(rows) {
+                let at = row.as_ptr().wrapping_add(chunk * CHUNK);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                // SAFETY: the caller's bound on the rows.
+                *r = unsafe { _mm512_loadu_si512(at.cast()) };
             }
-        }
-        // r[4q + i], lane l: column 4l + i of rows 4q..4q + 4. What is left is a 4 × 4 transposition of lanes.
-        for i in 0..4 {
-            let (a, b) =
-                (_mm512_shuffle_i32x4::<0x44>(r[i], r[4 + i]), _mm512_shuffle_i32x4::<0xee>(r[i], r[4 + i]));
-            let (c, d) = (
-                _mm512_shuffle_i32x4::<0x44>(r[8 + i], r[12 + i]),
-                _mm512_shuffle_i32x4::<0xee>(r[8 + i], r[12 + i]),
-            );
-            s[i] = _mm512_shuffle_i32x4::<0x88>(a, c);
-            s[4 + i] = _mm512_shuffle_i32x4::<0xdd>(a, c);
-            s[8 + i] = _mm512_shuffle_i32x4::<0x88>(b, d);
-            s[12 + i] = _mm512_shuffle_i32x4::<0xdd>(b, d);
-        }
-        for (i, s) in s.iter().enumerate() {
-            // SAFETY: the caller's bound on `out`.
-            unsafe { _mm512_storeu_si512(out.add(i * stride).cast(), *s) };
+            for i in 0..8 {
+                s[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                s[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+            }
+            for q in 0..4 {
+                for h in 0..2 {
+                    r[4 * q + 2 * h] = _mm512_unpacklo_epi64(s[4 * q + h], s[4 * q + 2 + h]);
+                    r[4 * q + 2 * h + 1] = _mm512_unpackhi_epi64(s[4 * q + h], s[4 * q + 2 + h]);
+                }
+            }
+            // r[4q + i], lane l: column 4l + i of rows 4q..4q + 4. What is left is a 4 × 4 transposition of lanes.
+            for i in 0..4 {
+                let (a, b) = (
+                    _mm512_shuffle_i32x4::<0x44>(r[i], r[4 + i]),
+                    _mm512_shuffle_i32x4::<0xee>(r[i], r[4 + i]),
+                );
+                let (c, d) = (
+                    _mm512_shuffle_i32x4::<0x44>(r[8 + i], r[12 + i]),
+                    _mm512_shuffle_i32x4::<0xee>(r[8 + i], r[12 + i]),
+                );
+                s[i] = _mm512_shuffle_i32x4::<0x88>(a, c);
+                s[4 + i] = _mm512_shuffle_i32x4::<0xdd>(a, c);
+                s[8 + i] = _mm512_shuffle_i32x4::<0x88>(b, d);
+                s[12 + i] = _mm512_shuffle_i32x4::<0xdd>(b, d);
+            }
+            for (i, s) in s.iter().enumerate() {
+                // SAFETY: the caller's bound on `out`.
+                unsafe { _mm512_storeu_si512(out.add((chunk * CHUNK + i) * stride).cast(), *s) };
+            }
         }
     }
 
-    /// Transposes as four blocks of 8 × 8.
+    /// Transposes in blocks of 8 × 8.
     ///
     /// # Safety
-    /// `out` has 15·stride + 16 elements; AVX2 present.
+    /// Each row has `chunks`·16 elements, `out` (`chunks`·16 − 1)·stride + 16; AVX2 present.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose_avx2(block: [&[u32; 16]; 16], out: *mut u32, stride: usize) {
-        for (row, col) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
-            let zero = _mm256_setzero_si256();
+    pub(super) unsafe fn transpose_avx2(rows: &[&[u32]; LANES], chunks: usize, out: *mut u32, stride: usize) {
+        let zero = _mm256_setzero_si256();
+        for (half, col) in (0..chunks * 2).flat_map(|i| [(0, i * 8), (8, i * 8)]) {
             let (mut r, mut s) = ([zero; 8], [zero; 8]);
-            for (r, row) in r.iter_mut().zip(&block[row..row + 8]) {
-                // SAFETY: `col + 8` is at most 16, the length of a row.
-                *r = unsafe { _mm256_loadu_si256(row.as_ptr().add(col).cast()) };
+            for (r, row) in r.iter_mut().zip(&rows[half..half + 8]) {
+                let at = row.as_ptr().wrapping_add(col);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                // SAFETY: the caller's bound on the rows.
+                *r = unsafe { _mm256_loadu_si256(at.cast()) };
             }
             for i in 0..4 {
                 s[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
@@ -390,7 +412,7 @@ mod x86 {
             }
             for (i, s) in s.iter().enumerate() {
                 // SAFETY: the caller's bound on `out`.
-                unsafe { _mm256_storeu_si256(out.add((col + i) * stride + row).cast(), *s) };
+                unsafe { _mm256_storeu_si256(out.add((col + i) * stride + half).cast(), *s) };
             }
         }
     }

@@ -69,6 +69,8 @@ trait Units<T>: Copy + Send + Sync {
     const DEPTH: usize;
     /// Joins neighbours in depth; a format with one element takes the first.
     fn unit(first: T, second: T) -> u32;
+    /// Reads as many units as `out` has, from neighbours in depth.
+    fn read(row: &[T], out: &mut [u32]);
 }
 
 #[derive(Clone, Copy)]
@@ -79,6 +81,12 @@ impl<T: FloatX> Units<T> for Single {
     #[inline(always)]
     fn unit(first: T, _: T) -> u32 {
         first.to_f32().to_bits()
+    }
+    #[inline(always)]
+    fn read(row: &[T], out: &mut [u32]) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = x.to_f32().to_bits();
+        }
     }
 }
 
@@ -91,6 +99,12 @@ impl<T: FloatX> Units<T> for Pair {
     #[inline(always)]
     fn unit(first: T, second: T) -> u32 {
         first.to_f32().to_bits() >> 16 | second.to_f32().to_bits() & 0xffff_0000
+    }
+    #[inline(always)]
+    fn read(row: &[T], out: &mut [u32]) {
+        for (out, [a, b]) in out.iter_mut().zip(row.as_chunks::<2>().0) {
+            *out = Self::unit(*a, *b);
+        }
     }
 }
 
@@ -155,78 +169,81 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
         }
         let size = job.side.panel() * job.deep;
         for (p, panel) in job.panels.zip(out.chunks_mut(size)) {
-            let width = job.side.width(self.operand.across, p);
-            for unit in job.units.clone().step_by(CHUNK) {
-                let at = unit - job.units.start;
-                let steps = CHUNK.min(job.units.end - unit);
-                match job.side {
-                    Side::A => self.copy_chunk(p * ROWS, unit, &mut panel[at * ROWS..(at + CHUNK) * ROWS]),
-                    Side::B => {
-                        self.turn_chunk(p * COLS, unit, &mut panel[at * width..(at + steps) * width], width)
-                    }
-                }
+            match job.side {
+                Side::A => self.copy(p * ROWS, job.units.clone(), panel),
+                Side::B => self.turn(p * COLS, job.units.clone(), panel),
             }
         }
     }
 
-    /// Copies 16 units of 8 rows: `[row][unit]`.
-    fn copy_chunk(&self, row: usize, unit: usize, out: &mut [u32]) {
+    /// Copies 8 rows: `[unit / 16][row][unit % 16]`.
+    fn copy(&self, row: usize, units: Range<usize>, panel: &mut [u32]) {
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (i, out) in out.chunks_exact_mut(CHUNK).enumerate() {
-                    self.units_of(row + i, unit, out);
+                for (unit, chunk) in units.step_by(CHUNK).zip(panel.chunks_exact_mut(CHUNK * ROWS)) {
+                    for (i, out) in chunk.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
+                        self.units_of(row + i, unit, out);
+                    }
                 }
             },
         );
     }
 
-    /// Transposes 16 units (or fewer, at the end) of up to 48 columns: `[unit][column]`.
-    fn turn_chunk(&self, col: usize, unit: usize, out: &mut [u32], width: usize) {
-        let whole = out.len() == CHUNK * width;
+    /// Transposes up to 48 columns: `[unit][column]`.
+    fn turn(&self, col: usize, units: Range<usize>, panel: &mut [u32]) {
+        let width = Side::B.width(self.operand.across, col / COLS);
         for lane in (0..width).step_by(LANES) {
-            if whole && let Some(rows) = self.rows_in_place(col + lane, unit) {
-                transpose(self.isa, rows, &mut out[lane..], width);
-                continue;
+            let mut done = 0;
+            if let Some(rows) = self.rows_in_place(col + lane, units.clone()) {
+                transpose(self.isa, &rows, &mut panel[lane..], width);
+                done = units.len() / CHUNK * CHUNK;
             }
-            let mut block = [[0; LANES]; LANES];
-            self.isa.run(
-                #[inline(always)]
-                |_| {
-                    for (i, row) in block.iter_mut().enumerate() {
-                        self.units_of(col + lane + i, unit, row);
-                    }
-                },
-            );
-            if whole {
-                transpose(self.isa, block.each_ref(), &mut out[lane..], width);
-                continue;
-            }
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                for (out, row) in out[lane..lane + LANES].iter_mut().zip(&block) {
-                    *out = row[i];
-                }
+            for unit in (units.start + done..units.end).step_by(CHUNK) {
+                let out = &mut panel[(unit - units.start) * width + lane..];
+                self.turn_chunk(col + lane, unit, CHUNK.min(units.end - unit), (out, width));
             }
         }
     }
 
-    /// Returns 16 units of 16 rows where they lie, if they are f32 and all there.
-    fn rows_in_place(&self, across: usize, unit: usize) -> Option<[&[u32; LANES]; LANES]> {
+    /// Transposes `steps` units, at most 16, of 16 columns.
+    fn turn_chunk(&self, col: usize, unit: usize, steps: usize, (out, width): (&mut [u32], usize)) {
+        let mut block = [[0; LANES]; LANES];
+        self.isa.run(
+            #[inline(always)]
+            |_| {
+                for (i, row) in block.iter_mut().enumerate() {
+                    self.units_of(col + i, unit, row);
+                }
+            },
+        );
+        if steps == CHUNK {
+            return transpose(self.isa, &block.each_ref().map(|row| &row[..]), out, width);
+        }
+        for (i, out) in out.chunks_mut(width).take(steps).enumerate() {
+            for (out, row) in out.iter_mut().zip(&block) {
+                *out = row[i];
+            }
+        }
+    }
+
+    /// Returns units of 16 rows where they lie, if they are f32 and all there.
+    fn rows_in_place(&self, across: usize, units: Range<usize>) -> Option<[&[u32]; LANES]> {
         let operand = &self.operand;
-        if T::DTYPE != DType::F32 || across + LANES > operand.across || unit + CHUNK > operand.depth {
+        if T::DTYPE != DType::F32 || across + LANES > operand.across {
             return None;
         }
         let data = bytemuck::cast_slice::<T, u32>(operand.data);
-        let mut rows = [&[0; LANES]; LANES];
+        let mut rows = [&data[..0]; LANES];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = data[(across + i) * operand.stride + unit..].first_chunk()?;
+            *row = &data[(across + i) * operand.stride..][units.clone()];
         }
         Some(rows)
     }
 
     /// Reads 16 units of a row that is contiguous in depth; zeros beyond its end and below the last row.
     #[inline(always)]
-    fn units_of(&self, across: usize, unit: usize, out: &mut [u32]) {
+    fn units_of(&self, across: usize, unit: usize, out: &mut [u32; CHUNK]) {
         let operand = &self.operand;
         if across >= operand.across {
             return out.fill(0);
@@ -235,10 +252,7 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
         let row =
             &operand.data[across * operand.stride..][start..operand.depth.min(start + CHUNK * U::DEPTH)];
         if row.len() == CHUNK * U::DEPTH {
-            for (out, pair) in out.iter_mut().zip(row.chunks_exact(U::DEPTH)) {
-                *out = U::unit(pair[0], pair[U::DEPTH - 1]);
-            }
-            return;
+            return U::read(row, out);
         }
         out.fill(0);
         for (out, pair) in out.iter_mut().zip(row.chunks(U::DEPTH)) {
@@ -266,25 +280,44 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
     #[inline(always)]
     fn spread_units<const W: usize>(&self, job: &Panels, units: Range<usize>, out: &mut [u32]) {
         let operand = &self.operand;
-        for (p, panel) in job.panels.clone().zip(out.chunks_mut(W * job.deep)) {
-            let (start, width) = (p * W, job.side.width(operand.across, p));
-            for unit in units.clone() {
-                let row = |d: usize| &operand.data[d * operand.stride + start..];
-                let first = row(unit * U::DEPTH);
-                let second = if U::DEPTH == 2 && unit * 2 + 1 < operand.depth {
-                    Some(row(unit * 2 + 1))
-                } else {
-                    None
-                };
-                let out = &mut panel[(unit - job.units.start) * width..][..width];
-                if start + W <= operand.across {
-                    join::<T, U>(&first[..W], second.map(|s| &s[..W]), &mut out[..W]);
-                    continue;
+        let (start, at) = (job.panels.start * W, units.start - job.units.start);
+        let whole = job.panels.len().min((operand.across - start) / W);
+        let (body, tail) = out.split_at_mut(whole * W * job.deep);
+        if units.end * U::DEPTH <= operand.depth && units.len() == SPREAD {
+            let row = |d: usize| &operand.data[d * operand.stride + start..][..whole * W];
+            let rows: [_; SPREAD] = std::array::from_fn(|i| {
+                let d = (units.start + i) * U::DEPTH;
+                (row(d), row(d + U::DEPTH - 1))
+            });
+            for (i, panel) in body.chunks_exact_mut(W * job.deep).enumerate() {
+                let out = &mut panel[at * W..(at + SPREAD) * W];
+                for (out, (first, second)) in out.chunks_exact_mut(W).zip(rows) {
+                    join::<T, U>(&first[i * W..(i + 1) * W], Some(&second[i * W..(i + 1) * W]), out);
                 }
-                let there = operand.across - start;
-                join::<T, U>(&first[..there], second.map(|s| &s[..there]), out);
-                out[there..].fill(0);
             }
+        } else {
+            for (i, panel) in body.chunks_exact_mut(W * job.deep).enumerate() {
+                self.spread_part(start + i * W, W, units.clone(), &mut panel[at * W..]);
+            }
+        }
+        if whole < job.panels.len() {
+            let width = job.side.width(operand.across, job.panels.end - 1);
+            self.spread_part(start + whole * W, width, units, &mut tail[at * width..]);
+        }
+    }
+
+    /// Packs a few units of one panel, with zeros where the operand ends.
+    #[inline(always)]
+    fn spread_part(&self, start: usize, width: usize, units: Range<usize>, out: &mut [u32]) {
+        let operand = &self.operand;
+        let there = width.min(operand.across - start);
+        for (unit, out) in units.zip(out.chunks_mut(width)) {
+            let row = |d: usize| &operand.data[d * operand.stride + start..][..there];
+            let second = unit * U::DEPTH + U::DEPTH - 1;
+            let second = if second < operand.depth { Some(row(second)) } else { None };
+            let (out, padding) = out.split_at_mut(there);
+            join::<T, U>(row(unit * U::DEPTH), second, out);
+            padding.fill(0);
         }
     }
 }
