@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::device::Isa;
-use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Order, ROWS, transpose};
+use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Panel, ROWS, transpose};
 use crate::tensor::{DType, FloatX};
 
 /// An operand where it lies: element (across, depth) is `data[across·stride + depth]` if `along_depth`, else
@@ -118,13 +118,27 @@ impl Format {
     }
 }
 
-impl<T: FloatX> Operand<'_, T> {
-    /// Returns the order of the units in its A panels.
-    pub(super) fn order(&self) -> Order {
-        if self.along_depth { Order::Rows } else { Order::Units }
+impl<'d, T: FloatX> Operand<'d, T> {
+    /// Returns the operand as rows of units, if a kernel can read it as an A operand where it lies: f32 for single
+    /// units, bf16 of an even depth for pairs, contiguous in depth.
+    pub(super) fn in_place(&self, format: Format) -> Option<(&'d [u32], usize)> {
+        let fits = match format {
+            Format::Single => T::DTYPE == DType::F32,
+            Format::Pair => T::DTYPE == DType::Bf16 && self.depth.is_multiple_of(2),
+        };
+        let units = bytemuck::try_cast_slice::<T, u32>(self.data).ok()?;
+        (fits && self.along_depth).then_some((units, format.units(self.stride)))
     }
 
-    /// Packs units `units` of panels `panels` into `out`, one panel every panel width × `deep` elements.
+    /// Returns panel `i` of packed A panels that start at `data`.
+    pub(super) fn panel<'a>(&self, data: &'a [u32], i: usize, deep: usize) -> Panel<'a> {
+        let data = &data[i * ROWS * deep..];
+        let (row, step) = if self.along_depth { (deep, 1) } else { (1, ROWS) };
+        Panel { data, rows: ROWS, row, step }
+    }
+
+    /// Packs units `units` of panels `panels` into `out`, one panel every panel width × `deep` elements: A panels as
+    /// `[row][deep]` if contiguous in depth, else `[unit][row]`; B panels as `[unit][column]`.
     ///
     /// `units` starts at a multiple of a chunk; `deep` is a multiple of it, at least the number of units.
     pub(super) fn pack(
@@ -170,21 +184,19 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
         let size = job.side.panel() * job.deep;
         for (p, panel) in job.panels.zip(out.chunks_mut(size)) {
             match job.side {
-                Side::A => self.copy(p * ROWS, job.units.clone(), panel),
+                Side::A => self.copy(p * ROWS, job.units.clone(), panel, job.deep),
                 Side::B => self.turn(p * COLS, job.units.clone(), panel),
             }
         }
     }
 
-    /// Copies 8 rows: `[unit / 16][row][unit % 16]`.
-    fn copy(&self, row: usize, units: Range<usize>, panel: &mut [u32]) {
+    /// Copies 8 rows: `[row][unit]`.
+    fn copy(&self, row: usize, units: Range<usize>, panel: &mut [u32], deep: usize) {
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (unit, chunk) in units.step_by(CHUNK).zip(panel.chunks_exact_mut(CHUNK * ROWS)) {
-                    for (i, out) in chunk.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
-                        self.units_of(row + i, unit, out);
-                    }
+                for (i, out) in panel.chunks_mut(deep).take(ROWS).enumerate() {
+                    self.units_of(row + i, units.start, &mut out[..units.len()]);
                 }
             },
         );
@@ -241,22 +253,22 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
         Some(rows)
     }
 
-    /// Reads 16 units of a row that is contiguous in depth; zeros beyond its end and below the last row.
+    /// Reads units of a row that is contiguous in depth; zeros beyond its end and below the last row.
     #[inline(always)]
-    fn units_of(&self, across: usize, unit: usize, out: &mut [u32; CHUNK]) {
+    fn units_of(&self, across: usize, unit: usize, out: &mut [u32]) {
         let operand = &self.operand;
         if across >= operand.across {
             return out.fill(0);
         }
-        let start = unit * U::DEPTH;
-        let row =
-            &operand.data[across * operand.stride..][start..operand.depth.min(start + CHUNK * U::DEPTH)];
-        if row.len() == CHUNK * U::DEPTH {
-            return U::read(row, out);
+        let row = &operand.data[across * operand.stride..][..operand.depth];
+        let row = &row[unit * U::DEPTH..row.len().min((unit + out.len()) * U::DEPTH)];
+        let whole = row.len() / U::DEPTH;
+        U::read(row, &mut out[..whole]);
+        if let Some(out) = out.get_mut(whole..) {
+            out.fill(0);
         }
-        out.fill(0);
-        for (out, pair) in out.iter_mut().zip(row.chunks(U::DEPTH)) {
-            *out = U::unit(pair[0], pair.get(1).copied().unwrap_or(T::from_f32(0.0)));
+        if row.len() > whole * U::DEPTH {
+            out[whole] = U::unit(row[whole * U::DEPTH], T::from_f32(0.0));
         }
     }
 

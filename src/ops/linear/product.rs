@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Isa};
 use crate::ops::linear::finish::{Add, Finish};
-use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, ROWS};
+use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
 use crate::tensor::{DType, FloatX};
@@ -40,8 +40,6 @@ struct Plan {
     units: usize,
     /// Depth of a block.
     block: usize,
-    /// Says whether more than one tile reads each A panel, B panel.
-    shared: (bool, bool),
     serial: bool,
 }
 
@@ -67,8 +65,7 @@ impl Plan {
         let down = Split { count: row_panels, parts: row_panels.div_ceil(tall) };
         let across = Split { count: col_panels, parts: col_panels.div_ceil(wide) };
         let grid = Grid { rows: m, cols: n, panel_rows: ROWS, panel_cols: COLS, down, across };
-        let shared = (across.parts > 1, down.parts > 1);
-        Self { grid, format, units, block, shared, serial: m * n * k < SERIAL }
+        Self { grid, format, units, block, serial: m * n * k < SERIAL }
     }
 
     /// Returns the length of one block of all panels of one side.
@@ -84,13 +81,10 @@ impl Plan {
         i * self.block..self.units.min((i + 1) * self.block)
     }
 
-    /// Returns how many f32 a thread needs: sums of a tile, a block of its A panels, a block of its B panels.
-    fn scratch(&self) -> (usize, usize, usize) {
-        let tall = self.grid.down.count.div_ceil(self.grid.down.parts) * ROWS;
-        let wide = self.grid.across.count.div_ceil(self.grid.across.parts) * COLS;
-        let a = if self.shared.0 { 0 } else { tall * self.block };
-        let b = if self.shared.1 { 0 } else { wide * self.block };
-        (tall * wide, a, b)
+    /// Returns the most rows or columns of a tile, in whole panels.
+    fn tile(&self, side: Side) -> usize {
+        let split = if side == Side::A { self.grid.down } else { self.grid.across };
+        split.count.div_ceil(split.parts) * side.panel()
     }
 }
 
@@ -166,10 +160,18 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     let format = if pairs { Format::Pair } else { Format::Single };
     let plan = Plan::new(a.across, b.across, a.depth, format);
     let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
+    let in_place = a.in_place(format);
     let blocks = plan.units.div_ceil(plan.block);
-    let packed = |shared, side| if shared { plan.period(side) * blocks } else { 0 };
-    let (a_len, b_len) = (packed(plan.shared.0, Side::A), packed(plan.shared.1, Side::B));
-    let (sums, a_block, b_block) = plan.scratch();
+    let (a_len, a_block) = match (in_place.is_some(), plan.grid.across.parts > 1) {
+        (true, _) => (0, 0),
+        (_, true) => (plan.period(Side::A) * blocks, 0),
+        (_, false) => (0, plan.tile(Side::A) * plan.block),
+    };
+    let (b_len, b_block) = match plan.grid.down.parts > 1 {
+        true => (plan.period(Side::B) * blocks, 0),
+        false => (0, plan.tile(Side::B) * plan.block),
+    };
+    let sums = plan.tile(Side::A) * plan.tile(Side::B);
     let each = sums + a_block + b_block;
     // Powers of two, so that products of many shapes share few blocks of the pool.
     let mut memory = cpu.take((a_len + b_len).next_multiple_of(1 << 12).next_power_of_two() * 4);
@@ -184,10 +186,12 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         a_panels: Chunks::new(a_panels, plan.period(Side::A), A_GROUP * ROWS * plan.block),
         b_panels: Chunks::new(&mut rest[..b_len], plan.period(Side::B), B_GROUP * COLS * plan.block),
         tiles: Tiles::new(first, second, plan.grid),
+        in_place,
+        scratch: (sums, a_block, b_block),
     };
     let private = private.as_mut_slice::<u32>();
     if threads == 1 {
-        return job.work(private);
+        return job.work(&mut private[..each]);
     }
     cpu.install(|| private.par_chunks_mut(each).take(threads).for_each(|scratch| job.work(scratch)));
 }
@@ -202,9 +206,13 @@ struct Job<'a, A, B, F: Finish> {
     a: Operand<'a, A>,
     b: Operand<'a, B>,
     finish: &'a F,
+    /// A where it lies, with its stride, if it needs no packing.
+    in_place: Option<(&'a [u32], usize)>,
     a_panels: Chunks<'a>,
     b_panels: Chunks<'a>,
     tiles: Tiles<'a, F::Out>,
+    /// A thread's scratch: the sums of a tile, one block of its A panels and of its B panels (0 if packed for all).
+    scratch: (usize, usize, usize),
 }
 
 impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
@@ -228,49 +236,60 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
     /// Sums and finishes one tile.
     fn tile(&self, tile: &mut Tile<F::Out>, a: &[u32], b: &[u32], scratch: &mut [u32]) {
         let plan = &self.plan;
-        let (sums, a_block, b_block) = plan.scratch();
-        let (sums, scratch) = scratch.split_at_mut(sums);
-        let (a_block, scratch) = scratch.split_at_mut(a_block);
-        let b_block = &mut scratch[..b_block];
+        let (sums, scratch) = scratch.split_at_mut(self.scratch.0);
+        let (a_block, b_block) = scratch.split_at_mut(self.scratch.1);
         let sums = bytemuck::cast_slice_mut::<u32, f32>(sums);
         let stride = tile.col_panels.len() * COLS;
         for i in 0..plan.units.div_ceil(plan.block) {
             let units = plan.units(i);
-            let a = if plan.shared.0 {
-                &a[i * plan.period(Side::A) + tile.row_panels.start * ROWS * plan.block..]
-            } else {
+            if !a_block.is_empty() {
                 let (panels, out) = (tile.row_panels.clone(), (&mut *a_block, plan.block));
                 self.a.pack(self.isa, plan.format, Side::A, panels, units.clone(), out);
-                &*a_block
-            };
-            let b = if plan.shared.1 {
-                &b[i * plan.period(Side::B) + tile.col_panels.start * COLS * plan.block..]
-            } else {
+            }
+            if !b_block.is_empty() {
                 let (panels, out) = (tile.col_panels.clone(), (&mut *b_block, plan.block));
                 self.b.pack(self.isa, plan.format, Side::B, panels, units.clone(), out);
-                &*b_block
+            }
+            let a = if a_block.is_empty() { a } else { &*a_block };
+            let b = match b_block.is_empty() {
+                true => &b[i * plan.period(Side::B) + tile.col_panels.start * COLS * plan.block..],
+                false => &*b_block,
             };
-            self.multiply(tile, (a, b), (units.len(), i == 0), (sums, stride));
+            self.multiply(tile, i, (a, b), (sums, stride));
         }
         self.finish_tile(tile, sums, stride);
     }
 
-    /// Adds the products of one block of depth to the sums: each B panel stays near while all A panels pass by.
+    /// Adds the products of block `i` of depth to the sums: each B panel stays near while all A panels pass by.
     fn multiply(
         &self,
         tile: &Tile<F::Out>,
+        i: usize,
         (a, b): (&[u32], &[u32]),
-        (units, first): (usize, bool),
         (sums, stride): (&mut [f32], usize),
     ) {
-        let (plan, order) = (&self.plan, self.a.order());
+        let (plan, units) = (&self.plan, self.plan.units(i));
         for (j, (q, b)) in tile.col_panels.clone().zip(b.chunks(COLS * plan.block)).enumerate() {
             let width = Side::B.width(plan.grid.cols, q);
-            for (i, a) in a.chunks(ROWS * plan.block).take(tile.row_panels.len()).enumerate() {
-                let block = Block { format: plan.format, a, order, b, width, units, first };
-                block.run(self.isa, &mut sums[i * ROWS * stride + j * COLS..], stride);
+            for (k, p) in tile.row_panels.clone().enumerate() {
+                let a = self.a_panel(a, i, p, k);
+                let block = Block { format: plan.format, a, b, width, units: units.len(), first: i == 0 };
+                block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
             }
         }
+    }
+
+    /// Returns A panel `p` from block `i` on, the `k`-th of its tile.
+    fn a_panel<'p>(&'p self, packed: &'p [u32], i: usize, p: usize, k: usize) -> Panel<'p> {
+        let plan = &self.plan;
+        if let Some((data, stride)) = self.in_place {
+            let data = &data[p * ROWS * stride + i * plan.block..];
+            return Panel { data, rows: ROWS.min(plan.grid.rows - p * ROWS), row: stride, step: 1 };
+        }
+        if self.scratch.1 > 0 {
+            return self.a.panel(packed, k, plan.block);
+        }
+        self.a.panel(&packed[i * plan.period(Side::A)..], p, plan.block)
     }
 
     fn finish_tile(&self, tile: &mut Tile<F::Out>, sums: &mut [f32], stride: usize) {

@@ -252,9 +252,7 @@ fn a_nan_reaches_its_row_and_no_other() {
 #[test]
 fn the_second_step_takes_no_memory_from_the_system() {
     let device = cpu(2, None);
-    let handle = match &device {
-        Device::Cpu(cpu) => cpu,
-    };
+    let Device::Cpu(handle) = &device;
     bits::<f32>(&device, (300, 270, 400));
     let taken = handle.allocations();
     for _ in 0..5 {
