@@ -172,6 +172,8 @@ struct Packer<'a, T, U> {
     how: PhantomData<U>,
 }
 
+/// Units of 16 rows that are converted before they are transposed: 8 KiB, a quarter of the first cache level.
+const STAGE: usize = 128;
 /// Memory rows that are spread over the panels together: two panels share a cache line, and rows a power of two apart
 /// share a set of the cache, of which there are eight.
 const SPREAD: usize = 4;
@@ -211,32 +213,31 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
                 transpose(self.isa, &rows, &mut panel[lane..], width);
                 done = units.len() / CHUNK * CHUNK;
             }
-            for unit in (units.start + done..units.end).step_by(CHUNK) {
-                let out = &mut panel[(unit - units.start) * width + lane..];
-                self.turn_chunk(col + lane, unit, CHUNK.min(units.end - unit), (out, width));
+            for unit in (units.start + done..units.end).step_by(STAGE) {
+                let steps = STAGE.min(units.end - unit);
+                self.turn_stage(
+                    col + lane,
+                    unit,
+                    steps,
+                    (&mut panel[(unit - units.start) * width + lane..], width),
+                );
             }
         }
     }
 
-    /// Transposes `steps` units, at most 16, of 16 columns.
-    fn turn_chunk(&self, col: usize, unit: usize, steps: usize, (out, width): (&mut [u32], usize)) {
-        let mut block = [[0; LANES]; LANES];
+    /// Transposes `steps` units of 16 columns that need converting or padding first; whole chunks are written.
+    fn turn_stage(&self, col: usize, unit: usize, steps: usize, (out, width): (&mut [u32], usize)) {
+        let mut stage = [[0; STAGE]; LANES];
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (i, row) in block.iter_mut().enumerate() {
-                    self.units_of(col + i, unit, row);
+                for (i, row) in stage.iter_mut().enumerate() {
+                    self.units_of(col + i, unit, &mut row[..steps]);
                 }
             },
         );
-        if steps == CHUNK {
-            return transpose(self.isa, &block.each_ref().map(|row| &row[..]), out, width);
-        }
-        for (i, out) in out.chunks_mut(width).take(steps).enumerate() {
-            for (out, row) in out.iter_mut().zip(&block) {
-                *out = row[i];
-            }
-        }
+        let whole = steps.next_multiple_of(CHUNK);
+        transpose(self.isa, &stage.each_ref().map(|row| &row[..whole]), out, width);
     }
 
     /// Returns units of 16 rows where they lie, if they are f32 and all there.
@@ -304,7 +305,7 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
             for (i, panel) in body.chunks_exact_mut(W * job.deep).enumerate() {
                 let out = &mut panel[at * W..(at + SPREAD) * W];
                 for (out, (first, second)) in out.chunks_exact_mut(W).zip(rows) {
-                    join::<T, U>(&first[i * W..(i + 1) * W], Some(&second[i * W..(i + 1) * W]), out);
+                    line::<T, U, W>(&first[i * W..], &second[i * W..], out);
                 }
             }
         } else {
@@ -332,6 +333,22 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
             padding.fill(0);
         }
     }
+}
+
+/// Joins parts of two memory rows, of a width that the compiler knows.
+#[inline(always)]
+fn line<T: FloatX, U: Units<T>, const W: usize>(first: &[T], second: &[T], out: &mut [u32]) {
+    let (first, second, out) = (&first[..W], &second[..W], &mut out[..W]);
+    if T::DTYPE == DType::F32 && U::DEPTH == 1 {
+        return out.copy_from_slice(bytemuck::cast_slice(first));
+    }
+    // By way of registers: written straight to `out`, which might overlap for all the compiler knows, the unrolled
+    // loop would stay scalar.
+    let mut line = [0; W];
+    for ((line, a), b) in line.iter_mut().zip(first).zip(second) {
+        *line = U::unit(*a, *b);
+    }
+    out.copy_from_slice(&line);
 }
 
 /// Joins two memory rows lane by lane.
