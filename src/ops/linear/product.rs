@@ -1,10 +1,11 @@
 //! The product of two strided matrices, blocked for the caches, with a row-wise finish on every tile.
 //!
-//! C (M, N) = A (M, K) · B (K, N). Both operands are packed once, by all threads together; then each tile of C is
-//! summed block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An
-//! operand that only one tile would read is packed by that tile, block by block. Panels, blocks and tiles depend on
-//! the shapes alone, and each element is summed in the order of depth: first within a block, then block to block. So
-//! neither the number of threads, nor M, nor N changes a bit of it.
+//! C (M, N) = A (M, K) · B (K, N). Operands are packed once, by all threads together; then each tile of C is summed
+//! block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An operand
+//! that only one tile would read is packed by that tile, block by block; rows of A that need no conversion are read
+//! where they lie. Panels, blocks and tiles depend on the shapes and the instruction set alone, and each element is
+//! summed in the order of depth: first within a block, then block to block. So neither the number of threads, nor M,
+//! nor N changes a bit of it.
 
 use std::marker::PhantomData;
 use std::ops::Range;
