@@ -93,7 +93,8 @@ impl Arch {
         // of degree 7 (next term below 2e-9). 2ⁿ is applied as two factors, so that n = 128 does not overflow early.
         const MAGIC: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer
         let clamped = x.clamp(-87.4, 89.0);
-        let n = self.fma(clamped, std::f32::consts::LOG2_E, MAGIC) - MAGIC;
+        let shifted = self.fma(clamped, std::f32::consts::LOG2_E, MAGIC);
+        let n = shifted - MAGIC;
         let r = self.fma(n, -0.693_359_4, clamped);
         let r = self.fma(n, 2.121_944_4e-4, r);
         let mut p = 1.0 / 5040.0;
@@ -104,10 +105,11 @@ impl Arch {
         p = self.fma(p, r, 0.5);
         p = self.fma(p, r, 1.0);
         p = self.fma(p, r, 1.0);
-        let n = n as i32;
+        let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
         let half = n >> 1;
-        let y =
-            p * f32::from_bits(((half + 127) as u32) << 23) * f32::from_bits(((n - half + 127) as u32) << 23);
+        let y = p
+            * f32::from_bits((half.wrapping_add(127) as u32) << 23)
+            * f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
         let y = if x < -87.3 { 0.0 } else { y };
         let y = if x > 88.722_84 { f32::INFINITY } else { y };
         if x.is_nan() { x } else { y }
@@ -138,7 +140,8 @@ impl Arch {
         // 4u = q + f with |f| ≤ ½, so the angle is q·π/2 + a, a = f·π/2 in [−π/4, π/4]: Taylor to a⁹ and a⁸.
         const MAGIC: f32 = 12_582_912.0;
         let turns = 4.0 * u;
-        let q = (turns + MAGIC) - MAGIC;
+        let shifted = turns + MAGIC;
+        let q = shifted - MAGIC;
         let a = (turns - q) * std::f32::consts::FRAC_PI_2;
         let z = a * a;
         let mut s = 1.0 / 362_880.0;
@@ -151,10 +154,10 @@ impl Arch {
         c = self.fma(c, z, 1.0 / 24.0);
         c = self.fma(c, z, -0.5);
         let c = self.fma(c, z, 1.0);
-        let q = q as i32;
+        let q = shifted.to_bits().wrapping_sub(MAGIC.to_bits());
         let (sin, cos) = if q & 1 == 0 { (s, c) } else { (c, s) };
-        let sin_sign = ((q as u32) & 2) << 30;
-        let cos_sign = ((q.wrapping_add(1) as u32) & 2) << 30;
+        let sin_sign = (q & 2) << 30;
+        let cos_sign = (q.wrapping_add(1) & 2) << 30;
         (f32::from_bits(sin.to_bits() ^ sin_sign), f32::from_bits(cos.to_bits() ^ cos_sign))
     }
 
