@@ -56,7 +56,7 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { run_avx2(f) },
-            _ => f(Arch { fma: false }),
+            _ => f(Arch { fma: false, wide: false }),
         }
     }
 }
@@ -64,19 +64,20 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
 unsafe fn run_avx512<R>(f: impl FnOnce(Arch) -> R) -> R {
-    f(Arch { fma: true })
+    f(Arch { fma: true, wide: true })
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn run_avx2<R>(f: impl FnOnce(Arch) -> R) -> R {
-    f(Arch { fma: true })
+    f(Arch { fma: true, wide: false })
 }
 
 /// Tells inlined code what the instruction set offers; a constant after inlining.
 #[derive(Clone, Copy, Debug)]
 pub struct Arch {
     fma: bool,
+    wide: bool,
 }
 
 impl Arch {
@@ -173,66 +174,116 @@ impl Arch {
         1.0 - 2.0 / (self.exp(2.0 * x) + 1.0)
     }
 
-    /// Returns Σ x in interleaved partial sums, added in a fixed tree: the order depends on the length alone.
+    /// Returns Σ x, in an order that depends on the length and the instruction set alone.
     #[inline(always)]
     pub fn sum(self, xs: &[f32]) -> f32 {
-        // Long sums need four registers of partial sums to hide the latency of an addition; short ones would only
-        // spend their time adding them up.
-        if xs.len() >= LONG { self.sum_in::<64>(xs) } else { self.sum_in::<16>(xs) }
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            // SAFETY: `wide` is set only by `run_avx512`.
+            return unsafe { x86::sum(xs) };
+        }
+        self.lanes(
+            xs.len(),
+            #[inline(always)]
+            |i| (xs[i], 1.0),
+        )
     }
 
-    /// Returns Σ a·b of two slices of one length, in the same order as [`Arch::sum`].
+    /// Returns Σ a·b of two slices of one length, in an order that depends on it and the instruction set alone.
     #[inline(always)]
     pub fn dot(self, a: &[f32], b: &[f32]) -> f32 {
-        if a.len() >= LONG { self.dot_in::<64>(a, b) } else { self.dot_in::<16>(a, b) }
+        debug_assert_eq!(a.len(), b.len());
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            // SAFETY: `wide` is set only by `run_avx512`.
+            return unsafe { x86::dot(a, b) };
+        }
+        let b = &b[..a.len()];
+        self.lanes(
+            a.len(),
+            #[inline(always)]
+            |i| (a[i], b[i]),
+        )
     }
 
+    /// Σ f(i).0·f(i).1 in sixteen interleaved partial sums.
     #[inline(always)]
-    fn sum_in<const P: usize>(self, xs: &[f32]) -> f32 {
-        let mut acc = [0.0f32; P];
-        let chunks = xs.chunks_exact(P);
-        let tail = chunks.remainder();
-        for xs in chunks {
-            for (acc, x) in acc.iter_mut().zip(xs) {
-                *acc += x;
+    fn lanes(self, n: usize, f: impl Fn(usize) -> (f32, f32)) -> f32 {
+        let mut acc = [0.0f32; 16];
+        for i in 0..n {
+            let (a, b) = f(i);
+            acc[i % 16] = self.fma(a, b, acc[i % 16]);
+        }
+        let mut width = 8;
+        while width > 0 {
+            for lane in 0..width {
+                acc[lane] += acc[lane + width];
             }
+            width /= 2;
         }
-        for (acc, x) in acc.iter_mut().zip(tail) {
-            *acc += x;
-        }
-        tree(acc)
-    }
-
-    #[inline(always)]
-    fn dot_in<const P: usize>(self, a: &[f32], b: &[f32]) -> f32 {
-        let mut acc = [0.0f32; P];
-        let (a_chunks, b_chunks) = (a.chunks_exact(P), b.chunks_exact(P));
-        let (a_tail, b_tail) = (a_chunks.remainder(), b_chunks.remainder());
-        for (a, b) in a_chunks.zip(b_chunks) {
-            for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
-                *acc = self.fma(*a, *b, *acc);
-            }
-        }
-        for ((acc, a), b) in acc.iter_mut().zip(a_tail).zip(b_tail) {
-            *acc = self.fma(*a, *b, *acc);
-        }
-        tree(acc)
+        acc[0]
     }
 }
 
-/// Length from which sums take four registers of partial sums.
-const LONG: usize = 256;
+/// Sums in four AVX-512 registers: written out, since arrays of partial sums do not stay in registers.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
 
-#[inline(always)]
-fn tree<const P: usize>(mut acc: [f32; P]) -> f32 {
-    let mut width = P / 2;
-    while width > 0 {
-        for lane in 0..width {
-            acc[lane] += acc[lane + width];
+    /// Returns Σ x.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn sum(xs: &[f32]) -> f32 {
+        let mut acc = [_mm512_setzero_ps(); 4];
+        let (whole, tail) = xs.as_chunks::<64>();
+        for xs in whole {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: 16·k + 16 ≤ 64, the length of the chunk.
+                *acc = _mm512_add_ps(*acc, unsafe { _mm512_loadu_ps(xs.as_ptr().add(16 * k)) });
+            }
         }
-        width /= 2;
+        for xs in tail.chunks(16) {
+            acc[0] = _mm512_add_ps(acc[0], load(xs));
+        }
+        total(acc)
     }
-    acc[0]
+
+    /// Returns Σ a·b over the shorter length.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let n = a.len().min(b.len());
+        let mut acc = [_mm512_setzero_ps(); 4];
+        let ((a_whole, a_tail), (b_whole, b_tail)) = (a[..n].as_chunks::<64>(), b[..n].as_chunks::<64>());
+        for (a, b) in a_whole.iter().zip(b_whole) {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: 16·k + 16 ≤ 64, the length of both chunks.
+                let (a, b) = unsafe {
+                    (_mm512_loadu_ps(a.as_ptr().add(16 * k)), _mm512_loadu_ps(b.as_ptr().add(16 * k)))
+                };
+                *acc = _mm512_fmadd_ps(a, b, *acc);
+            }
+        }
+        for (a, b) in a_tail.chunks(16).zip(b_tail.chunks(16)) {
+            acc[0] = _mm512_fmadd_ps(load(a), load(b), acc[0]);
+        }
+        total(acc)
+    }
+
+    /// Loads at most 16 numbers, zeros behind them.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn load(xs: &[f32]) -> __m512 {
+        let mask = (0xffffu32 >> (16 - xs.len().min(16))) as u16;
+        // SAFETY: the mask has one bit for each element of the slice, and masked-off elements are not read.
+        unsafe { _mm512_maskz_loadu_ps(mask, xs.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn total(acc: [__m512; 4]) -> f32 {
+        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])))
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
             let block = |xs: &[f32]| -> f64 {
                 isa.run(
                     #[inline(always)]
-                    |arch| xs.chunks(CHUNK).map(|xs| arch.dot(xs, xs) as f64).sum()
+                    |arch| xs.chunks(CHUNK).map(|xs| arch.dot(xs, xs) as f64).sum(),
                 )
             };
             let mut partials =

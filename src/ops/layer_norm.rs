@@ -406,11 +406,11 @@ impl<X: FloatX> BackwardBlock<'_, X> {
 #[inline(always)]
 fn modulate_backward(dn: &mut [f32], n: &[f32], scale: &[f32], dmod: &mut [f32]) {
     let (dshift, dscale) = dmod.split_at_mut(dn.len());
-    for i in 0..dn.len() {
-        let dy = dn[i];
-        dshift[i] = dy;
-        dscale[i] = dy * n[i];
-        dn[i] = dy * (1.0 + scale[i]);
+    for ((((d, n), scale), dshift), dscale) in dn.iter_mut().zip(n).zip(scale).zip(dshift).zip(dscale) {
+        let dy = *d;
+        *dshift = dy;
+        *dscale = dy * n;
+        *d = dy * (1.0 + scale);
     }
 }
 
@@ -418,10 +418,10 @@ fn modulate_backward(dn: &mut [f32], n: &[f32], scale: &[f32], dmod: &mut [f32])
 #[inline(always)]
 fn affine_backward(arch: Arch, dn: &mut [f32], x_hat: &[f32], gamma: &[f32], sums: &mut [f32]) {
     let (dgamma, dbeta) = sums.split_at_mut(dn.len());
-    for i in 0..dn.len() {
-        dgamma[i] = arch.fma(dn[i], x_hat[i], dgamma[i]);
-        dbeta[i] += dn[i];
-        dn[i] *= gamma[i];
+    for ((((d, h), gamma), dgamma), dbeta) in dn.iter_mut().zip(x_hat).zip(gamma).zip(dgamma).zip(dbeta) {
+        *dgamma = arch.fma(*d, *h, *dgamma);
+        *dbeta += *d;
+        *d *= gamma;
     }
 }
 
