@@ -5,5 +5,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod chebyshev;
+mod flow_loss;
+mod flow_path;
 mod gated_residual;
+mod gather;
+mod grad_norm;
 mod layer_norm;
+mod linear;
+mod normalize;
+mod timestep_embedding;

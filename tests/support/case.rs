@@ -43,6 +43,11 @@ pub trait Case: Debug {
     fn sums_its_output(&self) -> bool {
         false
     }
+
+    /// Says why a NaN in the cotangent may reach more than the gradients that depend on it, if it may.
+    fn spreads_nan(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// What a backward returns.
@@ -245,7 +250,11 @@ impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
         const SMALL: usize = 400;
         let Some((name, device)) = family.devices.last() else { return };
         let size: usize = self.inputs.0.iter().map(|i| i.numbers.len()).sum();
-        if size > SMALL || self.case.sums_its_output() || X::DTYPE != self.case.types()[0] {
+        if size > SMALL
+            || self.case.sums_its_output()
+            || self.case.spreads_nan().is_some()
+            || X::DTYPE != self.case.types()[0]
+        {
             return;
         }
         let k = Random::new(&format!("k{:?}", self.case)).below(dy.numbers.len());

@@ -40,7 +40,7 @@ pub fn answer<Y: FloatX>(y: &Tensor<Y>) -> Answer {
 impl Answer {
     /// Allows a larger relative error, because of `reason`.
     pub fn within(mut self, tolerance: f64, reason: &str) -> Self {
-        assert!(!reason.is_empty() && tolerance > self.tolerance);
+        assert!(!reason.is_empty() && tolerance >= self.tolerance);
         self.tolerance = tolerance;
         self
     }

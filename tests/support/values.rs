@@ -45,6 +45,14 @@ impl Inputs {
         self.with(Input { name, shape: shape.into(), single: true, differentiable: false, numbers })
     }
 
+    /// Multiplies the numbers of the input added last.
+    pub fn scaled(mut self, factor: f64) -> Self {
+        for v in self.0.last_mut().iter_mut().flat_map(|input| &mut input.numbers) {
+            *v *= factor;
+        }
+        self
+    }
+
     /// Applies `f` when `wanted`.
     pub fn when(self, wanted: bool, f: impl FnOnce(Self) -> Self) -> Self {
         if wanted { f(self) } else { self }
