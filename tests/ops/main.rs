@@ -14,4 +14,5 @@ mod grad_norm;
 mod layer_norm;
 mod linear;
 mod normalize;
+mod optimizer;
 mod timestep_embedding;

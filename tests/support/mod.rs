@@ -8,7 +8,9 @@ pub mod oracle;
 pub mod random;
 pub mod values;
 
+mod tests;
+
 pub use case::{Backward, Case, check_all, no_backward};
 pub use modulation::Map;
-pub use oracle::{Answer, Gradient, added, answer, fresh};
+pub use oracle::{Answer, added, answer, fresh};
 pub use values::{Inputs, Tensors, Values};
