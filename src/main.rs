@@ -1,3 +1,9 @@
-//! The command line; see `cli`.
+//! flowprior: trains flow priors and aligns latent spaces to them. See `cli` for the commands.
 
-fn main() {}
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

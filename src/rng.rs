@@ -109,15 +109,15 @@ impl Draw {
         }
     }
 
-    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.8), from element `4·block` on.
+    /// Fills `out` with standard normal numbers (Box and Muller; largest magnitude 5.8).
     #[inline(always)]
-    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32, block: u32) {
+    pub fn fill_normal(self, arch: Arch, out: &mut [f32], sample: u64, replica: u32) {
         let width = out.len();
         self.fill_normal_rows(
             arch,
             out,
             width,
-            block,
+            0,
             #[inline(always)]
             |_| (sample, replica),
         );
@@ -137,7 +137,7 @@ impl Draw {
         address: impl Fn(usize) -> (u64, u32),
     ) {
         let per_row = width.div_ceil(4);
-        let total = if width == 0 { 0 } else { out.len() / width * per_row };
+        let total = out.len().checked_div(width).unwrap_or(0) * per_row;
         for group in (0..total).step_by(LANES) {
             let lanes = LANES.min(total - group);
             let mut c = [[0u32; LANES]; 4];
@@ -192,7 +192,15 @@ impl Draw {
             let (sample, replica) = address(first);
             for column in (0..width).step_by(TILE) {
                 let noise = &mut noise[..TILE.min(width - column)];
-                self.fill_normal(arch, noise, sample, replica, (column / 4) as u32);
+                let (width, block) = (noise.len(), (column / 4) as u32);
+                self.fill_normal_rows(
+                    arch,
+                    noise,
+                    width,
+                    block,
+                    #[inline(always)]
+                    |_| (sample, replica),
+                );
                 f(first, column, noise);
             }
         }
@@ -272,7 +280,7 @@ mod tests {
         let mut x = vec![0.0f32; 1 << 20];
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut x, 5, 1, 0),
+            |arch| draw.fill_normal(arch, &mut x, 5, 1),
         );
         let n = x.len() as f64;
         let moment = |p: i32| x.iter().map(|v| (*v as f64).powi(p)).sum::<f64>() / n;
@@ -288,11 +296,11 @@ mod tests {
         let (mut long, mut short) = ([0.0; 100], [0.0; 37]);
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut long, 9, 0, 0),
+            |arch| draw.fill_normal(arch, &mut long, 9, 0),
         );
         Isa::detect().run(
             #[inline(always)]
-            |arch| draw.fill_normal(arch, &mut short, 9, 0, 0),
+            |arch| draw.fill_normal(arch, &mut short, 9, 0),
         );
         assert_eq!(long[..37], short[..]);
     }
@@ -312,7 +320,7 @@ mod tests {
                     });
                     for (i, row) in rows.chunks_exact(width).enumerate() {
                         let (sample, replica) = address(i);
-                        draw.fill_normal(arch, &mut single, sample, replica, 0);
+                        draw.fill_normal(arch, &mut single, sample, replica);
                         assert_eq!(row, single, "row {i} of width {width}");
                     }
                 },

@@ -25,7 +25,7 @@ pub const LINE: usize = 64;
 const GUARD: Line = Line([0xa5; LINE]);
 
 /// Says how to build a CPU device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
     /// Worker threads; 0 takes all cores.
     pub threads: usize,
@@ -33,12 +33,6 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Surrounds each buffer with checked sentinels and fills fresh memory with NaN. For tests.
     pub guard: bool,
-}
-
-impl Default for CpuOptions {
-    fn default() -> Self {
-        Self { threads: 0, isa: None, guard: false }
-    }
 }
 
 /// A handle to the CPU device; clones share threads and memory.

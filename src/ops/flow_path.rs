@@ -73,7 +73,7 @@ impl Rows {
             let expected = format!("1 to {MAX_REPLICAS} replicas");
             return Err(Error::argument(op, "rows", expected, format!("{} replicas", self.replicas)));
         }
-        if self.share == 0 || self.samples % self.share != 0 {
+        if self.share == 0 || !self.samples.is_multiple_of(self.share) {
             let expected = format!("a number of samples that {} rows of one t divide", self.share);
             return Err(Error::argument(op, "rows", expected, format!("{} samples", self.samples)));
         }
@@ -131,7 +131,7 @@ pub fn draw_times(
                         isa.run(
                             #[inline(always)]
                             |arch| {
-                                draw.fill_normal(arch, &mut z, sample, replica, 0);
+                                draw.fill_normal(arch, &mut z, sample, replica);
                                 arch.sigmoid(mean + std * z[0])
                             },
                         )

@@ -34,24 +34,24 @@ pub fn gated_residual_forward<X: FloatX>(
     Ok(y)
 }
 
-/// `dy, u: (N, C)` → `du: (N, C)`; writes the gate's columns of the table's gradient.
+/// `dy: (N, C)` → `du: (N, C)`. With `u: (N, C)` and the table's gradient given, also writes the gate's columns of the
+/// latter; a frozen network needs neither.
 pub fn gated_residual_backward<X: FloatX>(
     dy: &Tensor<X>,
-    u: &Tensor<X>,
     gate: &Modulation<'_, X>,
     offset: usize,
-    dtable: Option<ModulationGrad<'_, X>>,
+    dgate: Option<(&Tensor<X>, ModulationGrad<'_, X>)>,
 ) -> Result<Tensor<X>> {
     const OP: &str = "gated_residual_backward";
-    let (n, c) = u.rows_cols();
+    let (n, c) = dy.rows_cols();
     gate.check(OP, n, offset, c)?;
-    dy.expect(OP, "dy", u.shape())?;
-    if let Some(grad) = &dtable {
+    if let Some((u, grad)) = &dgate {
+        u.expect(OP, "u", dy.shape())?;
         grad.check(OP, gate)?;
     }
-    let mut du = Tensor::like(u);
-    match u.device() {
-        Device::Cpu(cpu) => backward_cpu(cpu, &mut du, dy, u, gate, offset, dtable)?,
+    let mut du = Tensor::like(dy);
+    match dy.device() {
+        Device::Cpu(cpu) => backward_cpu(cpu, &mut du, dy, gate, offset, dgate)?,
     }
     Ok(du)
 }
@@ -110,21 +110,24 @@ fn backward_cpu<X: FloatX>(
     cpu: &Cpu,
     du: &mut Tensor<X>,
     dy: &Tensor<X>,
-    u: &Tensor<X>,
     gate: &Modulation<'_, X>,
     offset: usize,
-    mut dtable: Option<ModulationGrad<'_, X>>,
+    dgate: Option<(&Tensor<X>, ModulationGrad<'_, X>)>,
 ) -> Result<()> {
-    let (n, c) = u.rows_cols();
+    let (n, c) = dy.rows_cols();
     let rows = rows_per_partial(n, gate.unit());
     let blocks = n.div_ceil(rows);
-    let mut scratch = Tensor::<f32>::uninit(u.device(), [blocks, 2 * MOD_ROWS * c]);
-    let mut table_scratch = GradScratch::new(u.device(), gate, blocks, c);
+    let mut scratch = Tensor::<f32>::uninit(dy.device(), [blocks, 2 * MOD_ROWS * c]);
+    let (u, mut dtable) = match dgate {
+        Some((u, dtable)) => (Some(u.host()?), Some(dtable)),
+        None => (None, None),
+    };
+    let mut table_scratch = dtable.as_ref().map(|_| GradScratch::new(dy.device(), gate, blocks, c));
     let host = Gate { table: gate.host()?, offset, c };
-    let (dy, u) = (dy.host()?, u.host()?);
-    let mut tables: Vec<Option<GradBlock<'_, X>>> = match &mut dtable {
-        Some(grad) => table_scratch.blocks(grad, gate, rows)?.into_iter().map(Some).collect(),
-        None => (0..blocks).map(|_| None).collect(),
+    let dy = dy.host()?;
+    let mut tables: Vec<Option<GradBlock<'_, X>>> = match (&mut dtable, &mut table_scratch) {
+        (Some(grad), Some(scratch)) => scratch.blocks(grad, gate, rows)?.into_iter().map(Some).collect(),
+        _ => (0..blocks).map(|_| None).collect(),
     };
     let isa = cpu.isa();
     let work = du.host_mut()?.par_chunks_mut(rows * c).zip(tables.par_iter_mut());
@@ -134,46 +137,49 @@ fn backward_cpu<X: FloatX>(
             isa.run(
                 #[inline(always)]
                 |arch| {
-                    let at = block * rows * c..block * rows * c + du.len();
-                    backward_block(arch, du, &dy[at.clone()], &u[at], host, block * rows, scratch, table);
+                    let first = block * rows;
+                    let at = first * c..first * c + du.len();
+                    let block =
+                        BackwardBlock { first, dy: &dy[at.clone()], u: u.map(|u| &u[at]), gate: host };
+                    block.run(arch, du, scratch, table);
                 },
             );
         });
     });
     drop(tables);
-    match &mut dtable {
-        Some(grad) => table_scratch.finish(grad, offset),
-        None => Ok(()),
+    match (&mut dtable, &table_scratch) {
+        (Some(grad), Some(scratch)) => scratch.finish(grad, offset),
+        _ => Ok(()),
     }
 }
 
-#[allow(clippy::too_many_arguments)] // one block's share of everything
-#[inline(always)]
-fn backward_block<X: FloatX>(
-    arch: Arch,
-    du: &mut [X],
-    dy: &[X],
-    u: &[X],
-    gate: Gate<'_, X>,
+struct BackwardBlock<'a, X: FloatX> {
     first: usize,
-    scratch: &mut [f32],
-    table: &mut Option<GradBlock<'_, X>>,
-) {
-    let c = gate.c;
-    let (gates, dgates) = scratch.split_at_mut(MOD_ROWS * c);
-    let mut at = 0;
-    for ((du, dy), u) in du.chunks_mut(MOD_ROWS * c).zip(dy.chunks(MOD_ROWS * c)).zip(u.chunks(MOD_ROWS * c))
-    {
-        let (gates, dgates) = (&mut gates[..du.len()], &mut dgates[..du.len()]);
-        gate.table.fetch(arch, gates, first + at, gate.offset, c);
-        for i in 0..du.len() {
-            let d = dy[i].to_f32();
-            du[i] = X::from_f32(d * gates[i]);
-            dgates[i] = d * u[i].to_f32();
+    dy: &'a [X],
+    u: Option<&'a [X]>,
+    gate: Gate<'a, X>,
+}
+
+impl<X: FloatX> BackwardBlock<'_, X> {
+    #[inline(always)]
+    fn run(&self, arch: Arch, du: &mut [X], scratch: &mut [f32], table: &mut Option<GradBlock<'_, X>>) {
+        let (c, offset) = (self.gate.c, self.gate.offset);
+        let (gates, dgates) = scratch.split_at_mut(MOD_ROWS * c);
+        for (tile, du) in du.chunks_mut(MOD_ROWS * c).enumerate() {
+            let at = tile * MOD_ROWS;
+            let span = at * c..at * c + du.len();
+            let (gates, dy) = (&mut gates[..du.len()], &self.dy[span.clone()]);
+            self.gate.table.fetch(arch, gates, self.first + at, offset, c);
+            for ((du, dy), gate) in du.iter_mut().zip(dy).zip(gates.iter()) {
+                *du = X::from_f32(dy.to_f32() * gate);
+            }
+            if let (Some(table), Some(u)) = (table.as_mut(), self.u) {
+                let dgates = &mut dgates[..dy.len()];
+                for ((dgate, dy), u) in dgates.iter_mut().zip(dy).zip(&u[span]) {
+                    *dgate = dy.to_f32() * u.to_f32();
+                }
+                table.add(arch, dgates, at, offset, c);
+            }
         }
-        if let Some(table) = table {
-            table.add(arch, dgates, at, gate.offset, c);
-        }
-        at += MOD_ROWS;
     }
 }

@@ -30,7 +30,7 @@ pub struct LayerNorm<'a, X: FloatX> {
 }
 
 /// Where a backward puts gradients other than dx.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LayerNormGrads<'g, 'm, X: FloatX> {
     /// dgamma and dbeta, (C) each: accumulated.
     pub affine: Option<(ViewMut<'g, f32>, ViewMut<'g, f32>)>,

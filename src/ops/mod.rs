@@ -5,6 +5,7 @@
 //! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
 
 pub mod chebyshev;
+pub mod elementwise;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;
@@ -13,6 +14,7 @@ pub mod grad_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
+pub mod mse;
 pub mod normalize;
 pub mod optimizer;
 pub mod timestep_embedding;

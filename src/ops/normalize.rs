@@ -113,3 +113,19 @@ fn by_rows(
     }
     Ok(y)
 }
+
+/// Returns `(std(y) − 1)²` of all elements (unbiased) and adds `weight` times its gradient to `dy: (..)`: the
+/// reference's `std_loss_weight` term. With n elements, `∂std/∂y = (y − mean)/((n − 1)·std)`.
+///
+/// # Errors
+/// Fewer than two elements, or another shape of `dy`.
+pub fn std_penalty(dy: &mut Tensor<f32>, y: &Tensor<f32>, weight: f32) -> Result<f64> {
+    dy.expect("std_penalty", "dy", y.shape())?;
+    let stats = batch_stats(y)?;
+    let std = 1.0 / stats.inv_std as f64;
+    let slope = weight as f64 * 2.0 * (std - 1.0) / ((y.len() - 1) as f64 * std);
+    for (dy, y) in dy.host_mut()?.iter_mut().zip(y.host()?) {
+        *dy += (slope * (*y as f64 - stats.mean as f64)) as f32;
+    }
+    Ok((std - 1.0).powi(2))
+}

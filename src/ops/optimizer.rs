@@ -272,7 +272,7 @@ impl<X: FloatX> Block<'_, X> {
                 let mut words = [0u32; 4];
                 for (i, (out, p)) in out.iter_mut().zip(p).enumerate() {
                     let e = self.first + at + i;
-                    if i == 0 || e % 4 == 0 {
+                    if i == 0 || e.is_multiple_of(4) {
                         words = draw.words((e >> 34) as u64, 0, (e / 4) as u32);
                     }
                     *out = X::from_f32_stochastic(*p, words[e % 4]);

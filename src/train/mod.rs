@@ -1,1 +1,26 @@
-//! (being written)
+//! Runs: configuration, the run folder, checkpoints, logs and the two training stages.
+
+pub mod align;
+pub mod atomic;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod features;
+pub mod guard;
+pub mod log;
+pub mod preset;
+pub mod pretrain;
+pub mod prior;
+pub mod run;
+pub mod run_dir;
+pub mod setup;
+pub mod signal;
+pub mod skips;
+pub mod start;
+pub mod state;
+pub mod tensorboard;
+
+pub use config::{Config, Sources, Stage};
+pub use run_dir::{Resume, RunDir};
+pub use signal::StopFlag;
+pub use skips::Skips;

@@ -344,7 +344,8 @@ mod x86 {
         }
         // r[4q + i], lane l: column 4l + i of rows 4q..4q + 4. What is left is a 4 × 4 transposition of lanes.
         for i in 0..4 {
-            let (a, b) = (_mm512_shuffle_i32x4::<0x44>(r[i], r[4 + i]), _mm512_shuffle_i32x4::<0xee>(r[i], r[4 + i]));
+            let (a, b) =
+                (_mm512_shuffle_i32x4::<0x44>(r[i], r[4 + i]), _mm512_shuffle_i32x4::<0xee>(r[i], r[4 + i]));
             let (c, d) = (
                 _mm512_shuffle_i32x4::<0x44>(r[8 + i], r[12 + i]),
                 _mm512_shuffle_i32x4::<0xee>(r[8 + i], r[12 + i]),
@@ -390,6 +391,35 @@ mod x86 {
             for (i, s) in s.iter().enumerate() {
                 // SAFETY: the caller's bound on `out`.
                 unsafe { _mm256_storeu_si256(out.add((col + i) * stride + row).cast(), *s) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Prints GFLOP/s of the kernels on panels in the first cache level, the ceiling of a product on one thread.
+    pub(in crate::ops::linear) fn print_peaks() {
+        for (format, units) in [(Format::Single, 128), (Format::Pair, 128), (Format::Single, 256)] {
+            for (order, width) in [(Order::Rows, 48), (Order::Units, 48), (Order::Rows, 16)] {
+                let (a, b) = (vec![0x3f80_3f80; units * ROWS], vec![0x3f80_3f80; units * COLS]);
+                let mut sums = vec![0.0; ROWS * COLS];
+                let block = Block { format, a: &a, order, b: &b, width, units, first: true };
+                let per_unit = if format == Format::Pair { 4.0 } else { 2.0 };
+                let flops = per_unit * (units * width * ROWS) as f64 * 10_000.0;
+                let rate = |_| {
+                    let start = Instant::now();
+                    for _ in 0..10_000 {
+                        std::hint::black_box(&block).run(Isa::detect(), &mut sums, COLS);
+                    }
+                    flops / start.elapsed().as_secs_f64() / 1e9
+                };
+                let best = (0..5).map(rate).fold(0.0, f64::max);
+                println!("kernel {format:?} {order:?} 8x{width} over {units} units: {best:.1} GFLOP/s");
             }
         }
     }

@@ -7,14 +7,26 @@
 //! Storage is f32, bf16 or f16; every sum is f32.
 
 mod activation;
+mod finish;
+mod kernel;
+mod pack;
+mod product;
+mod shared;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod tests;
 
 pub use activation::Activation;
 
-use rayon::prelude::*;
+use std::marker::PhantomData;
 
-use crate::device::{Cpu, Device};
+use crate::device::Device;
 use crate::error::Result;
-use crate::tensor::{FloatX, Tensor, View, ViewMut};
+use crate::ops::linear::finish::{Forward, Through, column_sums};
+use crate::ops::linear::pack::{columns_of, rows_of};
+use crate::ops::linear::product::{by_depth, by_rows};
+use crate::tensor::{FloatX, Shape, Tensor, View, ViewMut};
 
 /// Computes z = x·wᵀ + b (+ add) and y = act(z).
 ///
@@ -31,8 +43,8 @@ pub fn linear_forward<A: FloatX, W: FloatX>(
     act: Activation,
 ) -> Result<(Tensor<A>, Option<Tensor<A>>)> {
     const OP: &str = "linear_forward";
-    let (n, c) = x.rows_cols();
-    let o = w.shape().dims().first().copied().unwrap_or(1);
+    let (n, c) = sizes(x.shape());
+    let (o, _) = sizes(w.shape());
     x.expect(OP, "x", [n, c])?;
     w.expect(OP, "w", [o, c])?;
     if let Some(b) = b {
@@ -45,24 +57,16 @@ pub fn linear_forward<A: FloatX, W: FloatX>(
     let mut z = (act != Activation::Identity).then(|| Tensor::like(&y));
     match x.device() {
         Device::Cpu(cpu) => {
-            let cpu = cpu.clone();
-            let product = naive(&cpu, x.host()?, (c, 1), w.host()?, (1, c), (n, o, c));
-            let (bias, add) = (b.map(|b| b.host()).transpose()?, add.map(|a| a.host()).transpose()?);
-            let mut out = z.as_mut().map(|z| z.host_mut()).transpose()?;
-            let y = y.host_mut()?;
-            cpu.isa().run(
-                #[inline(always)]
-                |arch| {
-                    for (i, sum) in product.iter().enumerate() {
-                        let b = bias.map_or(0.0, |b| b[i % o].to_f32());
-                        let sum = sum + b + add.map_or(0.0, |a| a[i].to_f32());
-                        y[i] = A::from_f32(act.apply(arch, sum));
-                        if let Some(out) = &mut out {
-                            out[i] = A::from_f32(sum);
-                        }
-                    }
-                },
-            );
+            let finish = Forward {
+                act,
+                bias: b.map(|b| b.host()).transpose()?,
+                add: add.map(|a| a.host()).transpose()?,
+                cols: o,
+                out: PhantomData,
+            };
+            let (x, w) = (rows_of(x.host()?, n, c), rows_of(w.host()?, o, c));
+            let second = z.as_mut().map(|z| z.host_mut()).transpose()?;
+            by_rows(cpu, x, w, &finish, y.host_mut()?, second);
         }
     }
     Ok((y, z))
@@ -80,8 +84,8 @@ pub fn linear_backward_input<A: FloatX, W: FloatX>(
     through: Option<(Activation, &Tensor<A>)>,
 ) -> Result<Tensor<A>> {
     const OP: &str = "linear_backward_input";
-    let (n, o) = dy.rows_cols();
-    let c = w.shape().dims().last().copied().unwrap_or(1);
+    let (n, o) = sizes(dy.shape());
+    let (_, c) = sizes(w.shape());
     dy.expect(OP, "dy", [n, o])?;
     w.expect(OP, "w", [o, c])?;
     if let Some((_, z)) = through {
@@ -90,24 +94,17 @@ pub fn linear_backward_input<A: FloatX, W: FloatX>(
     let mut dx = Tensor::uninit(dy.device(), [n, c]);
     match dy.device() {
         Device::Cpu(cpu) => {
-            let product = naive(cpu, dy.host()?, (o, 1), w.host()?, (c, 1), (n, c, o));
-            let z = through.map(|(act, z)| z.host().map(|z| (act, z))).transpose()?;
-            let dx = dx.host_mut()?;
-            cpu.isa().run(
-                #[inline(always)]
-                |arch| {
-                    for (i, sum) in product.iter().enumerate() {
-                        let slope = z.map_or(1.0, |(act, z)| act.derivative(arch, z[i].to_f32()));
-                        dx[i] = A::from_f32(sum * slope);
-                    }
-                },
-            );
+            let through = through.map(|(act, z)| z.host().map(|z| (act, z))).transpose()?;
+            let finish = Through { through, cols: c, add: false };
+            let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
+            by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
     }
     Ok(dx)
 }
 
-/// Computes dx += dy·w, summed in f32 and then stored, for inputs with several consumers.
+/// Computes dx += dy·w, times act'(z) as in [`linear_backward_input`]; summed in f32 and then stored, for inputs with
+/// several consumers.
 ///
 /// dx: (N, C), dy: (N, O), w: (O, C).
 ///
@@ -117,19 +114,23 @@ pub fn linear_backward_input_add<A: FloatX, W: FloatX>(
     dx: &mut Tensor<A>,
     dy: &Tensor<A>,
     w: View<W>,
+    through: Option<(Activation, &Tensor<A>)>,
 ) -> Result<()> {
     const OP: &str = "linear_backward_input_add";
-    let (n, o) = dy.rows_cols();
-    let c = w.shape().dims().last().copied().unwrap_or(1);
+    let (n, o) = sizes(dy.shape());
+    let (_, c) = sizes(w.shape());
     dy.expect(OP, "dy", [n, o])?;
     w.expect(OP, "w", [o, c])?;
     dx.expect(OP, "dx", [n, c])?;
+    if let Some((_, z)) = through {
+        z.expect(OP, "z", [n, c])?;
+    }
     match dy.device() {
         Device::Cpu(cpu) => {
-            let product = naive(cpu, dy.host()?, (o, 1), w.host()?, (c, 1), (n, c, o));
-            for (dx, sum) in dx.host_mut()?.iter_mut().zip(product) {
-                *dx = A::from_f32(dx.to_f32() + sum);
-            }
+            let through = through.map(|(act, z)| z.host().map(|z| (act, z))).transpose()?;
+            let finish = Through { through, cols: c, add: true };
+            let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
+            by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
     }
     Ok(())
@@ -148,7 +149,7 @@ pub fn linear_backward_weight<A: FloatX>(
     x: &Tensor<A>,
 ) -> Result<()> {
     const OP: &str = "linear_backward_weight";
-    let ((n, o), (_, c)) = (dy.rows_cols(), x.rows_cols());
+    let ((n, o), (_, c)) = (sizes(dy.shape()), sizes(x.shape()));
     dy.expect(OP, "dy", [n, o])?;
     x.expect(OP, "x", [n, c])?;
     dw.as_view().expect(OP, "dw", [o, c])?;
@@ -157,46 +158,18 @@ pub fn linear_backward_weight<A: FloatX>(
     }
     match dy.device() {
         Device::Cpu(cpu) => {
-            let product = naive(cpu, dy.host()?, (1, o), x.host()?, (c, 1), (o, c, n));
-            for (dw, sum) in dw.host_mut()?.iter_mut().zip(product) {
-                *dw += sum;
-            }
+            let (dy, x) = (dy.host()?, x.host()?);
+            by_depth(cpu, columns_of(dy, n, o), columns_of(x, n, c), dw.host_mut()?);
             if let Some(mut db) = db {
-                let db = db.host_mut()?;
-                for (i, dy) in dy.host()?.iter().enumerate() {
-                    db[i % o] += dy.to_f32();
-                }
+                column_sums(cpu, db.host_mut()?, dy);
             }
         }
     }
     Ok(())
 }
 
-/// Returns the (m, n) product of strided operands, slowly.
-fn naive<A: FloatX, B: FloatX>(
-    cpu: &Cpu,
-    a: &[A],
-    (ar, ac): (usize, usize),
-    b: &[B],
-    (br, bc): (usize, usize),
-    (m, n, k): (usize, usize, usize),
-) -> Vec<f32> {
-    let mut out = vec![0.0f32; m * n];
-    let isa = cpu.isa();
-    cpu.install(|| {
-        out.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    for p in 0..k {
-                        let a = a[i * ar + p * ac].to_f32();
-                        for (j, out) in row.iter_mut().enumerate() {
-                            *out = arch.fma(a, b[p * br + j * bc].to_f32(), *out);
-                        }
-                    }
-                },
-            );
-        });
-    });
-    out
+/// Returns the first and last size; `expect` then refuses what is not a matrix.
+fn sizes(shape: Shape) -> (usize, usize) {
+    let dims = shape.dims();
+    (dims.first().copied().unwrap_or(1), dims.last().copied().unwrap_or(1))
 }

@@ -38,7 +38,14 @@ impl<'a> Chunks<'a> {
     /// Takes the slice; every chunk has `chunk` elements, the last one what is left.
     pub(super) fn new(slice: &'a mut [u32], chunk: usize) -> Self {
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { start: slice.as_mut_ptr(), len: slice.len(), chunk: chunk.max(1), next, done, memory: PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            chunk: chunk.max(1),
+            next,
+            done,
+            memory: PhantomData,
+        }
     }
 
     fn count(&self) -> usize {
@@ -145,6 +152,8 @@ impl<'a, T> Tiles<'a, T> {
     pub(super) fn new(first: &'a mut [T], second: Option<&'a mut [T]>, grid: Grid) -> Self {
         let len = grid.rows * grid.cols;
         assert!(first.len() == len && second.as_ref().is_none_or(|s| s.len() == len));
+        assert_eq!(grid.down.count, grid.rows.div_ceil(grid.panel_rows));
+        assert_eq!(grid.across.count, grid.cols.div_ceil(grid.panel_cols));
         let (first, second) = (first.as_mut_ptr(), second.map(|s| s.as_mut_ptr()));
         Self { first, second, grid, next: AtomicUsize::new(0), memory: PhantomData }
     }
@@ -170,14 +179,22 @@ pub(super) struct Tile<'a, T> {
     pub row_panels: Range<usize>,
     /// Its panels of columns.
     pub col_panels: Range<usize>,
-    /// Its rows.
-    pub rows: Range<usize>,
-    /// Its columns.
-    pub cols: Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
     tiles: &'a Tiles<'a, T>,
 }
 
 impl<T> Tile<'_, T> {
+    /// Returns the tile's rows.
+    pub(super) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Returns the tile's columns.
+    pub(super) fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
     /// Returns the tile's part of row `row` of each matrix.
     ///
     /// Panics when the row is not the tile's.

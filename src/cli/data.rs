@@ -1,0 +1,205 @@
+//! `flowprior data import | info | verify`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use flowprior::data::Dataset;
+use flowprior::data::import::{self, LabelSource, Options, Scale, Shift};
+use flowprior::data::projection::Kind;
+use flowprior::data::stats::Stats;
+use flowprior::data::writer::NonFinite;
+use flowprior::{DType, Error, Result};
+use serde_json::{Value, json};
+
+/// Makes, describes and checks data sets.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Turn npy, npz, safetensors, IDX(.gz) or .pt files into a data set folder
+    Import(Box<ImportArgs>),
+    /// Describe a data set folder, or a lone .npy or .safetensors file
+    Info(DatasetArgs),
+    /// Read everything and compare checksums, statistics and labels
+    Verify(DatasetArgs),
+}
+
+/// Says what to import and how.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// Files with feature rows, in order; the first dimension counts rows
+    #[arg(required = true, value_name = "FILE")]
+    inputs: Vec<PathBuf>,
+    /// Folder to make
+    #[arg(short, long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Name of the features in npz, safetensors and .pt files
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Files with labels, one for each input
+    #[arg(long, value_name = "FILE", conflicts_with = "labels_key")]
+    labels: Vec<PathBuf>,
+    /// Name of the labels in the inputs themselves
+    #[arg(long, value_name = "NAME")]
+    labels_key: Option<String>,
+    /// Number of classes; labels must be below it [default: the largest label plus one]
+    #[arg(long, value_name = "N")]
+    classes: Option<u32>,
+    /// Storage type: f32, bf16 or f16 [default: the input's, or f32 when anything is computed]
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Rows in a shard [default: about 64 MiB]
+    #[arg(long, value_name = "N")]
+    shard_rows: Option<usize>,
+    /// Subtract this number
+    #[arg(long, value_name = "X", allow_hyphen_values = true, conflicts_with = "centre")]
+    shift: Option<f32>,
+    /// Subtract the mean of each dimension
+    #[arg(long)]
+    centre: bool,
+    /// Multiply by this number after the shift, or `auto` for unit variance
+    #[arg(long, value_name = "X|auto", allow_hyphen_values = true)]
+    scale: Option<String>,
+    /// Project to N dimensions: random:N, pool:N, pca:N or whiten:N
+    #[arg(long, value_name = "KIND:N")]
+    project: Option<String>,
+    /// Seed of a random projection
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Store NaN and infinite values instead of refusing them
+    #[arg(long)]
+    allow_non_finite: bool,
+    /// Take only the first N rows
+    #[arg(long, value_name = "N")]
+    max_rows: Option<u64>,
+}
+
+/// Names a data set.
+#[derive(Args, Debug)]
+pub struct DatasetArgs {
+    /// Data set folder, .npy or .safetensors file
+    path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of the three commands and prints what it found.
+///
+/// # Errors
+/// Whatever is wrong with the arguments (exit code 2) or the files (3).
+pub fn run(command: DataCommand) -> Result<()> {
+    match command {
+        DataCommand::Import(args) => import(*args),
+        DataCommand::Info(args) => info(args),
+        DataCommand::Verify(args) => verify(args),
+    }
+}
+
+fn import(args: ImportArgs) -> Result<()> {
+    let options = Options {
+        key: args.key,
+        labels: match args.labels_key {
+            Some(key) => LabelSource::Key(key),
+            None if args.labels.is_empty() => LabelSource::None,
+            None => LabelSource::Files(args.labels),
+        },
+        classes: args.classes,
+        dtype: args.dtype.map(|d| d.parse::<DType>()).transpose()?,
+        shard_rows: args.shard_rows,
+        shift: if args.centre { Shift::Mean } else { Shift::Value(args.shift.unwrap_or(0.0)) },
+        scale: args.scale.as_deref().map_or(Ok(Scale::Value(1.0)), parse_scale)?,
+        projection: args.project.as_deref().map(parse_projection).transpose()?,
+        seed: args.seed,
+        non_finite: if args.allow_non_finite { NonFinite::Allow } else { NonFinite::Refuse },
+        max_rows: args.max_rows,
+    };
+    let dataset = import::import(&args.inputs, &options, &args.out)?;
+    print_text(&dataset, dataset.stats());
+    Ok(())
+}
+
+fn parse_scale(text: &str) -> Result<Scale> {
+    match text {
+        "auto" => Ok(Scale::UnitVariance),
+        _ => text
+            .parse()
+            .map(Scale::Value)
+            .map_err(|_| Error::Usage(format!("--scale `{text}`: expected a number or `auto`"))),
+    }
+}
+
+fn parse_projection(text: &str) -> Result<(Kind, usize)> {
+    let expected = || Error::Usage(format!("--project `{text}`: expected KIND:N, as in `random:32`"));
+    let (kind, width) = text.split_once(':').ok_or_else(expected)?;
+    Ok((kind.parse()?, width.parse().map_err(|_| expected())?))
+}
+
+fn info(args: DatasetArgs) -> Result<()> {
+    let dataset = Dataset::open(&args.path)?;
+    if args.json {
+        println!("{}", describe(&dataset, dataset.stats()));
+    } else {
+        print_text(&dataset, dataset.stats());
+    }
+    Ok(())
+}
+
+fn verify(args: DatasetArgs) -> Result<()> {
+    let dataset = Dataset::open(&args.path)?;
+    let verified = dataset.verify()?;
+    if args.json {
+        let mut object = describe(&dataset, Some(&verified.stats));
+        object["verified"] = json!(true);
+        object["checksums"] = json!(verified.files);
+        println!("{object}");
+        return Ok(());
+    }
+    print_text(&dataset, Some(&verified.stats));
+    match verified.files {
+        0 => println!("verified    all values read; a lone file has no checksum"),
+        n => println!("verified    {n} checksums, all values, statistics and labels"),
+    }
+    Ok(())
+}
+
+fn describe(dataset: &Dataset, stats: Option<&Stats>) -> Value {
+    let projection = dataset.manifest().and_then(|m| m.projection.as_ref());
+    json!({
+        "path": dataset.path(),
+        "rows": dataset.rows(),
+        "width": dataset.width(),
+        "shape": dataset.image_shape(),
+        "dtype": dataset.dtype().name(),
+        "shards": dataset.shards().len(),
+        "bytes": dataset.rows() * (dataset.width() * dataset.dtype().bytes()) as u64,
+        "has_labels": dataset.has_labels(),
+        "classes": dataset.classes().map(|c| c.classes),
+        "projection": projection,
+        "stats": stats,
+    })
+}
+
+fn print_text(dataset: &Dataset, stats: Option<&Stats>) {
+    let shape = dataset.image_shape().map_or(String::new(), |[c, h, w]| format!(" ({c} × {h} × {w})"));
+    println!("data set    {}", dataset.path().display());
+    println!("rows        {} of {}{shape} {} values", dataset.rows(), dataset.width(), dataset.dtype());
+    println!("shards      {}", dataset.shards().len());
+    match dataset.classes() {
+        Some(classes) => println!("labels      {} classes", classes.classes),
+        None if dataset.has_labels() => println!("labels      yes"),
+        None => println!("labels      none"),
+    }
+    if let Some(p) = dataset.manifest().and_then(|m| m.projection.as_ref()) {
+        let seed = p.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
+        println!(
+            "projection  {} from {}, scale {}, mean shift {}{seed}",
+            p.kind, p.input_width, p.scale, p.shift
+        );
+    }
+    match stats {
+        Some(s) => println!(
+            "values      mean {:.6}, deviation {:.6}, from {} to {}, {} not finite",
+            s.mean, s.std, s.min, s.max, s.non_finite
+        ),
+        None => println!("values      not measured (`data verify` reads them)"),
+    }
+}

@@ -1,0 +1,306 @@
+//! Turns other people's files into a data set: read, check, shift, scale, project, round, write.
+//!
+//! One pass writes; before it, one pass collects what depends on all rows (the mean, the deviation, the covariance), if
+//! anything asks for that. No input is held in memory unless it is compressed.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use crate::data::array::Array;
+use crate::data::dataset::Dataset;
+use crate::data::formats;
+use crate::data::manifest::Classes;
+use crate::data::pca::Covariance;
+use crate::data::projection::{Kind, Projection};
+use crate::data::stats::Moments;
+use crate::data::writer::{DatasetWriter, Labels, NonFinite, Spec};
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// Values that are read at a time, about.
+const BLOCK: usize = 1 << 20;
+
+/// What is subtracted from every row first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shift {
+    /// One number.
+    Value(f32),
+    /// The mean of each dimension.
+    Mean,
+}
+
+/// What every row is multiplied by after the shift.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scale {
+    /// One number.
+    Value(f32),
+    /// One over the standard deviation of all values, so that they have about unit variance.
+    UnitVariance,
+}
+
+/// Where labels come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LabelSource {
+    /// There are none.
+    None,
+    /// The array of this name in each input.
+    Key(String),
+    /// One file per input.
+    Files(Vec<PathBuf>),
+}
+
+/// Says how to import.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name of the features in npz, safetensors and .pt files; not needed where they hold one array.
+    pub key: Option<String>,
+    /// Where labels come from.
+    pub labels: LabelSource,
+    /// The number of classes; `None` takes the largest label plus one.
+    pub classes: Option<u32>,
+    /// The storage type; `None` keeps the input's where nothing is computed, else f32.
+    pub dtype: Option<DType>,
+    /// Rows in a shard; `None` takes about 64 MiB of them.
+    pub shard_rows: Option<usize>,
+    /// What is subtracted.
+    pub shift: Shift,
+    /// What is multiplied.
+    pub scale: Scale,
+    /// The projection and its width.
+    pub projection: Option<(Kind, usize)>,
+    /// The seed of a random projection.
+    pub seed: u64,
+    /// Whether NaN and ∞ are refused.
+    pub non_finite: NonFinite,
+    /// Rows to take, from the first; `None` takes all.
+    pub max_rows: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            key: None,
+            labels: LabelSource::None,
+            classes: None,
+            dtype: None,
+            shard_rows: None,
+            shift: Shift::Value(0.0),
+            scale: Scale::Value(1.0),
+            projection: None,
+            seed: 0,
+            non_finite: NonFinite::Refuse,
+            max_rows: None,
+        }
+    }
+}
+
+/// Imports the rows of all `inputs`, in that order, to a new folder `out`.
+///
+/// # Errors
+/// An input that cannot be read or is damaged, inputs of different widths, no rows, values that are not finite, labels
+/// that do not fit, a projection that is impossible, an `out` that exists.
+pub fn import(inputs: &[PathBuf], options: &Options, out: &Path) -> Result<Dataset> {
+    let table = Table::open(inputs, options)?;
+    let projection = fit(&table, options)?;
+    let kept = table.parts[0].features.element().dtype();
+    let dtype = options.dtype.or(kept.filter(|_| projection.is_none())).unwrap_or(DType::F32);
+    let spec = Spec {
+        width: projection.as_ref().map_or(table.width, Projection::width),
+        shape: table.image_shape().filter(|_| projection.as_ref().is_none_or(|p| p.weight.is_none())),
+        dtype,
+        shard_rows: options.shard_rows,
+        labels: match (&options.labels, options.classes) {
+            (LabelSource::None, _) => Labels::None,
+            (_, None) => Labels::Count,
+            (_, Some(classes)) => Labels::Classes(Classes { classes, names: Vec::new() }),
+        },
+        non_finite: options.non_finite,
+        projection: projection.clone(),
+    };
+    let width = spec.width;
+    let mut writer = DatasetWriter::create(out, spec)?;
+    let mut projected = Vec::new();
+    table.for_each_block(options.non_finite, |rows, labels| match &projection {
+        None => writer.push(rows, labels),
+        Some(projection) => {
+            projected.resize(rows.len() / table.width * width, 0.0);
+            projection.apply(rows, &mut projected)?;
+            writer.push(&projected, labels)
+        }
+    })?;
+    writer.finish()
+}
+
+/// Measures what the options leave to the data, and builds the map from input rows to stored rows.
+fn fit(table: &Table, options: &Options) -> Result<Option<Projection>> {
+    let plain = options.shift == Shift::Value(0.0) && options.scale == Scale::Value(1.0);
+    if plain && options.projection.is_none() {
+        return Ok(None);
+    }
+    let needs_pca = matches!(options.projection, Some((Kind::Pca | Kind::Whiten, _)));
+    let needs_moments = options.shift == Shift::Mean || options.scale == Scale::UnitVariance;
+    let mut moments = Moments::new(table.width);
+    let mut covariance = Covariance::new(if needs_pca { table.width } else { 0 });
+    if needs_pca || needs_moments {
+        table.for_each_block(options.non_finite, |rows, _| {
+            if needs_moments {
+                moments.push(rows);
+            }
+            if needs_pca {
+                covariance.push(rows);
+            }
+            Ok(())
+        })?;
+    }
+    let stats = moments.stats();
+    let shift = match options.shift {
+        Shift::Value(value) => vec![value; table.width],
+        Shift::Mean => stats.mean_per_dim.iter().map(|m| *m as f32).collect(),
+    };
+    let scale = match options.scale {
+        Scale::Value(value) => value,
+        Scale::UnitVariance if stats.std > 0.0 => (1.0 / stats.std) as f32,
+        Scale::UnitVariance => {
+            let path = table.parts[0].features.path();
+            return Err(Error::data(path, "standard deviation", "more than 0, to scale by it", stats.std));
+        }
+    };
+    let parts_finite = scale.is_finite() && scale != 0.0 && shift.iter().all(|s| s.is_finite());
+    if !parts_finite {
+        return Err(Error::Usage(format!(
+            "scale and shift must be finite and the scale not 0: scale is {scale}"
+        )));
+    }
+    let identity = Projection::identity(shift, scale);
+    match options.projection {
+        None | Some((Kind::Identity, _)) => Ok(identity),
+        Some((Kind::Random, width)) => identity.random(width, options.seed),
+        Some((Kind::Pool, width)) => identity.pool(width),
+        Some((Kind::Pca, width)) => identity.pca(width, &covariance, false),
+        Some((Kind::Whiten, width)) => identity.pca(width, &covariance, true),
+    }
+    .map(Some)
+}
+
+/// The rows of several arrays, one after the other.
+struct Table {
+    parts: Vec<Part>,
+    width: usize,
+}
+
+struct Part {
+    features: Array,
+    labels: Option<Array>,
+    classes: Option<u32>,
+    rows: usize,
+}
+
+impl Table {
+    fn open(inputs: &[PathBuf], options: &Options) -> Result<Self> {
+        if let LabelSource::Files(files) = &options.labels
+            && files.len() != inputs.len()
+        {
+            let (labels, inputs) = (files.len(), inputs.len());
+            return Err(Error::Usage(format!("{labels} label files for {inputs} inputs: give one for each")));
+        }
+        let mut left = options.max_rows.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let mut parts: Vec<Part> = Vec::new();
+        for (i, input) in inputs.iter().enumerate() {
+            let mut part = Part::open(input, i, options)?;
+            let width = parts.first().map_or(part.features.width(), |p| p.features.width());
+            if part.features.width() != width {
+                let first = inputs[0].display();
+                let expected = format!("{width} values per row as in {first}");
+                return Err(part.features.error("width", expected, part.features.width()));
+            }
+            part.rows = part.rows.min(left);
+            left -= part.rows;
+            parts.push(part);
+        }
+        let (rows, width) =
+            (parts.iter().map(|p| p.rows).sum::<usize>(), parts.first().map(|p| p.features.width()));
+        match width {
+            None => Err(Error::Usage("no input files were given".to_owned())),
+            Some(0) => Err(parts[0].features.error("width", "at least one value per row", 0)),
+            Some(_) if rows == 0 => Err(parts[0].features.error("rows", "at least one row", 0)),
+            Some(width) => Ok(Self { parts, width }),
+        }
+    }
+
+    /// Returns (C, H, W) where every input has the same: rows of shape (H, W) have one channel.
+    fn image_shape(&self) -> Option<[usize; 3]> {
+        let shape = |part: &Part| match part.features.shape() {
+            [_, h, w] => Some([1, *h, *w]),
+            [_, c, h, w] => Some([*c, *h, *w]),
+            _ => None,
+        };
+        let first = shape(self.parts.first()?)?;
+        self.parts.iter().all(|p| shape(p) == Some(first)).then_some(first)
+    }
+
+    /// Calls `f` with blocks of rows, which it may change, and their labels.
+    fn for_each_block(
+        &self,
+        non_finite: NonFinite,
+        mut f: impl FnMut(&mut [f32], Option<&[u32]>) -> Result<()>,
+    ) -> Result<()> {
+        let step = (BLOCK / self.width).max(1);
+        let mut block = Vec::new();
+        for part in &self.parts {
+            for first in (0..part.rows).step_by(step) {
+                let count = step.min(part.rows - first);
+                block.resize(count * self.width, 0.0);
+                block
+                    .par_chunks_exact_mut(self.width)
+                    .enumerate()
+                    .for_each(|(i, row)| part.features.read_row(first + i, row));
+                if non_finite == NonFinite::Refuse {
+                    part.check_finite(first, &block)?;
+                }
+                f(&mut block, part.labels(first, count)?.as_deref())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn open(input: &Path, index: usize, options: &Options) -> Result<Self> {
+        let features = formats::open(input, options.key.as_deref())?;
+        if features.shape().len() < 2 {
+            let found = format!("{:?}", features.shape());
+            return Err(features.error("shape", "rows and columns, at least two dimensions", found));
+        }
+        let labels = match &options.labels {
+            LabelSource::None => None,
+            LabelSource::Key(key) => Some(formats::open(input, Some(key))?),
+            LabelSource::Files(files) => Some(formats::open_labels(&files[index])?),
+        };
+        let rows = features.rows();
+        if let Some(labels) = &labels {
+            labels.expect_labels(rows)?;
+        }
+        Ok(Self { features, labels, classes: options.classes, rows })
+    }
+
+    fn check_finite(&self, first: usize, rows: &[f32]) -> Result<()> {
+        let Some(at) = rows.iter().position(|x| !x.is_finite()) else { return Ok(()) };
+        let width = self.features.width();
+        let field = format!("row {}, column {}", first + at / width, at % width);
+        let expected = "a number that is finite in f32 (`--allow-non-finite` takes others too)";
+        Err(self.features.error(field, expected, rows[at]))
+    }
+
+    fn labels(&self, first: usize, count: usize) -> Result<Option<Vec<u32>>> {
+        let Some(labels) = &self.labels else { return Ok(None) };
+        let most = self.classes.unwrap_or(u32::MAX);
+        let checked = |row| match labels.label(row)? {
+            label if label >= most => {
+                Err(labels.error(format!("row {row}"), format!("a label below {most}"), label))
+            }
+            label => Ok(label),
+        };
+        (first..first + count).map(checked).collect::<Result<_>>().map(Some)
+    }
+}

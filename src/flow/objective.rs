@@ -1,0 +1,268 @@
+//! The flow-matching objective, one implementation for both stages.
+//!
+//! ```text
+//! stage 1:  L(θ) = 1/M Σ_rows w(t)·‖v_θ(x_t, t) − (data − noise)‖²            gradient to the parameters
+//! stage 2:  L(y) = the same with data = y and θ frozen                          gradient to the latents:
+//!           dL/dy = 2/M Σ_replicas w(t)·(t·Jᵀr − r)      full
+//!           dL/dy = 2/M Σ_replicas w(t)·(−r)             detached: x_t is a constant to the network (FEATURES 1.3)
+//! ```
+//! The paper's loss is the uniform weight. With w = t/(1−t) the loss of latents is their negative log-likelihood under
+//! the target distribution, up to a constant; with the uniform weight it is not, and is no bound either.
+
+use crate::error::{Error, Result};
+use crate::nn::mlp::{Keep, Mlp};
+use crate::nn::modulation_path::{Form, NodeTables};
+use crate::nn::params::{Grads, Params};
+use crate::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
+use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
+use crate::rng::{Draw, Stream};
+use crate::tensor::{FloatX, Tensor};
+
+/// How times are drawn, apart from sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Times {
+    /// Independent and uniform.
+    Uniform,
+    /// One in each of N equal strata.
+    Stratified,
+    /// σ(mean + std·normal).
+    LogitNormal {
+        /// Mean of the logit.
+        mean: f32,
+        /// Standard deviation of the logit.
+        std: f32,
+    },
+}
+
+/// What M, the divisor of the loss, counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Rows times dimensions: the reference's code.
+    MeanAll,
+    /// Rows: the paper's notation, D times larger.
+    SumDimsMeanRows,
+}
+
+/// The objective, for batches of one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Objective {
+    /// Samples in the global batch.
+    pub samples: usize,
+    /// Copies of each sample, each with noise and time of its own.
+    pub flow_mul: usize,
+    /// How times are drawn.
+    pub times: Times,
+    /// Range that times are mapped to, within [0, 1].
+    pub time_range: (f32, f32),
+    /// The weight of a row.
+    pub weight: Weight,
+    /// The divisor.
+    pub reduction: Reduction,
+    /// The form in which modulation is computed.
+    pub form: Form,
+}
+
+/// A micro-batch: some consecutive samples of the global batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a, X: FloatX> {
+    /// (B, D): data, or latents.
+    pub data: &'a Tensor<f32>,
+    /// (B, z): conditions, for a conditional network.
+    pub cond: Option<&'a Tensor<X>>,
+    /// Number of the first sample in the global batch.
+    pub first: u64,
+}
+
+/// The random numbers of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    noise: Draw,
+    time: Draw,
+}
+
+impl Draws {
+    /// Returns those of a training step.
+    pub fn training(seed: u64, step: u64) -> Self {
+        Self { noise: Draw::new(seed, Stream::Noise, step), time: Draw::new(seed, Stream::Time, step) }
+    }
+
+    /// Returns those of an evaluation: never those of any training step.
+    pub fn evaluation(seed: u64, step: u64) -> Self {
+        let draw = |step| Draw::new(seed, Stream::Evaluation, step);
+        Self { noise: draw(2 * step), time: draw(2 * step + 1) }
+    }
+}
+
+/// Where the gradient of the latents flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LatentGradient {
+    /// Through x_t and the target.
+    Full,
+    /// Through the target alone: a forward pass is enough.
+    Detached,
+}
+
+/// What an evaluation is for.
+#[derive(Debug)]
+pub enum Want<'g> {
+    /// The loss alone.
+    Loss,
+    /// Stage 1: parameter gradients, accumulated.
+    Params(&'g mut Grads),
+    /// Stage 2: the gradient of the latents.
+    Latents(LatentGradient),
+}
+
+/// The result of one micro-batch.
+#[derive(Debug)]
+pub struct Outcome {
+    /// This micro-batch's share of the loss of the global batch, without the loss scale.
+    pub loss: f64,
+    /// dL/dy: (B, D), for `Want::Latents`, times the loss scale.
+    pub dy: Option<Tensor<f32>>,
+}
+
+/// The network that an objective is evaluated on.
+#[derive(Debug)]
+pub struct Velocity<'a, X: FloatX> {
+    /// Layers.
+    pub net: &'a Mlp,
+    /// Parameters.
+    pub params: &'a Params<X>,
+    /// Modulation tables that stay valid: the network is frozen.
+    pub tables: Option<&'a NodeTables>,
+}
+
+impl<X: FloatX> Clone for Velocity<'_, X> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<X: FloatX> Copy for Velocity<'_, X> {}
+
+impl Objective {
+    /// Returns N, the rows of the global batch.
+    pub fn total_rows(&self) -> usize {
+        self.samples * self.flow_mul
+    }
+
+    /// Returns consecutive rows that share one t.
+    pub fn share(&self) -> usize {
+        match self.form {
+            Form::Groups(g) => (self.total_rows() / g).max(1),
+            _ => 1,
+        }
+    }
+
+    /// Checks sizes against the network, once before a run.
+    ///
+    /// # Errors
+    /// Micro-batches that do not divide the batch, groups that do not divide a micro-batch, a form the network refuses.
+    pub fn check(&self, net: &Mlp, micro_batches: usize) -> Result<()> {
+        if micro_batches == 0 || !self.samples.is_multiple_of(micro_batches) {
+            let why = format!(
+                "train.micro_batches = {micro_batches} does not divide the batch of {}",
+                self.samples
+            );
+            return Err(Error::Usage(why));
+        }
+        net.check_form(self.form, self.total_rows())?;
+        let (micro, share) = (self.samples / micro_batches, self.share());
+        if !micro.is_multiple_of(share) {
+            let form = self.form;
+            return Err(Error::Usage(format!(
+                "modulation `{form}`: its {share} rows of one t do not divide a micro-batch of {micro} samples"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Evaluates one micro-batch. Gradients carry `loss_scale`, the loss does not.
+    pub fn evaluate<X: FloatX>(
+        &self,
+        velocity: Velocity<'_, X>,
+        batch: Batch<'_, X>,
+        draws: Draws,
+        loss_scale: f32,
+        want: Want<'_>,
+    ) -> Result<Outcome> {
+        let (samples, d) = batch.data.rows_cols();
+        let rows = Rows { first: batch.first, samples, replicas: self.flow_mul, share: self.share() };
+        let t = draw_times(batch.data.device(), draws.time, rows, self.sampler(), self.time_range)?;
+        let x_t: Tensor<X> = interpolate(batch.data, &t, draws.noise, rows)?;
+        let target = Target {
+            data: batch.data,
+            t: &t,
+            noise: draws.noise,
+            rows,
+            weight: self.weight,
+            control_variate: false,
+        };
+        let keep = match &want {
+            Want::Loss | Want::Latents(LatentGradient::Detached) => Keep::Nothing,
+            Want::Params(_) => Keep::All,
+            Want::Latents(LatentGradient::Full) => Keep::Inputs,
+        };
+        let modulations = match velocity.tables {
+            Some(tables) => velocity.net.modulations_from(tables, &t)?,
+            None => {
+                let cond = batch.cond.map(|z| tiled(z, self.flow_mul)).transpose()?;
+                velocity.net.modulations(velocity.params, self.form, &t, rows.share, cond)?
+            }
+        };
+        let (v, saved) = velocity.net.forward(velocity.params, x_t, modulations, keep)?;
+        let divisor = self.divisor(d);
+        if matches!(want, Want::Loss) {
+            return Ok(Outcome { loss: total(&flow_loss_forward(&v, &target)?)? / divisor, dy: None });
+        }
+        let scale = (2.0 / divisor) as f32 * loss_scale;
+        let (row_loss, dv) = flow_loss_backward(&v, &target, scale)?;
+        drop(v);
+        let loss = total(&row_loss)? / divisor;
+        let dy = match (want, saved) {
+            (Want::Params(grads), Some(saved)) => {
+                velocity.net.backward(velocity.params, saved, &dv, Some(grads))?;
+                None
+            }
+            (Want::Latents(_), saved) => {
+                let dx_t = saved.map(|s| velocity.net.backward(velocity.params, s, &dv, None)).transpose()?;
+                Some(latent_gradient(&dv, dx_t.as_ref(), &t, rows, 1.0)?)
+            }
+            _ => None,
+        };
+        Ok(Outcome { loss, dy })
+    }
+
+    fn divisor(&self, d: usize) -> f64 {
+        match self.reduction {
+            Reduction::MeanAll => (self.total_rows() * d) as f64,
+            Reduction::SumDimsMeanRows => self.total_rows() as f64,
+        }
+    }
+
+    fn sampler(&self) -> TimeSampler {
+        match self.times {
+            Times::Uniform => TimeSampler::Uniform,
+            Times::Stratified => {
+                TimeSampler::Stratified { total: self.total_rows() / self.share(), samples: self.samples }
+            }
+            Times::LogitNormal { mean, std } => TimeSampler::LogitNormal { mean, std },
+        }
+    }
+}
+
+/// Adds row losses in order, in f64.
+pub(crate) fn total(rows: &Tensor<f32>) -> Result<f64> {
+    Ok(rows.host()?.iter().map(|x| *x as f64).sum())
+}
+
+/// `z: (B, z)` → `(B·m, z)`, the order of `Rows`.
+fn tiled<X: FloatX>(z: &Tensor<X>, m: usize) -> Result<Tensor<X>> {
+    let (b, width) = z.rows_cols();
+    let mut out = Tensor::uninit(z.device(), [b * m, width]);
+    for copy in out.host_mut()?.chunks_exact_mut((b * width).max(1)) {
+        copy.copy_from_slice(z.host()?);
+    }
+    Ok(out)
+}

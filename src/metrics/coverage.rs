@@ -1,0 +1,189 @@
+//! Diagnostics of collapse: which modes are occupied, how wide the latents spread, what part of the targets they reach.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::metrics::knn::{kth_squared, nearest};
+use crate::metrics::pairs::{LANES, Panels};
+use crate::metrics::{neighbour, rows};
+
+/// How points spread over the modes of a mixture of isotropic Gaussians.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Occupancy {
+    /// Points whose nearest mode is this one, near or far.
+    pub counts: Vec<usize>,
+    /// The smallest count.
+    pub min: usize,
+    /// The largest count.
+    pub max: usize,
+    /// Share of the points within 3σ of their nearest mode (Euclidean distance).
+    pub within_three_sigma: f64,
+    /// Root mean square over points and dimensions of (point − nearest mode)/σ: 1 for samples of a mixture with
+    /// well-separated modes, below 1 for points that collapse to the modes, above for points that miss them.
+    pub spread: f64,
+}
+
+/// Assigns points `(N, D)` to the nearest of the modes `(K, D)`, each of standard deviation `sigma` per dimension.
+///
+/// # Errors
+/// An empty or ragged set, values that are not finite, or a `sigma` that is not positive.
+pub fn mode_occupancy(points: &[f32], modes: &[f32], dim: usize, sigma: f64) -> Result<Occupancy> {
+    const OP: &str = "mode_occupancy";
+    let n = rows(OP, "points", points, dim)?;
+    let mut counts = vec![0; rows(OP, "modes", modes, dim)?];
+    if !(sigma > 0.0 && sigma.is_finite()) {
+        return Err(Error::argument(OP, "sigma", "a positive number", sigma));
+    }
+    let (mut near, mut squares) = (0, 0.0);
+    for (point, mode) in points.chunks_exact(dim).zip(nearest(points, modes, dim)?) {
+        let centre = &modes[mode * dim..(mode + 1) * dim];
+        let square: f64 = point.iter().zip(centre).map(|(x, m)| (*x as f64 - *m as f64).powi(2)).sum();
+        counts[mode] += 1;
+        near += (square <= (3.0 * sigma).powi(2)) as usize;
+        squares += square;
+    }
+    let (min, max) = counts.iter().fold((n, 0), |(min, max), c| (min.min(*c), max.max(*c)));
+    let spread = (squares / (n * dim) as f64).sqrt() / sigma;
+    Ok(Occupancy { counts, min, max, within_three_sigma: near as f64 / n as f64, spread })
+}
+
+/// Returns √(tr Σ_queries / tr Σ_targets), the ratio of the total standard deviations of `(N, D)` and `(M, D)`.
+///
+/// # Errors
+/// An empty or ragged set, values that are not finite, or targets that are all equal.
+pub fn std_ratio(queries: &[f32], targets: &[f32], dim: usize) -> Result<f64> {
+    const OP: &str = "std_ratio";
+    rows(OP, "queries", queries, dim)?;
+    rows(OP, "targets", targets, dim)?;
+    let variance = |points: &[f32]| -> f64 {
+        let means = means(points, dim);
+        let squares = points.chunks_exact(dim).flat_map(|row| row.iter().zip(&means));
+        squares.map(|(x, m)| (*x as f64 - m).powi(2)).sum::<f64>() / (points.len() / dim) as f64
+    };
+    let below = variance(targets);
+    if below == 0.0 {
+        return Err(Error::argument(OP, "targets", "rows that differ", "equal rows"));
+    }
+    Ok((variance(queries) / below).sqrt())
+}
+
+/// Returns the participation rank (Σλ)² / Σλ² of the covariance's eigenvalues λ, from 1 to D.
+///
+/// It is tr(Σ)² / ‖Σ‖_F², so no eigenvalue is computed: D for a round cloud, 1 for a line.
+///
+/// # Errors
+/// An empty or ragged set, values that are not finite, or rows that are all equal.
+pub fn participation_rank(points: &[f32], dim: usize) -> Result<f64> {
+    const OP: &str = "participation_rank";
+    rows(OP, "points", points, dim)?;
+    let covariance = covariance(points, dim);
+    let trace: f64 = (0..dim).map(|d| covariance[d * dim + d]).sum();
+    if trace == 0.0 {
+        return Err(Error::argument(OP, "points", "rows that differ", "equal rows"));
+    }
+    Ok(covariance.iter().map(|c| (c / trace).powi(2)).sum::<f64>().recip())
+}
+
+/// How the queries share their nearest targets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reuse {
+    /// Different targets that are nearest to some query.
+    pub distinct: usize,
+    /// `distinct` over the number of queries, at most 1; low values mean many latents at the same few samples.
+    pub share: f64,
+    /// Queries that share the most popular target.
+    pub most: usize,
+}
+
+/// Counts how many different targets `(M, D)` are nearest to the queries `(N, D)`.
+///
+/// # Errors
+/// An empty or ragged set, or values that are not finite.
+pub fn nearest_reuse(queries: &[f32], targets: &[f32], dim: usize) -> Result<Reuse> {
+    let mut uses = HashMap::new();
+    let found = nearest(queries, targets, dim)?;
+    found.iter().for_each(|target| *uses.entry(*target).or_insert(0) += 1);
+    let most = uses.values().copied().max().unwrap_or(0);
+    Ok(Reuse { distinct: uses.len(), share: uses.len() as f64 / found.len() as f64, most })
+}
+
+/// Shares of points inside the other set's k-NN balls; each is in [0, 1] and about 1 for equal distributions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrecisionRecall {
+    /// Share of the queries inside the ball of some target: quality.
+    pub precision: f64,
+    /// Share of the targets inside the ball of some query: diversity (outlying queries inflate it).
+    pub recall: f64,
+    /// Share of the targets whose own ball holds a query: diversity, robust to outlying queries.
+    pub coverage: f64,
+}
+
+/// Compares queries `(N, D)` with targets `(M, D)`: precision and recall of Kynkäänniemi et al. 2019, coverage of
+/// Naeem et al. 2020. A point's ball reaches to its `k`-th nearest neighbour in its own set, itself excluded.
+///
+/// Costs 2·(N + M)² distances at most: take a few thousand of each.
+///
+/// # Errors
+/// An empty or ragged set, values that are not finite, or `k` not below the rows of both sets.
+pub fn precision_recall(queries: &[f32], targets: &[f32], dim: usize, k: usize) -> Result<PrecisionRecall> {
+    const OP: &str = "precision_recall";
+    let n = rows(OP, "queries", queries, dim)?;
+    let m = rows(OP, "targets", targets, dim)?;
+    neighbour(OP, k, n.min(m) - 1)?;
+    let (in_queries, in_targets) = (Panels::new(queries, dim), Panels::new(targets, dim));
+    // Each point is its own first neighbour.
+    let query_radii = kth_squared(queries, &in_queries, k + 1);
+    let target_radii = kth_squared(targets, &in_targets, k + 1);
+    let covered = kth_squared(targets, &in_queries, 1);
+    let covered = covered.iter().zip(&target_radii).filter(|(r, radius)| r <= radius).count();
+    Ok(PrecisionRecall {
+        precision: share_inside(queries, &in_targets, &target_radii, n),
+        recall: share_inside(targets, &in_queries, &query_radii, m),
+        coverage: covered as f64 / m as f64,
+    })
+}
+
+/// The share of `count` points inside at least one ball around `centres`.
+fn share_inside(points: &[f32], centres: &Panels, radii: &[f32], count: usize) -> f64 {
+    // Lanes past the last centre get a radius that no distance is inside of.
+    let mut padded = radii.to_vec();
+    padded.resize(radii.len().next_multiple_of(LANES), -1.0);
+    let inside = centres.scan(
+        points,
+        || false,
+        #[inline(always)]
+        |inside: &mut bool, panel, distances| {
+            let radii = &padded[panel * LANES..(panel + 1) * LANES];
+            *inside |= distances.iter().zip(radii).fold(false, |any, (r, radius)| any | (r <= radius));
+        },
+    );
+    inside.iter().filter(|i| **i).count() as f64 / count as f64
+}
+
+fn means(points: &[f32], dim: usize) -> Vec<f64> {
+    let mut means = vec![0.0; dim];
+    for row in points.chunks_exact(dim) {
+        means.iter_mut().zip(row).for_each(|(m, x)| *m += *x as f64);
+    }
+    let n = (points.len() / dim) as f64;
+    means.iter_mut().for_each(|m| *m /= n);
+    means
+}
+
+/// The covariance `(D, D)`, divided by N; each task owns one row of it.
+fn covariance(points: &[f32], dim: usize) -> Vec<f64> {
+    let means = means(points, dim);
+    let n = (points.len() / dim) as f64;
+    let mut covariance = vec![0.0; dim * dim];
+    covariance.par_chunks_mut(dim).enumerate().for_each(|(d, sums)| {
+        for row in points.chunks_exact(dim) {
+            let factor = (row[d] as f64 - means[d]) / n;
+            for ((sum, x), mean) in sums.iter_mut().zip(row).zip(&means) {
+                *sum += factor * (*x as f64 - mean);
+            }
+        }
+    });
+    covariance
+}

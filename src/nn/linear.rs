@@ -1,0 +1,59 @@
+//! A linear layer with named weight and bias: `y = act(x·Wᵀ + b)`.
+
+use crate::error::Result;
+use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
+use crate::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
+use crate::tensor::{FloatX, Tensor, View};
+
+/// Weight (out, in) and bias (out).
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    weight: ParamId,
+    bias: ParamId,
+}
+
+impl Linear {
+    /// Adds `name.weight` and `name.bias` (zero) to the layout.
+    pub fn new(layout: &mut Layout, name: &str, inputs: usize, outputs: usize, init: Init) -> Self {
+        let weight = layout.add(format!("{name}.weight"), [outputs, inputs], init);
+        let bias = layout.add(format!("{name}.bias"), [outputs], Init::Zeros);
+        Self { weight, bias }
+    }
+
+    /// Returns the weight.
+    pub fn weight<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
+        params.view(self.weight)
+    }
+
+    /// Returns the bias.
+    pub fn bias<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
+        params.view(self.bias)
+    }
+
+    /// `x: (N, in)`, `add: (N, out)` → y and the pre-activation z, `(N, out)`; z is `None` for the identity.
+    pub fn forward<A: FloatX, W: FloatX>(
+        &self,
+        params: &Params<W>,
+        x: &Tensor<A>,
+        add: Option<&Tensor<A>>,
+        act: Activation,
+    ) -> Result<(Tensor<A>, Option<Tensor<A>>)> {
+        linear_forward(x, params.view(self.weight), Some(params.view(self.bias)), add, act)
+    }
+
+    /// `dz: (N, out)` → dx `(N, in)`, through the activation that produced x when given with its pre-activation.
+    pub fn backward_input<A: FloatX, W: FloatX>(
+        &self,
+        params: &Params<W>,
+        dz: &Tensor<A>,
+        through: Option<(Activation, &Tensor<A>)>,
+    ) -> Result<Tensor<A>> {
+        linear_backward_input(dz, params.view(self.weight), through)
+    }
+
+    /// Accumulates the gradients of weight and bias from `dz: (N, out)` and `x: (N, in)`.
+    pub fn backward_params<A: FloatX>(&self, grads: &mut Grads, dz: &Tensor<A>, x: &Tensor<A>) -> Result<()> {
+        let [dw, db] = grads.views_mut([self.weight, self.bias]);
+        linear_backward_weight(dw, Some(db), dz, x)
+    }
+}

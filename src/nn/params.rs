@@ -1,0 +1,269 @@
+//! Named parameters in one flat buffer, and their gradients in another of the same layout.
+//!
+//! Optimizer, clipping, averages and checkpoints each walk one buffer. Names are the reference's state-dict keys
+//! (FEATURES 1.7). Every tensor starts on a cache line; the padding between them is zero and stays zero under every
+//! update rule.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::rng::{Draw, Stream};
+use crate::tensor::{FloatX, Shape, Tensor, View, ViewMut};
+
+/// Elements that offsets are a multiple of: a cache line of the narrowest storage type.
+const ALIGN: usize = 32;
+
+/// The place of one parameter in a layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamId(usize);
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+    /// Uniform in ±√(6/(fan_in + fan_out)) (Glorot and Bengio, 2010).
+    XavierUniform,
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+}
+
+/// Name, shape and place of one parameter.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// State-dict key.
+    pub name: String,
+    /// Sizes; weights are (out, in).
+    pub shape: Shape,
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Initial values.
+    pub init: Init,
+}
+
+impl Entry {
+    /// Returns its elements in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.shape.len()
+    }
+
+    /// Says whether weight decay acts on it: more than one dimension, and no bias (FEATURES 1.6).
+    pub fn decays(&self) -> bool {
+        self.shape.dims().len() > 1 && !self.name.ends_with(".bias")
+    }
+}
+
+/// The parameters of a network, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    len: usize,
+}
+
+impl Layout {
+    /// Appends a parameter.
+    pub fn add(&mut self, name: impl Into<String>, shape: impl Into<Shape>, init: Init) -> ParamId {
+        let entry = Entry { name: name.into(), shape: shape.into(), offset: self.len, init };
+        self.len = (self.len + entry.shape.len()).next_multiple_of(ALIGN);
+        self.entries.push(entry);
+        ParamId(self.entries.len() - 1)
+    }
+
+    /// Returns the parameters, in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Returns the elements of the flat buffer, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Says whether there are no parameters.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns the number of parameters, without padding.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(|e| e.shape.len()).sum()
+    }
+
+    /// Returns the ranges that weight decay acts on.
+    pub fn decayed(&self) -> Vec<Range<usize>> {
+        self.entries.iter().filter(|e| e.decays()).map(Entry::range).collect()
+    }
+
+    /// Returns the initial values of every parameter, in the order of the flat buffer.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        let draw = Draw::new(seed, Stream::Init, 0);
+        let mut values = vec![0.0; self.len()];
+        for (i, entry) in self.entries().iter().enumerate() {
+            let out = &mut values[entry.range()];
+            match entry.init {
+                Init::Zeros => {}
+                Init::Ones => out.fill(1.0),
+                Init::Normal(std) => {
+                    crate::device::Isa::detect().run(
+                        #[inline(always)]
+                        |arch| draw.fill_normal(arch, out, i as u64, 0),
+                    );
+                    out.iter_mut().for_each(|x| *x *= std);
+                }
+                Init::XavierUniform => {
+                    let fan: usize = entry.shape.dims().iter().sum();
+                    let bound = (6.0 / fan as f64).sqrt() as f32;
+                    draw.fill_uniform(out, i as u64, 0);
+                    out.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
+                }
+            }
+        }
+        values
+    }
+
+    fn place(&self, id: ParamId) -> (usize, Shape) {
+        let entry = &self.entries[id.0];
+        (entry.offset, entry.shape)
+    }
+
+    fn find(&self, name: &str) -> Option<ParamId> {
+        self.entries.iter().position(|e| e.name == name).map(ParamId)
+    }
+
+    /// Returns the name of the first parameter for which `bad` holds of its part of `flat`.
+    pub fn first_where(&self, flat: &[f32], bad: impl Fn(f32) -> bool) -> Option<&str> {
+        self.entries.iter().find(|e| flat[e.range()].iter().any(|x| bad(*x))).map(|e| e.name.as_str())
+    }
+}
+
+/// Parameters in storage type X.
+#[derive(Debug)]
+pub struct Params<X: FloatX> {
+    layout: Arc<Layout>,
+    flat: Tensor<X>,
+}
+
+impl<X: FloatX> Params<X> {
+    /// Returns freshly initialised parameters: a pure function of layout and seed.
+    ///
+    /// # Errors
+    /// None on the CPU; a device may fail to take the values.
+    pub fn init(device: &Device, layout: Arc<Layout>, seed: u64) -> Result<Self> {
+        Self::from_flat(device, layout.clone(), &layout.initial_values(seed))
+    }
+
+    /// Takes values in the order of the flat buffer, padding included.
+    ///
+    /// # Errors
+    /// Another number of values than the layout's.
+    pub fn from_flat(device: &Device, layout: Arc<Layout>, values: &[f32]) -> Result<Self> {
+        let flat = Tensor::from_f32(device, [layout.len()], values)?;
+        Ok(Self { layout, flat })
+    }
+
+    /// Takes a flat buffer.
+    ///
+    /// # Errors
+    /// Another length than the layout's.
+    pub fn from_tensor(layout: Arc<Layout>, flat: Tensor<X>) -> Result<Self> {
+        flat.expect("Params::from_tensor", "flat", [layout.len()])?;
+        Ok(Self { layout, flat })
+    }
+
+    /// Returns the layout.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Returns the flat buffer.
+    pub fn flat(&self) -> &Tensor<X> {
+        &self.flat
+    }
+
+    /// Returns the flat buffer, to update.
+    pub fn flat_mut(&mut self) -> &mut Tensor<X> {
+        &mut self.flat
+    }
+
+    /// Returns one parameter.
+    pub fn view(&self, id: ParamId) -> View<'_, X> {
+        let (offset, shape) = self.layout.place(id);
+        self.flat.view().part(offset, shape)
+    }
+
+    /// Returns a parameter by its state-dict key.
+    ///
+    /// # Errors
+    /// A name that is not in the layout.
+    pub fn named(&self, name: &str) -> Result<View<'_, X>> {
+        Ok(self.view(id_of(&self.layout, name)?))
+    }
+}
+
+/// Gradients of parameters, in f32.
+#[derive(Debug)]
+pub struct Grads {
+    layout: Arc<Layout>,
+    flat: Tensor<f32>,
+}
+
+impl Grads {
+    /// Returns zero gradients.
+    pub fn zeros(device: &Device, layout: Arc<Layout>) -> Self {
+        let flat = Tensor::zeros(device, [layout.len()]);
+        Self { layout, flat }
+    }
+
+    /// Sets all gradients to zero, before the first micro-batch of a step.
+    pub fn clear(&mut self) {
+        self.flat.view_mut().fill_zero();
+    }
+
+    /// Returns the flat buffer.
+    pub fn flat(&self) -> &Tensor<f32> {
+        &self.flat
+    }
+
+    /// Returns the layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Returns several gradients, to accumulate into.
+    pub fn views_mut<const P: usize>(&mut self, ids: [ParamId; P]) -> [ViewMut<'_, f32>; P] {
+        self.flat.view_mut().parts(ids.map(|id| self.layout.place(id)))
+    }
+
+    /// Adds `values`, of the parameter's shape, to the gradient of `name`.
+    ///
+    /// # Errors
+    /// A name that is not in the layout, or another shape.
+    pub fn add_named(&mut self, name: &str, values: &Tensor<f32>) -> Result<()> {
+        let id = id_of(&self.layout, name)?;
+        let [mut grad] = self.views_mut([id]);
+        values.expect("add_named", "values", grad.shape())?;
+        for (g, x) in grad.host_mut()?.iter_mut().zip(values.host()?) {
+            *g += x;
+        }
+        Ok(())
+    }
+
+    /// Returns a gradient by its parameter's state-dict key.
+    ///
+    /// # Errors
+    /// A name that is not in the layout.
+    pub fn named(&self, name: &str) -> Result<View<'_, f32>> {
+        let (offset, shape) = self.layout.place(id_of(&self.layout, name)?);
+        Ok(self.flat.view().part(offset, shape))
+    }
+}
+
+fn id_of(layout: &Layout, name: &str) -> Result<ParamId> {
+    layout
+        .find(name)
+        .ok_or_else(|| Error::argument("named", "name", "a parameter of this network", format!("`{name}`")))
+}

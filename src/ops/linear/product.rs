@@ -1,0 +1,279 @@
+//! The product of two strided matrices, blocked for the caches, with a row-wise finish on every tile.
+//!
+//! C (M, N) = A (M, K) · B (K, N). Both operands are packed once, by all threads together; then each tile of C is
+//! summed block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An
+//! operand that only one tile would read is packed by that tile, block by block. Panels, blocks and tiles depend on
+//! the shapes alone, and each element is summed in the order of depth: first within a block, then block to block. So
+//! neither the number of threads, nor M, nor N changes a bit of it.
+
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
+use crate::device::{Arch, Cpu, Isa};
+use crate::ops::linear::finish::{Add, Finish};
+use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, ROWS};
+use crate::ops::linear::pack::{Operand, Side};
+use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
+use crate::tensor::{DType, FloatX};
+
+/// Depth of a block in units. 256 × 48 × 4 bytes of B are 48 KiB, read 16 times from the first two cache levels, and
+/// 128 rows of A are 128 KiB of the second; longer blocks were not faster, shorter ones pay for loading the sums.
+const BLOCK: usize = 256;
+/// Panels of a tile: 128 rows × 192 columns of sums are 96 KiB, which leaves most of a 1 MiB second level to A.
+const TILE_ROWS: usize = 16;
+const TILE_COLS: usize = 4;
+/// Multiply-adds below which one more tile costs more in overhead than it gains in balance (about 20 µs).
+const SMALL_TILE: usize = 1 << 20;
+/// Tiles that keep eight threads busy.
+const ENOUGH_TILES: usize = 16;
+/// Multiply-adds below which waking another thread (some µs) costs more than it saves.
+const SERIAL: usize = 1 << 19;
+
+/// Everything about a product that follows from its shape.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    grid: Grid,
+    format: Format,
+    /// Depth in units.
+    units: usize,
+    /// Depth of a block.
+    block: usize,
+    /// Says whether more than one tile reads each A panel, B panel.
+    shared: (bool, bool),
+    serial: bool,
+}
+
+impl Plan {
+    fn new(m: usize, n: usize, k: usize, format: Format) -> Self {
+        let units = format.units(k);
+        let blocks = units.div_ceil(BLOCK).max(1);
+        let block = units.div_ceil(blocks).next_multiple_of(CHUNK).max(CHUNK);
+        let (row_panels, col_panels) = (m.div_ceil(ROWS), n.div_ceil(COLS));
+        let (mut tall, mut wide) = (TILE_ROWS, TILE_COLS);
+        let tiles = |tall, wide| row_panels.div_ceil(tall) * col_panels.div_ceil(wide);
+        while tiles(tall, wide) < ENOUGH_TILES && (tall > 1 || wide > 1) {
+            let work = row_panels.min(tall) * ROWS * col_panels.min(wide) * COLS * k;
+            if work < 2 * SMALL_TILE {
+                break;
+            }
+            if wide > 1 && (col_panels.min(wide) * COLS > row_panels.min(tall) * ROWS || tall == 1) {
+                wide /= 2;
+            } else {
+                tall /= 2;
+            }
+        }
+        let down = Split { count: row_panels, parts: row_panels.div_ceil(tall) };
+        let across = Split { count: col_panels, parts: col_panels.div_ceil(wide) };
+        let grid = Grid { rows: m, cols: n, panel_rows: ROWS, panel_cols: COLS, down, across };
+        let shared = (across.parts > 1, down.parts > 1);
+        Self { grid, format, units, block, shared, serial: m * n * k < SERIAL }
+    }
+
+    /// Returns the length of all packed panels of one side.
+    fn packed(&self, side: Side) -> usize {
+        match side {
+            Side::A => self.grid.down.count * ROWS * self.deep(),
+            Side::B => self.grid.cols.next_multiple_of(LANES) * self.units,
+        }
+    }
+
+    /// Returns the padded units of an A panel.
+    fn deep(&self) -> usize {
+        Side::A.deep(self.units)
+    }
+
+    /// Returns how many f32 a thread needs: sums of a tile, a block of A, a block of a B panel.
+    fn scratch(&self) -> (usize, usize, usize) {
+        let tall = self.grid.down.count.div_ceil(self.grid.down.parts) * ROWS;
+        let wide = self.grid.across.count.div_ceil(self.grid.across.parts) * COLS;
+        let a = if self.shared.0 { 0 } else { tall * self.block };
+        let b = if self.shared.1 { 0 } else { COLS * self.block };
+        (tall * wide, a, b)
+    }
+}
+
+/// Units of A that are packed at a time (32 MiB): longer products go in several passes.
+const PASS: usize = 1 << 23;
+
+/// Computes `a · b` in passes over the rows of `a` (row-major, summed along its rows).
+pub(super) fn by_rows<A: FloatX, B: FloatX, F: Finish>(
+    cpu: &Cpu,
+    a: Operand<A>,
+    b: Operand<B>,
+    finish: &F,
+    first: &mut [F::Out],
+    mut second: Option<&mut [F::Out]>,
+) {
+    let passes = (a.across * a.depth).div_ceil(PASS).max(1);
+    let rows = a.across.div_ceil(passes).next_multiple_of(TILE_ROWS * ROWS).max(1);
+    for start in (0..a.across).step_by(rows) {
+        let end = a.across.min(start + rows);
+        let (data, out) = (&a.data[start * a.depth..end * a.depth], start * b.across..end * b.across);
+        let second = second.as_deref_mut().map(|s| &mut s[out.clone()]);
+        let part = Operand { data, across: end - start, ..a };
+        product(cpu, part, b, &Below { finish, row: start }, &mut first[out], second);
+    }
+}
+
+/// Computes `dw += a · b` in passes over the depth (both row-major, summed over their rows).
+pub(super) fn by_depth<A: FloatX, B: FloatX>(cpu: &Cpu, a: Operand<A>, b: Operand<B>, dw: &mut [f32]) {
+    let passes = (a.depth * a.across.max(b.across)).div_ceil(PASS).max(1);
+    let depth = a.depth.div_ceil(passes).next_multiple_of(2 * BLOCK).max(1);
+    for start in (0..a.depth).step_by(depth) {
+        let end = a.depth.min(start + depth);
+        let a = Operand { data: &a.data[start * a.stride..end * a.stride], depth: end - start, ..a };
+        let b = Operand { data: &b.data[start * b.stride..end * b.stride], depth: end - start, ..b };
+        product(cpu, a, b, &Add { out: PhantomData }, dw, None);
+    }
+}
+
+/// Finishes a pass whose first row is row `row` of the whole.
+struct Below<'a, F> {
+    finish: &'a F,
+    row: usize,
+}
+
+impl<F: Finish> Finish for Below<'_, F> {
+    type Out = F::Out;
+    #[inline(always)]
+    fn row(
+        &self,
+        arch: Arch,
+        at: (usize, usize),
+        sums: &mut [f32],
+        out: &mut [F::Out],
+        second: Option<&mut [F::Out]>,
+    ) {
+        self.finish.row(arch, (self.row + at.0, at.1), sums, out, second);
+    }
+}
+
+/// Computes `a · b` and hands each row of each tile to `finish`, which writes `first` (and `second`), both (M, N).
+fn product<A: FloatX, B: FloatX, F: Finish>(
+    cpu: &Cpu,
+    a: Operand<A>,
+    b: Operand<B>,
+    finish: &F,
+    first: &mut [F::Out],
+    second: Option<&mut [F::Out]>,
+) {
+    if a.across == 0 || b.across == 0 {
+        return;
+    }
+    let pairs = A::DTYPE == DType::Bf16 && B::DTYPE == DType::Bf16 && cpu.isa() == Isa::Avx512Bf16;
+    let format = if pairs { Format::Pair } else { Format::Single };
+    let plan = Plan::new(a.across, b.across, a.depth, format);
+    let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
+    let packed = |shared, side| if shared { plan.packed(side) } else { 0 };
+    let (a_len, b_len) = (packed(plan.shared.0, Side::A), packed(plan.shared.1, Side::B));
+    let (sums, a_block, b_block) = plan.scratch();
+    let each = sums + a_block + b_block;
+    // Powers of two, so that products of many shapes share few blocks of the pool.
+    let mut memory = cpu.take((a_len + b_len).next_multiple_of(1 << 12).next_power_of_two() * 4);
+    let mut private = cpu.take((threads * each).next_power_of_two() * 4);
+    let (a_panels, rest) = memory.as_mut_slice::<u32>().split_at_mut(a_len);
+    let job = Job {
+        isa: cpu.isa(),
+        plan,
+        a,
+        b,
+        finish,
+        a_panels: Chunks::new(a_panels, A_GROUP * ROWS * plan.deep()),
+        b_panels: Chunks::new(&mut rest[..b_len], B_GROUP * COLS * plan.units),
+        tiles: Tiles::new(first, second, plan.grid),
+    };
+    let private = private.as_mut_slice::<u32>();
+    if threads == 1 {
+        return job.work(private);
+    }
+    cpu.install(|| private.par_chunks_mut(each).take(threads).for_each(|scratch| job.work(scratch)));
+}
+
+/// Panels packed in one go: 64 rows or 96 columns, so that a memory row gives whole cache lines.
+const A_GROUP: usize = 8;
+const B_GROUP: usize = 2;
+
+struct Job<'a, A, B, F: Finish> {
+    isa: Isa,
+    plan: Plan,
+    a: Operand<'a, A>,
+    b: Operand<'a, B>,
+    finish: &'a F,
+    a_panels: Chunks<'a>,
+    b_panels: Chunks<'a>,
+    tiles: Tiles<'a, F::Out>,
+}
+
+impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
+    /// Does what one thread can get of the work: packing, then tiles.
+    fn work(&self, scratch: &mut [u32]) {
+        let (isa, plan) = (self.isa, &self.plan);
+        while let Some((i, mut out)) = self.b_panels.next() {
+            let panels = i * B_GROUP..plan.grid.across.count.min((i + 1) * B_GROUP);
+            self.b.pack(isa, plan.format, Side::B, panels, 0..plan.units, &mut out);
+        }
+        while let Some((i, mut out)) = self.a_panels.next() {
+            let panels = i * A_GROUP..plan.grid.down.count.min((i + 1) * A_GROUP);
+            self.a.pack(isa, plan.format, Side::A, panels, 0..plan.units, &mut out);
+        }
+        let (a, b) = (self.a_panels.wait(), self.b_panels.wait());
+        while let Some(mut tile) = self.tiles.next() {
+            self.tile(&mut tile, a, b, scratch);
+        }
+    }
+
+    /// Sums and finishes one tile.
+    fn tile(&self, tile: &mut Tile<F::Out>, a: &[u32], b: &[u32], scratch: &mut [u32]) {
+        let plan = &self.plan;
+        let (sums, a_block, b_block) = plan.scratch();
+        let (sums, scratch) = scratch.split_at_mut(sums);
+        let (a_block, scratch) = scratch.split_at_mut(a_block);
+        let b_block = &mut scratch[..b_block];
+        let sums = bytemuck::cast_slice_mut::<u32, f32>(sums);
+        let stride = tile.col_panels.len() * COLS;
+        for start in (0..plan.units).step_by(plan.block) {
+            let units = start..plan.units.min(start + plan.block);
+            if !plan.shared.0 {
+                self.a.pack(self.isa, plan.format, Side::A, tile.row_panels.clone(), units.clone(), a_block);
+            }
+            for (j, q) in tile.col_panels.clone().enumerate() {
+                let width = Side::B.width(plan.grid.cols, q);
+                let b = if plan.shared.1 {
+                    &b[q * COLS * plan.units + start * width..]
+                } else {
+                    self.b.pack(self.isa, plan.format, Side::B, q..q + 1, units.clone(), b_block);
+                    &*b_block
+                };
+                for (i, p) in tile.row_panels.clone().enumerate() {
+                    let a = if plan.shared.0 {
+                        &a[(p * plan.deep() + start) * ROWS..]
+                    } else {
+                        &a_block[i * ROWS * Side::A.deep(units.len())..]
+                    };
+                    let order = self.a.order();
+                    let (first, format) = (start == 0, plan.format);
+                    let block = Block { format, a, order, b, width, units: units.len(), first };
+                    block.run(self.isa, &mut sums[i * ROWS * stride + j * COLS..], stride);
+                }
+            }
+        }
+        self.finish_tile(tile, sums, stride);
+    }
+
+    fn finish_tile(&self, tile: &mut Tile<F::Out>, sums: &mut [f32], stride: usize) {
+        let (rows, cols) = (tile.rows(), tile.cols());
+        if self.plan.units == 0 {
+            sums.fill(0.0);
+        }
+        self.isa.run(
+            #[inline(always)]
+            |arch| {
+                for (row, sums) in rows.zip(sums.chunks_mut(stride)) {
+                    let (first, second) = tile.row(row);
+                    self.finish.row(arch, (row, cols.start), &mut sums[..cols.len()], first, second);
+                }
+            },
+        );
+    }
+}

@@ -1,0 +1,47 @@
+//! Mean squared error against a constant target, loss and gradient in one pass: the autoencoder's reconstruction term.
+//!
+//! Row loss `ℓ_i = ‖x̂_i − x_i‖²` in f32, `dx̂ = scale·(x̂ − x)`; scale = 2/M for a mean over M elements.
+
+use rayon::prelude::*;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::ops::rows_per_block;
+use crate::tensor::{FloatX, Tensor};
+
+/// `x_hat: (N, D)`, `x: (N, D)` → row losses (N) and `dx_hat: (N, D)`.
+pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<(Tensor<f32>, Tensor<X>)> {
+    let (n, d) = x_hat.rows_cols();
+    x.expect("mse", "x", x_hat.shape())?;
+    let mut loss = Tensor::uninit(x.device(), [n]);
+    let mut dx = Tensor::like(x_hat);
+    match x.device() {
+        Device::Cpu(cpu) => {
+            let isa = cpu.isa();
+            let rows = dx.host_mut()?.par_chunks_exact_mut(d.max(1)).zip(loss.host_mut()?.par_iter_mut());
+            let rows =
+                rows.zip(x_hat.host()?.par_chunks_exact(d.max(1))).zip(x.host()?.par_chunks_exact(d.max(1)));
+            cpu.install(|| {
+                rows.with_min_len(rows_per_block(d)).for_each(|(((dx, loss), x_hat), x)| {
+                    isa.run(
+                        #[inline(always)]
+                        |arch| {
+                            *loss = arch.dot_by(
+                                d,
+                                #[inline(always)]
+                                |j| {
+                                    let r = x_hat[j].to_f32() - x[j];
+                                    (r, r)
+                                },
+                            );
+                            for ((dx, x_hat), x) in dx.iter_mut().zip(x_hat).zip(x) {
+                                *dx = X::from_f32(scale * (x_hat.to_f32() - x));
+                            }
+                        },
+                    );
+                });
+            });
+        }
+    }
+    Ok((loss, dx))
+}

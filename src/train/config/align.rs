@@ -1,0 +1,152 @@
+//! The keys of stage 2.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What stage 2 moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Free latents, each a parameter of its own.
+    Latents,
+    /// An autoencoder, through its latents.
+    Autoencoder,
+}
+
+/// Which part of the gradient reaches the latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gradient {
+    /// All of it: (2/M)·w·(t·Jᵀr − r).
+    Full,
+    /// Without the network's Jacobian, forward passes only (the reference's `detach_pred_v`); needs weight `kl`.
+    Detached,
+}
+
+/// The activation of an autoencoder's hidden layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// x·σ(x).
+    Silu,
+    /// GELU, tanh form.
+    Gelu,
+}
+
+/// Stage 2.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlignConfig {
+    /// The trained prior: a run folder or one checkpoint in it.
+    pub prior: Option<PathBuf>,
+    /// What moves: `latents` or `autoencoder`.
+    pub target: Target,
+    /// How many free latents.
+    pub latents: usize,
+    /// Standard deviation of the first latents.
+    pub init_std: f64,
+    /// Which part of the gradient reaches the latents: `full` or `detached`.
+    pub gradient: Gradient,
+    /// Weight of the alignment loss beside the reconstruction (with `flow.reduction` as it is).
+    pub lambda: f64,
+    /// First step with an alignment loss.
+    pub flow_start: u64,
+    /// Steps over which its weight grows from 0 to `lambda`, counted from `flow_start`. (In the reference the warm-up
+    /// counts from step 0 and overrides `flow_start`.)
+    pub flow_warmup: u64,
+    /// Multiplies the weight by the ratio of the two losses' gradient norms.
+    pub adaptive: bool,
+    /// Weight of (std(latents) − 1)².
+    pub std_weight: f64,
+    /// Normalises latents by their batch's mean and standard deviation, held constant in the gradient.
+    pub std_latents: bool,
+    /// Uses the averaged weights of the prior rather than the last ones.
+    pub use_ema: bool,
+    /// The autoencoder.
+    pub autoencoder: AutoencoderConfig,
+}
+
+impl Default for AlignConfig {
+    fn default() -> Self {
+        Self {
+            prior: None,
+            target: Target::Latents,
+            latents: 1000,
+            init_std: 1.0,
+            gradient: Gradient::Full,
+            lambda: 0.01,
+            flow_start: 0,
+            flow_warmup: 0,
+            adaptive: false,
+            std_weight: 0.0,
+            std_latents: false,
+            use_ema: true,
+            autoencoder: AutoencoderConfig::default(),
+        }
+    }
+}
+
+impl AlignConfig {
+    /// Returns the folder of the trained prior.
+    ///
+    /// # Errors
+    /// `Error::Usage` when none was given.
+    pub fn prior(&self) -> Result<&Path> {
+        self.prior.as_deref().ok_or_else(|| {
+            Error::Usage(
+                "no prior to align to: give a run folder of `pretrain` with `--prior RUN`".to_owned(),
+            )
+        })
+    }
+
+    /// Returns the weight of the alignment loss at `step`: 0 before `flow_start`, then linearly up to `lambda`.
+    pub fn weight_at(&self, step: u64) -> f64 {
+        if step < self.flow_start {
+            return 0.0;
+        }
+        let since = step - self.flow_start;
+        if since >= self.flow_warmup {
+            return self.lambda;
+        }
+        self.lambda * since as f64 / self.flow_warmup as f64
+    }
+}
+
+/// An autoencoder of fully connected layers: data → hidden… → tokens × latent → hidden reversed… → data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AutoencoderConfig {
+    /// Widths of the encoder's hidden layers; the decoder has them in reverse.
+    pub hidden: Vec<usize>,
+    /// Width of a latent: the width of the prior's data.
+    pub latent: usize,
+    /// Activation of the hidden layers: `silu` or `gelu`.
+    pub activation: Activation,
+    /// Latents per sample.
+    pub tokens: usize,
+}
+
+impl Default for AutoencoderConfig {
+    fn default() -> Self {
+        Self { hidden: vec![256, 256], latent: 16, activation: Activation::Silu, tokens: 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignment_warms_up_from_flow_start_and_never_before_it() {
+        let config = AlignConfig { lambda: 0.5, flow_start: 100, flow_warmup: 10, ..Default::default() };
+        let at = |step| config.weight_at(step);
+        assert_eq!([at(0), at(5), at(99), at(100)], [0.0; 4]);
+        assert_eq!([at(101), at(105), at(109)], [0.05, 0.25, 0.45]);
+        assert_eq!([at(110), at(1_000_000)], [0.5, 0.5]);
+        let sudden = AlignConfig { flow_warmup: 0, ..config };
+        assert_eq!([sudden.weight_at(99), sudden.weight_at(100)], [0.0, 0.5]);
+    }
+}

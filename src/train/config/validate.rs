@@ -1,0 +1,267 @@
+//! Ranges and contradictions, each refused with one sentence that names the key.
+
+use std::fmt::Display;
+
+use super::align::{AlignConfig, Gradient, Target};
+use super::sections::{Config, DataConfig, FlowConfig, ModelConfig, Modulation, OptimConfig, Stage, Weight};
+use crate::error::{Error, Result};
+use crate::optim::schedule::ScheduleKind;
+use crate::optim::{OptimKind, Rounding};
+use crate::rng::MAX_REPLICAS;
+use crate::tensor::DType;
+
+/// Chebyshev nodes that make sense: below 2 there is nothing to interpolate, above 64 `direct` is cheaper.
+const NODES: std::ops::RangeInclusive<usize> = 2..=64;
+/// Averages of the weights in one run, each as large as the network.
+const MAX_AVERAGES: usize = 8;
+
+impl Config {
+    /// Checks ranges and contradictions. Data and prior may still be missing: `data.source()` and `align.prior()` ask
+    /// for them where they are needed.
+    ///
+    /// # Errors
+    /// `Error::Usage` with one sentence that names the key, what it must be and what it is.
+    pub fn validate(&self) -> Result<()> {
+        device(&self.device)?;
+        data(&self.data)?;
+        model(&self.model)?;
+        flow(&self.flow)?;
+        optim(&self.optim)?;
+        self.schedule()?;
+        self.scaler()?;
+        self.train()?;
+        self.rounding()?;
+        if self.stage == Stage::Align {
+            align(&self.align, &self.flow)?;
+        }
+        self.groups()
+    }
+
+    fn schedule(&self) -> Result<()> {
+        let s = &self.optim.schedule;
+        at_least("optim.schedule.warmup_lr", s.warmup_lr, 0.0)?;
+        within("optim.schedule.min_lr_ratio", s.min_lr_ratio, 0.0, 1.0)?;
+        let (decay, steps) = (s.decay_length(self.train.steps), self.train.steps);
+        if s.kind == ScheduleKind::Wsd && s.warmup_steps.saturating_add(decay) > steps {
+            return refuse(format!(
+                "optim.schedule: warm-up and decay take {} + {decay} steps, more than the {steps} of train.steps",
+                s.warmup_steps
+            ));
+        }
+        Ok(())
+    }
+
+    fn scaler(&self) -> Result<()> {
+        let s = &self.scaler;
+        above("scaler.min", s.min, 0.0)?;
+        above("scaler.growth", s.growth, 1.0)?;
+        open("scaler.backoff", s.backoff, 0.0, 1.0)?;
+        count("scaler.interval", s.interval)?;
+        // The scale is an f32; a first scale near its end would make every loss infinite.
+        within("scaler.init", s.init, s.min, f64::from(f32::MAX))
+    }
+
+    fn train(&self) -> Result<()> {
+        let t = &self.train;
+        count("train.steps", t.steps)?;
+        count("train.batch", t.batch as u64)?;
+        count("train.micro_batches", t.micro_batches as u64)?;
+        count("train.log_every", t.log_every)?;
+        count("train.keep", t.keep as u64)?;
+        count("train.max_skipped", t.max_skipped)?;
+        let (name, samples) = self.samples();
+        if !samples.is_multiple_of(t.micro_batches) {
+            return refuse(format!(
+                "train.micro_batches must divide {name} = {samples}, but is {}",
+                t.micro_batches
+            ));
+        }
+        Ok(())
+    }
+
+    fn rounding(&self) -> Result<()> {
+        if self.optim.rounding == Rounding::Stochastic && self.dtype == DType::F32 {
+            return refuse(
+                "optim.rounding = \"stochastic\" needs dtype bf16 or f16: f32 weights are not rounded",
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks that modulation groups share out the rows of a micro-batch evenly.
+    fn groups(&self) -> Result<()> {
+        let Modulation::Groups(groups) = self.model.modulation else { return Ok(()) };
+        let (_, samples) = self.samples();
+        let tokens = match (self.stage, self.align.target) {
+            (Stage::Align, Target::Autoencoder) => self.align.autoencoder.tokens,
+            _ => 1,
+        };
+        let rows = samples / self.train.micro_batches * tokens * self.flow.flow_mul;
+        if groups == 0 || !rows.is_multiple_of(groups) {
+            return refuse(format!(
+                "model.modulation = \"groups={groups}\": the number of groups must divide the {rows} rows of a micro-batch"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Returns the key and value that say how many samples a step takes.
+    fn samples(&self) -> (&'static str, usize) {
+        match (self.stage, self.align.target) {
+            (Stage::Align, Target::Latents) => ("align.latents", self.align.latents),
+            _ => ("train.batch", self.train.batch),
+        }
+    }
+}
+
+fn device(device: &str) -> Result<()> {
+    let numbered = device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok());
+    if numbered || ["auto", "cpu", "cuda"].contains(&device) {
+        return Ok(());
+    }
+    refuse(format!("device must be `auto`, `cpu` or `cuda[:n]`, but is `{device}`"))
+}
+
+fn data(data: &DataConfig) -> Result<()> {
+    let given = [data.toy.is_some(), data.path.is_some(), data.builtin.is_some()];
+    if given.into_iter().filter(|g| *g).count() > 1 {
+        data.source()?;
+    }
+    Ok(())
+}
+
+fn model(m: &ModelConfig) -> Result<()> {
+    count("model.width", m.width as u64)?;
+    count("model.depth", m.depth as u64)?;
+    above("model.time_scale", m.time_scale, 0.0)?;
+    let Modulation::Nodes(nodes) = m.modulation else { return Ok(()) };
+    if m.cond > 0 {
+        return refuse(format!(
+            "model.modulation = \"nodes={nodes}\" needs model.cond = 0: with a condition the modulation is not a function of t alone"
+        ));
+    }
+    if !NODES.contains(&nodes) {
+        return refuse(format!(
+            "model.modulation = \"nodes=R\" must have R from {} to {}, but has {nodes}",
+            NODES.start(),
+            NODES.end()
+        ));
+    }
+    Ok(())
+}
+
+fn flow(f: &FlowConfig) -> Result<()> {
+    count("flow.flow_mul", f.flow_mul as u64)?;
+    if f.flow_mul > MAX_REPLICAS {
+        return refuse(format!("flow.flow_mul must be at most {MAX_REPLICAS}, but is {}", f.flow_mul));
+    }
+    within("flow.time_min", f.time_min, 0.0, 1.0)?;
+    within("flow.time_max", f.time_max, 0.0, 1.0)?;
+    if f.time_min >= f.time_max {
+        return refuse(format!(
+            "flow.time_min must be less than flow.time_max, but they are {} and {}",
+            f.time_min, f.time_max
+        ));
+    }
+    finite("flow.logit_mean", f.logit_mean)?;
+    above("flow.logit_std", f.logit_std, 0.0)?;
+    open("flow.weight_clip", f.weight_clip, 0.0, 1.0)?;
+    if f.weight != Weight::Uniform && f.weight_clip <= f.time_min {
+        return refuse(format!(
+            "flow.weight_clip must be greater than flow.time_min, or no time has a weight; they are {} and {}",
+            f.weight_clip, f.time_min
+        ));
+    }
+    if f.unit_norm && !f.norm_target {
+        return refuse(
+            "flow.unit_norm needs flow.norm_target = true: the reference silently ignores it otherwise",
+        );
+    }
+    Ok(())
+}
+
+fn optim(o: &OptimConfig) -> Result<()> {
+    above("optim.lr", o.lr, 0.0)?;
+    half_open("optim.beta1", o.beta1)?;
+    half_open("optim.beta2", o.beta2)?;
+    above("optim.eps", o.eps, 0.0)?;
+    at_least("optim.weight_decay", o.weight_decay, 0.0)?;
+    half_open("optim.momentum", o.momentum)?;
+    at_least("optim.clip", o.clip, 0.0)?;
+    if o.nesterov && (o.kind != OptimKind::Sgd || o.momentum == 0.0) {
+        return refuse("optim.nesterov needs optim.kind = \"sgd\" and optim.momentum greater than 0");
+    }
+    for (i, decay) in o.ema.iter().enumerate() {
+        half_open("optim.ema", *decay)?;
+        if o.ema[..i].contains(decay) {
+            return refuse(format!("optim.ema names the decay {decay} twice"));
+        }
+    }
+    if o.ema.len() > MAX_AVERAGES {
+        return refuse(format!(
+            "optim.ema may name {MAX_AVERAGES} decays at most, but names {}",
+            o.ema.len()
+        ));
+    }
+    Ok(())
+}
+
+fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
+    count("align.latents", a.latents as u64)?;
+    above("align.init_std", a.init_std, 0.0)?;
+    at_least("align.lambda", a.lambda, 0.0)?;
+    at_least("align.std_weight", a.std_weight, 0.0)?;
+    if a.gradient == Gradient::Detached && f.weight != Weight::Kl {
+        return refuse(
+            "align.gradient = \"detached\" needs flow.weight = \"kl\": without the Jacobian, only the weight t²/(1 − t) \
+             follows a KL divergence, and with the uniform one latents collapse away from the data",
+        );
+    }
+    if a.adaptive && a.target == Target::Latents {
+        return refuse(
+            "align.adaptive needs align.target = \"autoencoder\": free latents have no reconstruction loss",
+        );
+    }
+    let auto = &a.autoencoder;
+    for width in &auto.hidden {
+        count("align.autoencoder.hidden", *width as u64)?;
+    }
+    count("align.autoencoder.latent", auto.latent as u64)?;
+    count("align.autoencoder.tokens", auto.tokens as u64)
+}
+
+fn refuse<T>(sentence: impl Into<String>) -> Result<T> {
+    Err(Error::Usage(sentence.into()))
+}
+
+fn must<T>(key: &str, rule: impl Display, found: impl Display) -> Result<T> {
+    refuse(format!("{key} must be {rule}, but is {found}"))
+}
+
+fn count(key: &str, n: u64) -> Result<()> {
+    if n == 0 { must(key, "at least 1", n) } else { Ok(()) }
+}
+
+fn finite(key: &str, x: f64) -> Result<()> {
+    if x.is_finite() { Ok(()) } else { must(key, "finite", x) }
+}
+
+fn above(key: &str, x: f64, floor: f64) -> Result<()> {
+    if x.is_finite() && x > floor { Ok(()) } else { must(key, format!("greater than {floor}"), x) }
+}
+
+fn at_least(key: &str, x: f64, floor: f64) -> Result<()> {
+    if x.is_finite() && x >= floor { Ok(()) } else { must(key, format!("at least {floor}"), x) }
+}
+
+fn within(key: &str, x: f64, low: f64, high: f64) -> Result<()> {
+    if (low..=high).contains(&x) { Ok(()) } else { must(key, format!("from {low} to {high}"), x) }
+}
+
+fn open(key: &str, x: f64, low: f64, high: f64) -> Result<()> {
+    if x > low && x < high { Ok(()) } else { must(key, format!("between {low} and {high}"), x) }
+}
+
+fn half_open(key: &str, x: f64) -> Result<()> {
+    if (0.0..1.0).contains(&x) { Ok(()) } else { must(key, "at least 0 and less than 1", x) }
+}

@@ -1,0 +1,182 @@
+//! Feature rows as a training step takes them: from the configured source, prefetched, standardised if asked for.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::dataset::Dataset;
+use crate::data::loader::{Batch, Loader};
+use crate::data::source::Source;
+use crate::data::stats::{Moments, Stats};
+use crate::data::{builtin, toy};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::{FloatX, Tensor};
+use crate::train::config::{Builtin, Config, DataSource};
+
+/// Subtracts a mean from each column and divides by its standard deviation; kept in checkpoints, so that samples come
+/// back in the units of the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standardise {
+    /// Mean of each column.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each column (unbiased), never zero.
+    pub std: Vec<f32>,
+}
+
+impl Standardise {
+    /// Returns the statistics of the rows (N, D).
+    pub fn of(rows: &[f32], width: usize) -> Self {
+        let mut moments = Moments::new(width);
+        moments.push(rows);
+        Self::from_stats(&moments.stats())
+    }
+
+    fn from_stats(stats: &Stats) -> Self {
+        let std = stats.std_per_dim.iter().map(|s| if *s > 0.0 { *s as f32 } else { 1.0 }).collect();
+        Self { mean: stats.mean_per_dim.iter().map(|m| *m as f32).collect(), std }
+    }
+
+    /// Standardises rows in place.
+    pub fn apply(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.mean.len().max(1)) {
+            for ((x, mean), std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
+                *x = (*x - mean) / std;
+            }
+        }
+    }
+
+    /// Brings rows back to the units of the data, in place.
+    pub fn invert(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.mean.len().max(1)) {
+            for ((x, mean), std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
+                *x = *x * std + mean;
+            }
+        }
+    }
+}
+
+/// The features of a run.
+pub struct Features {
+    source: Arc<Source>,
+    /// How rows are standardised, if they are.
+    pub standardise: Option<Standardise>,
+    seed: u64,
+    batch: usize,
+    prefetch: usize,
+    loader: Option<(u64, Loader)>,
+}
+
+impl Features {
+    /// Opens the configured source.
+    ///
+    /// # Errors
+    /// No source or several; a data set that is missing or damaged.
+    pub fn open(config: &Config) -> Result<Self> {
+        let source = open_source(config)?;
+        let standardise = if config.data.standardise { Some(statistics(&source)?) } else { None };
+        Ok(Self {
+            source: Arc::new(source),
+            standardise,
+            seed: config.seed,
+            batch: config.train.batch,
+            prefetch: config.data.prefetch,
+            loader: None,
+        })
+    }
+
+    /// Returns the number of columns.
+    pub fn width(&self) -> usize {
+        self.source.width()
+    }
+
+    /// Returns the source.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Returns the batch of a step; steps in order are prefetched.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn batch(&mut self, step: u64) -> Result<Batch> {
+        let mut loader = match self.loader.take() {
+            Some((next, loader)) if next == step => loader,
+            _ => Loader::start(self.source.clone(), self.seed, self.batch, step, self.prefetch)?,
+        };
+        let mut batch = loader.next_batch()?;
+        self.loader = Some((step + 1, loader));
+        if let Some(standardise) = &self.standardise {
+            standardise.apply(&mut batch.features);
+        }
+        Ok(batch)
+    }
+
+    /// Hands a batch back.
+    pub fn recycle(&mut self, batch: Batch) {
+        if let Some((_, loader)) = &mut self.loader {
+            loader.recycle(batch);
+        }
+    }
+
+    /// Returns `count` rows that training order never starts with: batch `index` of a seed of its own.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn fresh(&self, seed: u64, index: u64, count: usize) -> Result<Vec<f32>> {
+        let mut rows = vec![0.0; count * self.width()];
+        self.source.fill(seed ^ EVALUATION, index, count, &mut rows, None)?;
+        if let Some(standardise) = &self.standardise {
+            standardise.apply(&mut rows);
+        }
+        Ok(rows)
+    }
+}
+
+/// Sets the order of evaluation batches apart from that of training: the digits of √2.
+const EVALUATION: u64 = 0x6a09_e667_f3bc_c908;
+
+fn open_source(config: &Config) -> Result<Source> {
+    match config.data.source()? {
+        DataSource::Toy(toy) => Ok(Source::Toy(toy.name().parse::<toy::Toy>()?)),
+        DataSource::Builtin(Builtin::Digits) => Ok(Source::Memory(builtin::digits()?)),
+        DataSource::Builtin(Builtin::Tokens) => Ok(Source::Memory(builtin::tokens()?)),
+        DataSource::Path(path) => Ok(Source::Dataset(Arc::new(Dataset::open(path)?))),
+    }
+}
+
+fn statistics(source: &Source) -> Result<Standardise> {
+    match source {
+        Source::Toy(_) => Err(Error::Usage(
+            "data.standardise: toys are divided by their standard deviation already; leave it out".into(),
+        )),
+        Source::Memory(memory) => Ok(Standardise::of(&memory.rows, memory.width)),
+        Source::Dataset(dataset) => match dataset.stats() {
+            Some(stats) => Ok(Standardise::from_stats(stats)),
+            None => measured(dataset),
+        },
+    }
+}
+
+/// Statistics of a lone file, which carries none: one pass over it.
+fn measured(dataset: &Dataset) -> Result<Standardise> {
+    let mut moments = Moments::new(dataset.width());
+    let mut rows = Vec::new();
+    for first in (0..dataset.rows()).step_by(1024) {
+        let ids: Vec<u64> = (first..(first + 1024).min(dataset.rows())).collect();
+        rows.resize(ids.len() * dataset.width(), 0.0);
+        dataset.gather(&ids, &mut rows)?;
+        moments.push(&rows);
+    }
+    Ok(Standardise::from_stats(&moments.stats()))
+}
+
+/// Copies rows `range` of a batch (B, D) to the device.
+pub fn rows_to_device<X: FloatX>(
+    device: &Device,
+    rows: &[f32],
+    width: usize,
+    range: std::ops::Range<usize>,
+) -> Result<Tensor<X>> {
+    Tensor::from_f32(device, [range.len(), width], &rows[range.start * width..range.end * width])
+}

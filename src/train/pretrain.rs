@@ -1,0 +1,206 @@
+//! Stage 1: fits the velocity network to features by flow matching.
+
+use serde_json::{Value, json};
+
+use crate::data::loader::Batch as HostBatch;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::flow::objective::Velocity;
+use crate::flow::{Batch, Draws, Objective, Want};
+use crate::nn::{Grads, Mlp, Params};
+use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_norm_forward};
+use crate::tensor::{FloatX, Tensor};
+use crate::train::config::{Config, Stage};
+use crate::train::engine::{Engine, Losses, Task};
+use crate::train::features::{Features, rows_to_device};
+use crate::train::guard::Guard;
+use crate::train::run::{Trainee, recalled};
+use crate::train::setup;
+
+/// The task of stage 1.
+pub struct Pretrain {
+    /// The network.
+    pub net: Mlp,
+    /// The objective; its form of modulation may change under the guard.
+    pub objective: Objective,
+    /// The data.
+    pub features: Features,
+    /// What the guard has to say since it was last asked.
+    pub notes: Vec<String>,
+    source: String,
+    device: Device,
+    seed: u64,
+    micro_batches: usize,
+    norm_target: bool,
+    unit_norm: bool,
+}
+
+impl Pretrain {
+    /// Prepares the task and freshly initialised parameters.
+    ///
+    /// # Errors
+    /// A configuration whose parts do not fit together, or data that cannot be opened.
+    pub fn new<X: FloatX>(config: &Config, device: &Device) -> Result<(Self, Engine<X>)> {
+        let features = Features::open(config)?;
+        let net = setup::network(config, features.width())?;
+        if net.config().cond > 0 && !features.source().has_labels() {
+            let name = setup::source_name(config);
+            return Err(Error::data(name, "labels", "a label for each row (model.cond > 0)", "none"));
+        }
+        let objective = setup::objective(config, &net, config.train.batch)?;
+        let values = net.layout().initial_values(config.seed);
+        let params = Params::from_flat(device, net.layout().clone(), &values)?;
+        let engine = Engine::new(config, params, Tensor::from_f32(device, [values.len()], &values)?)?;
+        let task = Self {
+            net,
+            objective,
+            features,
+            notes: Vec::new(),
+            source: setup::source_name(config),
+            device: device.clone(),
+            seed: config.seed,
+            micro_batches: config.train.micro_batches,
+            norm_target: config.flow.norm_target,
+            unit_norm: config.flow.unit_norm,
+        };
+        Ok((task, engine))
+    }
+
+    /// Puts rows of the batch on the device, normalised as configured.
+    fn data(
+        &self,
+        batch: &HostBatch,
+        range: std::ops::Range<usize>,
+        stats: Option<BatchStats>,
+    ) -> Result<Tensor<f32>> {
+        let data = rows_to_device(&self.device, &batch.features, self.features.width(), range)?;
+        let data = match stats {
+            Some(stats) => standardize_forward(&data, stats)?,
+            None => data,
+        };
+        if self.unit_norm { unit_norm_forward(&data) } else { Ok(data) }
+    }
+
+    /// One-hot rows of the labels, for a conditional network.
+    fn condition<X: FloatX>(
+        &self,
+        batch: &HostBatch,
+        range: std::ops::Range<usize>,
+    ) -> Result<Option<Tensor<X>>> {
+        let classes = self.net.config().cond;
+        let Some(labels) = batch.labels.as_ref().filter(|_| classes > 0) else { return Ok(None) };
+        let mut z = vec![0.0; range.len() * classes];
+        for (row, label) in z.chunks_exact_mut(classes).zip(&labels[range.clone()]) {
+            let Some(one) = row.get_mut(*label as usize) else {
+                let expected = format!("labels below {classes} (model.cond)");
+                return Err(Error::data("data", "labels", expected, label));
+            };
+            *one = 1.0;
+        }
+        Ok(Some(Tensor::from_f32(&self.device, [range.len(), classes], &z)?))
+    }
+}
+
+impl<X: FloatX> Task<X> for Pretrain {
+    fn gradients(
+        &mut self,
+        params: &Params<X>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses> {
+        if step.is_multiple_of(Guard::EVERY) {
+            let (form, note) = Guard::check(&self.net, params, self.objective.form)?;
+            self.objective.form = form;
+            self.notes.extend(note);
+        }
+        let batch = self.features.batch(step)?;
+        let samples = self.objective.samples;
+        let stats = match self.norm_target {
+            true => Some(batch_stats(&rows_to_device(
+                &self.device,
+                &batch.features,
+                self.features.width(),
+                0..samples,
+            )?)?),
+            false => None,
+        };
+        let velocity = Velocity { net: &self.net, params, tables: None };
+        let mut losses = Losses::default();
+        let micro = samples / self.micro_batches;
+        for first in (0..samples).step_by(micro) {
+            let range = first..first + micro;
+            let data = self.data(&batch, range.clone(), stats)?;
+            let cond = self.condition(&batch, range)?;
+            let part = Batch { data: &data, cond: cond.as_ref(), first: first as u64 };
+            let draws = Draws::training(self.seed, step);
+            losses.loss +=
+                self.objective.evaluate(velocity, part, draws, loss_scale, Want::Params(grads))?.loss;
+        }
+        self.features.recycle(batch);
+        Ok(losses)
+    }
+}
+
+impl<X: FloatX> Trainee<X> for Pretrain {
+    const STAGE: Stage = Stage::Pretrain;
+
+    fn architecture(&self) -> Value {
+        json!({ "velocity": self.net.config() })
+    }
+
+    fn memory(&self) -> Value {
+        json!({
+            "source": self.source,
+            "width": self.features.width(),
+            "standardise": self.features.standardise,
+            "modulation": self.objective.form.to_string(),
+        })
+    }
+
+    fn recall(&mut self, memory: &Value) -> Result<()> {
+        self.objective.form = recalled::<String>(memory, "modulation")?.parse()?;
+        Ok(())
+    }
+
+    fn samples(&self) -> usize {
+        self.objective.samples
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
+        let params = engine.optimizer.averaged()?;
+        let velocity = Velocity { net: &self.net, params: &params, tables: None };
+        let loss = evaluation_loss(velocity, &self.objective, &self.features, self.seed, EVALUATION_BATCHES)?;
+        Ok(vec![("loss", loss)])
+    }
+}
+
+/// Batches of an evaluation during a run.
+const EVALUATION_BATCHES: u64 = 16;
+
+/// Returns the loss on fresh data and fresh draws, the same for every call with one seed: `batches` batches of the
+/// objective's size.
+///
+/// # Errors
+/// Data that cannot be read.
+pub fn evaluation_loss<X: FloatX>(
+    velocity: Velocity<'_, X>,
+    objective: &Objective,
+    features: &Features,
+    seed: u64,
+    batches: u64,
+) -> Result<f64> {
+    let device = velocity.params.flat().device();
+    let mut sum = 0.0;
+    for index in 0..batches {
+        let rows = features.fresh(seed, index, objective.samples)?;
+        let data = rows_to_device(device, &rows, features.width(), 0..objective.samples)?;
+        let batch = Batch { data: &data, cond: None, first: 0 };
+        sum += objective.evaluate(velocity, batch, Draws::evaluation(seed, index), 1.0, Want::Loss)?.loss;
+    }
+    Ok(sum / batches as f64)
+}

@@ -1,0 +1,108 @@
+//! A frozen velocity network, as stage 2, sampling and evaluation take it from disk.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::flow::objective::Velocity;
+use crate::nn::{Form, Mlp, NodeTables, Params, StateDict, TimeConvention};
+use crate::ops::elementwise::cast;
+use crate::tensor::{FloatX, Tensor};
+use crate::train::atomic::write_atomically;
+use crate::train::features::Standardise;
+use crate::train::guard::Guard;
+
+/// A frozen prior: no gradients of it exist.
+#[derive(Debug)]
+pub struct Prior<X: FloatX> {
+    /// The network.
+    pub net: Mlp,
+    /// Its parameters.
+    pub params: Params<X>,
+    /// Its modulation at the nodes, computed once; `None` where interpolation would not be exact.
+    pub tables: Option<NodeTables>,
+    /// How the data it was trained on were standardised, if they were.
+    pub standardise: Option<Standardise>,
+    /// Where it came from.
+    pub source: PathBuf,
+}
+
+impl<X: FloatX> Prior<X> {
+    /// Freezes a network.
+    ///
+    /// # Errors
+    /// None on the CPU.
+    pub fn freeze(
+        net: Mlp,
+        params: Params<X>,
+        standardise: Option<Standardise>,
+        source: PathBuf,
+    ) -> Result<Self> {
+        let tables = match net.default_form() {
+            Form::Nodes(_) => match Guard::check(&net, &params, net.default_form())?.0 {
+                Form::Nodes(r) => Some(net.node_tables(&params, r)?),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(Self { net, params, tables, standardise, source })
+    }
+
+    /// Reads a network from a safetensors file; `convention` is needed where the file does not name one.
+    ///
+    /// # Errors
+    /// A file that is no velocity network, or one of an unknown time convention.
+    pub fn read(device: &Device, path: &Path, convention: Option<TimeConvention>) -> Result<Self> {
+        let (net, params) = Mlp::from_safetensors(device, path, convention)?;
+        let standardise = match StateDict::read(path)?.metadata.get("standardise") {
+            Some(json) => Some(
+                serde_json::from_str(json)
+                    .map_err(|e| Error::data(path, "standardise", "mean and std of each column", e))?,
+            ),
+            None => None,
+        };
+        Self::freeze(net, params, standardise, path.to_owned())
+    }
+
+    /// Writes the network as a safetensors file that names its time convention and time scale.
+    ///
+    /// # Errors
+    /// A disk that is full or read-only; the old file, if any, is intact then.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let flat: Tensor<f32> = cast(self.params.flat())?;
+        write_network(path, &self.net, flat.host()?, self.standardise.as_ref())
+    }
+
+    /// Returns the network as an objective takes it; tables serve every form but `direct`.
+    pub fn velocity(&self, form: Form) -> Velocity<'_, X> {
+        let tables = self.tables.as_ref().filter(|_| matches!(form, Form::Nodes(_)));
+        Velocity { net: &self.net, params: &self.params, tables }
+    }
+}
+
+/// Writes parameters, given as a flat buffer, as a safetensors file of named f32 tensors.
+///
+/// # Errors
+/// A disk that is full or read-only; the old file, if any, is intact then.
+pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], standardise: Option<&Standardise>) -> Result<()> {
+    let tensor = |e: &crate::nn::params::Entry| {
+        let bytes = bytemuck::cast_slice(&flat[e.range()]);
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, e.shape.dims().to_vec(), bytes)
+            .map(|view| (e.name.clone(), view))
+    };
+    let failed = |e| Error::data(path, "tensors", "tensors that safetensors can hold", e);
+    let tensors: Vec<_> =
+        net.layout().entries().iter().map(tensor).collect::<Result<_, _>>().map_err(failed)?;
+    let mut metadata = HashMap::from([
+        ("time_convention".to_owned(), TimeConvention::DataAtOne.name().to_owned()),
+        ("time_scale".to_owned(), net.config().time_scale.to_string()),
+    ]);
+    if let Some(standardise) = standardise {
+        let json = serde_json::to_string(standardise)
+            .map_err(|e| Error::data(path, "standardise", "numbers that JSON can hold", e))?;
+        metadata.insert("standardise".to_owned(), json);
+    }
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
+    write_atomically(path, &bytes)
+}

@@ -1,0 +1,134 @@
+//! The two commands that train: from a configuration and a run folder to a finished run.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::nn::{Mlp, Params};
+use crate::ops::elementwise::cast;
+use crate::tensor::{DType, FloatX, Tensor};
+use crate::train::align::{AutoencoderTask, LatentTask};
+use crate::train::checkpoint::{self, Loaded};
+use crate::train::config::{Config, Target};
+use crate::train::pretrain::Pretrain;
+use crate::train::prior::{Prior, write_network};
+use crate::train::run::{RunOptions, recalled, train};
+use crate::train::run_dir::RunDir;
+use crate::train::{setup, state};
+
+/// The averaged network that a finished (or stopped) `pretrain` leaves in its run folder.
+pub const NETWORK: &str = "prior.safetensors";
+
+/// Runs stage 1 in the folder of `options`.
+///
+/// # Errors
+/// See [`train`]; whatever the configuration, the data or the device report.
+pub fn pretrain(config: &Config, options: &RunOptions) -> Result<()> {
+    match config.dtype {
+        DType::F32 => pretrain_in::<f32>(config, options),
+        DType::Bf16 => pretrain_in::<bf16>(config, options),
+        DType::F16 => pretrain_in::<f16>(config, options),
+    }
+}
+
+/// Runs stage 2 in the folder of `options`.
+///
+/// # Errors
+/// See [`train`]; whatever the configuration, the prior, the data or the device report.
+pub fn align(config: &Config, options: &RunOptions) -> Result<()> {
+    match config.dtype {
+        DType::F32 => align_in::<f32>(config, options),
+        DType::Bf16 => align_in::<bf16>(config, options),
+        DType::F16 => align_in::<f16>(config, options),
+    }
+}
+
+fn pretrain_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
+    let device = setup::device(config)?;
+    let (mut task, mut engine) = Pretrain::new::<X>(config, &device)?;
+    let (run, from) = begin(options)?;
+    let result = train(config, options, &run, from, &mut task, &mut engine);
+    if matches!(result, Ok(()) | Err(Error::Stopped { .. })) {
+        let flat: Tensor<f32> = cast(engine.optimizer.averaged()?.flat())?;
+        write_network(
+            &run.root().join(NETWORK),
+            &task.net,
+            flat.host()?,
+            task.features.standardise.as_ref(),
+        )?;
+    }
+    result
+}
+
+fn align_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
+    let device = setup::device(config)?;
+    // The prior is read before the run folder is touched: a wrong path leaves nothing behind. A run that continues
+    // takes the copy in its folder, so it does not matter what became of the original.
+    let copy = options.dir.join(NETWORK);
+    let prior: Prior<X> = if copy.exists() {
+        Prior::read(&device, &copy, None)?
+    } else {
+        open_prior(&device, config.align.prior()?, config.align.use_ema)?
+    };
+    let keep_copy = |run: &RunDir, prior: &Prior<X>| match copy.exists() {
+        true => Ok(()),
+        false => prior.write(&run.root().join(NETWORK)),
+    };
+    match config.align.target {
+        Target::Latents => {
+            let (mut task, mut engine) = LatentTask::new(config, &device, prior)?;
+            let (run, from) = begin(options)?;
+            keep_copy(&run, &task.alignment.prior)?;
+            train(config, options, &run, from, &mut task, &mut engine)
+        }
+        Target::Autoencoder => {
+            let (mut task, mut engine) = AutoencoderTask::new(config, &device, prior)?;
+            let (run, from) = begin(options)?;
+            keep_copy(&run, &task.alignment.prior)?;
+            train(config, options, &run, from, &mut task, &mut engine)
+        }
+    }
+}
+
+fn begin(options: &RunOptions) -> Result<(RunDir, Option<Loaded>)> {
+    let (run, start) = RunDir::start(&options.dir, &options.resume)?;
+    for note in start.notes {
+        crate::train::log::warn(&note, options.console);
+    }
+    Ok((run, start.checkpoint))
+}
+
+/// Opens a trained prior: a run folder, one checkpoint of it, or a safetensors file that names its time convention.
+///
+/// # Errors
+/// A path that is none of these; a checkpoint of stage 2; a damaged file.
+pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Result<Prior<X>> {
+    if path.is_file() {
+        return Prior::read(device, path, None);
+    }
+    let latest = checkpoint::find(path)?;
+    let Some(from) = latest.loaded else {
+        return Err(Error::data(path, "checkpoints", "a checkpoint of `pretrain`", "none"));
+    };
+    from.expect_stage(crate::train::Stage::Pretrain)?;
+    let config = serde_json::from_value(from.manifest().architecture["velocity"].clone());
+    let net = Mlp::new(
+        config.map_err(|e| Error::data(from.path(), "architecture.velocity", "sizes of the network", e))?,
+    )?;
+    let mut flat = Tensor::<f32>::zeros(device, [net.layout().len()]);
+    let average = state::ema_group(0);
+    if use_ema && from.has(&average) {
+        state::read(&mut flat, &average, net.layout(), &from)?;
+    } else if from.has(state::MASTER) {
+        state::read(&mut flat, state::MASTER, net.layout(), &from)?;
+    } else {
+        let mut stored = Tensor::<X>::zeros(device, [net.layout().len()]);
+        state::read(&mut stored, state::MODEL, net.layout(), &from)?;
+        flat = cast(&stored)?;
+    }
+    let params = Params::from_tensor(net.layout().clone(), cast(&flat)?)?;
+    let standardise = recalled(&from.manifest().data, "standardise")?;
+    Prior::freeze(net, params, standardise, from.path().to_owned())
+}
