@@ -154,7 +154,7 @@ fn gates<X: FloatX>(group: &mut Group, device: &Device) {
         let (mut stored, mut single) = tables.gradients();
         time(group, name("backward"), bytes((3 + 2 * table) * tensor), || {
             let dtable = gradient_of(gate, &mut stored, &mut single);
-            gated_residual_backward(&dy, &u, &gate, 2 * C, Some(dtable))
+            gated_residual_backward(&dy, &gate, 2 * C, Some((&u, dtable)))
         });
     }
 }

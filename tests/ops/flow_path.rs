@@ -74,7 +74,7 @@ fn flow_mul_rows_equal_rows_tiled_by_hand() -> Result<()> {
     let mut tiled = Vec::new();
     for (i, t) in t.iter().enumerate() {
         let mut noise_row = vec![0.0; d];
-        best(|arch| noise().fill_normal(arch, &mut noise_row, 3 + (i % 5) as u64, (i / 5) as u32, 0));
+        best(|arch| noise().fill_normal(arch, &mut noise_row, 3 + (i % 5) as u64, (i / 5) as u32));
         let data = &data[i % 5 * d..][..d];
         tiled.extend(noise_row.iter().zip(data).map(|(noise, data)| interpolant(*noise, *data, *t)));
     }

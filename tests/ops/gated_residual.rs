@@ -3,6 +3,7 @@
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
 use flowprior::{FloatX, Result};
 
+use crate::support::oracle::same_bits;
 use crate::support::{Answer, Backward, Case, Inputs, Map, Tensors, Values, answer, check_all, fresh};
 
 #[derive(Debug)]
@@ -40,7 +41,10 @@ impl Case for GatedResidual {
     fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
         let (gate, dy) = (self.map.modulation(x), x.stored("dy"));
         let mut dtable = self.map.gradient(x, self.offset, self.c)?;
-        let du = gated_residual_backward(dy, x.stored("u"), &gate, self.offset, Some(dtable.lend()))?;
+        let dgate = Some((x.stored("u"), dtable.lend()));
+        let du = gated_residual_backward(dy, &gate, self.offset, dgate)?;
+        let frozen = gated_residual_backward(dy, &gate, self.offset, None)?;
+        same_bits(&du.to_f32_vec(), &frozen.to_f32_vec(), "du of a frozen network");
         let mut gradients = vec![fresh("u", &du), dtable.read()];
         if self.with_h {
             gradients.push(fresh("h", dy)); // dh = dy, which the caller keeps

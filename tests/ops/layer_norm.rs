@@ -3,6 +3,7 @@
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::{FloatX, Result};
 
+use crate::support::oracle::same_bits;
 use crate::support::{Answer, Backward, Case, Inputs, Map, Tensors, Values, added, answer, check_all, fresh};
 
 #[derive(Debug)]
@@ -85,6 +86,9 @@ impl Case for Norm {
         };
         let add = (self.residual == Residual::Own).then_some(dy);
         let dx = layer_norm_backward(dy, x.stored("x"), &saved, &norm, add, grads)?;
+        let none = LayerNormGrads { affine: None, modulation: None };
+        let frozen = layer_norm_backward(dy, x.stored("x"), &saved, &norm, add, none)?;
+        same_bits(&dx.to_f32_vec(), &frozen.to_f32_vec(), "dx of a frozen network");
 
         let cancels = "with few columns x̂ hardly depends on x: dx is what is left of terms of this size";
         let terms = if self.c < 5 { 30.0 } else { 0.0 };

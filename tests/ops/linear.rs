@@ -106,7 +106,7 @@ impl Case for Through {
     }
 
     fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
-        let h = self.activated(x)?;
+        let h = activated(self.act, x.stored("z"))?;
         Ok(vec![answer(&linear_forward(&h, x.stored("w").view(), None, None, Activation::Identity)?.0)])
     }
 
@@ -114,49 +114,44 @@ impl Case for Through {
         let (dy, w) = (x.stored("dy"), x.stored("w").view());
         let dz = linear_backward_input(dy, w, Some((self.act, x.stored("z"))))?;
         let mut dw = x.accumulator("w")?;
-        linear_backward_weight(dw.view_mut(), None, dy, &self.activated(x)?)?;
+        linear_backward_weight(dw.view_mut(), None, dy, &activated(self.act, x.stored("z"))?)?;
         let dw = added("w", &dw).within(tolerance(X::DTYPE), "act(z), which it sums, was rounded to storage");
         Ok([fresh("z", &dz), dw].into())
     }
 }
 
-impl Through {
-    /// Returns act(z), by a layer whose weights are the identity.
-    fn activated<X: FloatX>(&self, x: &Tensors<X>) -> Result<Tensor<X>> {
-        let eye = identity::<X>(&x.device, self.shape.1)?;
-        Ok(linear_forward(x.stored("z"), eye.view(), None, None, self.act)?.0)
-    }
-}
-
-/// A layer with a skip connection, y = x·wᵀ + x: x has two consumers, so its gradient is added to.
+/// A layer with a skip connection, y = act(z)·wᵀ + z: z has two consumers, so its gradient is added to.
 #[derive(Debug)]
 struct Skip {
     n: usize,
     c: usize,
+    act: Activation,
 }
 
 impl Case for Skip {
     fn inputs(&self) -> Inputs {
-        Inputs::default().stored("x", [self.n, self.c]).stored("w", [self.c, self.c])
+        let inputs = Inputs::default().stored("z", [self.n, self.c]);
+        inputs.stored("w", [self.c, self.c]).scaled(1.0 / (self.c as f64).sqrt())
     }
 
     fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
-        let y = product(&x["x"], &x["w"], self.c);
-        vec![y.iter().zip(&x["x"]).map(|(y, x)| y + x).collect()]
+        let h: Vec<f64> = x["z"].iter().map(|z| activate(self.act, *z)).collect();
+        vec![product(&h, &x["w"], self.c).iter().zip(&x["z"]).map(|(y, z)| y + z).collect()]
     }
 
     fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
-        let (input, w) = (x.stored("x"), x.stored("w").view());
-        Ok(vec![answer(&linear_forward(input, w, None, Some(input), Activation::Identity)?.0)])
+        let (h, w) = (activated(self.act, x.stored("z"))?, x.stored("w").view());
+        Ok(vec![answer(&linear_forward(&h, w, None, x.get("z"), Activation::Identity)?.0)])
     }
 
     fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
-        let dy = x.stored("dy");
-        let mut dx = dy.duplicate()?;
-        linear_backward_input_add(&mut dx, dy, x.stored("w").view())?;
+        let (dy, z) = (x.stored("dy"), x.stored("z"));
+        let mut dz = dy.duplicate()?;
+        linear_backward_input_add(&mut dz, dy, x.stored("w").view(), Some((self.act, z)))?;
         let mut dw = x.accumulator("w")?;
-        linear_backward_weight(dw.view_mut(), None, dy, x.stored("x"))?;
-        Ok([fresh("x", &dx), added("w", &dw)].into())
+        linear_backward_weight(dw.view_mut(), None, dy, &activated(self.act, z)?)?;
+        let dw = added("w", &dw).within(tolerance(X::DTYPE), "act(z), which it sums, was rounded to storage");
+        Ok([fresh("z", &dz), dw].into())
     }
 }
 
@@ -220,6 +215,12 @@ fn activate(act: Activation, z: f64) -> f64 {
     }
 }
 
+/// Returns act(z), by a layer whose weights are the identity.
+fn activated<X: FloatX>(act: Activation, z: &Tensor<X>) -> Result<Tensor<X>> {
+    let eye = identity::<X>(z.device(), z.rows_cols().1)?;
+    Ok(linear_forward(z, eye.view(), None, None, act)?.0)
+}
+
 fn identity<X: FloatX>(device: &Device, n: usize) -> Result<Tensor<X>> {
     let eye: Vec<f32> = (0..n * n).map(|e| if e % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
     Tensor::from_f32(device, [n, n], &eye)
@@ -248,7 +249,8 @@ fn gradients_pass_through_the_activation_before_the_layer() {
 
 #[test]
 fn gradients_of_two_consumers_are_added() {
-    check_all([(1, 1), (3, 5), (9, 49), (17, 64), (131, 33)].map(|(n, c)| Skip { n, c }));
+    let shapes = [(1, 1), (3, 5), (9, 49), (17, 64), (131, 33)];
+    check_all(shapes.into_iter().flat_map(|(n, c)| ACTIVATIONS.map(|act| Skip { n, c, act })));
 }
 
 #[test]

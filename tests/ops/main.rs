@@ -6,6 +6,7 @@
 mod support;
 
 mod chebyshev;
+mod elementwise;
 mod flow_loss;
 mod flow_path;
 mod gated_residual;
@@ -13,6 +14,7 @@ mod gather;
 mod grad_norm;
 mod layer_norm;
 mod linear;
+mod mse;
 mod normalize;
 mod optimizer;
 mod timestep_embedding;

@@ -1,12 +1,13 @@
 //! Normalisation of targets: by the batch's detached statistics, and rows to unit norm.
 
 use flowprior::ops::normalize::{
-    batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
+    batch_stats, standardize_backward, standardize_forward, std_penalty, unit_norm_backward,
+    unit_norm_forward,
 };
 use flowprior::{DType, FloatX, Result, Tensor};
 
 use crate::support::devices::{any_device, devices};
-use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, answer, check_all, fresh};
+use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
 
 const SHAPES: [(usize, usize); 7] = [(2, 1), (1, 2), (3, 5), (7, 31), (17, 33), (9, 1030), (520, 32)];
 
@@ -77,6 +78,52 @@ impl Case for UnitNorm {
     fn types(&self) -> &'static [DType] {
         &[DType::F32]
     }
+}
+
+/// `weight·(std(y) − 1)²`, std of all elements.
+#[derive(Debug)]
+struct StdPenalty {
+    n: usize,
+    d: usize,
+}
+
+const WEIGHT: f32 = 3.0;
+
+impl Case for StdPenalty {
+    fn inputs(&self) -> Inputs {
+        Inputs::default().single("y", [self.n, self.d]).scaled(1.75)
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let (y, n) = (&x["y"], x["y"].len() as f64);
+        let mean = y.iter().sum::<f64>() / n;
+        let std = (y.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+        vec![vec![WEIGHT as f64 * (std - 1.0).powi(2)]]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let value = std_penalty(&mut x.accumulator("y")?, x.single("y"), WEIGHT)?;
+        Ok(vec![answer(&Tensor::<f32>::from_f32(&x.device, [1], &[WEIGHT * value as f32])?)])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let mut dy = x.accumulator("y")?;
+        std_penalty(&mut dy, x.single("y"), WEIGHT)?;
+        Ok([added("y", &dy)].into())
+    }
+
+    fn types(&self) -> &'static [DType] {
+        &[DType::F32]
+    }
+
+    fn sums_its_output(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_deviation_other_than_one_is_penalised() {
+    check_all(SHAPES.map(|(n, d)| StdPenalty { n, d }));
 }
 
 #[test]

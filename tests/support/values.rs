@@ -41,7 +41,7 @@ impl Inputs {
 
     /// Adds f32 numbers that have no gradient.
     pub fn constant<const R: usize>(self, name: &'static str, shape: [usize; R], numbers: Vec<f64>) -> Self {
-        assert_eq!(numbers.len(), shape.iter().product(), "{name}");
+        assert_eq!(numbers.len(), shape.iter().product::<usize>(), "{name}");
         self.with(Input { name, shape: shape.into(), single: true, differentiable: false, numbers })
     }
 
