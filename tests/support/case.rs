@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use super::devices::{Family, families};
 use super::oracle::{Answer, Gradient, Slopes, same_bits};
 use super::random::Random;
-use super::values::{ALL_TYPES, Input, Inputs, Tensors, Values};
+use super::values::{ALL_TYPES, Input, Inputs, Tensors, Values, rounded};
 
 /// An operation at one shape; `Debug` names it in messages.
 pub trait Case: Debug {
@@ -74,24 +74,66 @@ pub fn check_all<C: Case>(cases: impl IntoIterator<Item = C>) {
     let mut count = 0;
     for case in cases {
         for dtype in case.types() {
-            match dtype {
-                DType::F32 => Run::<f32, C>::new(&case).check(),
-                DType::Bf16 => Run::<bf16, C>::new(&case).check(),
-                DType::F16 => Run::<f16, C>::new(&case).check(),
-            }
+            Run::new(&case, *dtype).check();
         }
         count += 1;
     }
     assert!(count > 0, "no case was run");
 }
 
-/// A case in one storage type, with everything that does not depend on the device.
-struct Run<'a, X, C> {
-    case: &'a C,
-    inputs: Inputs,
-    values: Values,
-    expected: Vec<Vec<f64>>,
-    storage: std::marker::PhantomData<X>,
+/// A case whose storage type is a value, so that the runner is compiled once and not for each case and type.
+trait Erased: Debug {
+    fn inputs(&self) -> Inputs;
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>>;
+    fn sums_its_output(&self) -> bool;
+    /// Says whether NaN may be planted in a cotangent of this type.
+    fn takes_nan(&self, dtype: DType) -> bool;
+    /// Runs the forward and, with a cotangent, the backward.
+    fn call(&self, dtype: DType, device: &Device, x: &Values, dy: Option<&Cotangent>) -> Result<Results>;
+}
+
+impl<C: Case> Erased for C {
+    fn inputs(&self) -> Inputs {
+        Case::inputs(self)
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        Case::reference(self, x)
+    }
+
+    fn sums_its_output(&self) -> bool {
+        Case::sums_its_output(self)
+    }
+
+    fn takes_nan(&self, dtype: DType) -> bool {
+        dtype == self.types()[0] && !Case::sums_its_output(self) && self.spreads_nan().is_none()
+    }
+
+    fn call(&self, dtype: DType, device: &Device, x: &Values, dy: Option<&Cotangent>) -> Result<Results> {
+        match dtype {
+            DType::F32 => call_as::<f32, C>(self, device, x, dy),
+            DType::Bf16 => call_as::<bf16, C>(self, device, x, dy),
+            DType::F16 => call_as::<f16, C>(self, device, x, dy),
+        }
+    }
+}
+
+fn call_as<X: FloatX, C: Case>(
+    case: &C,
+    device: &Device,
+    values: &Values,
+    dy: Option<&Cotangent>,
+) -> Result<Results> {
+    let mut x = Tensors::<X>::new(device, &case.inputs(), values)?;
+    let outputs = case.forward(&x)?;
+    let backward = match dy {
+        Some(dy) => {
+            x.add_cotangent(dy)?;
+            case.backward(&x)?
+        }
+        None => Backward::Absent("only the forward was asked for"),
+    };
+    Ok(Results { outputs, backward })
 }
 
 /// What a device returned.
@@ -100,19 +142,28 @@ struct Results {
     backward: Backward,
 }
 
-impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
-    fn new(case: &'a C) -> Self {
+/// A case in one storage type, with everything that does not depend on the device.
+struct Run<'a> {
+    case: &'a dyn Erased,
+    dtype: DType,
+    inputs: Inputs,
+    values: Values,
+    expected: Vec<Vec<f64>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(case: &'a dyn Erased, dtype: DType) -> Self {
         let inputs = case.inputs();
-        let values = inputs.rounded::<X>();
+        let values = inputs.rounded(dtype);
         let expected = case.reference(&values);
-        Self { case, inputs, values, expected, storage: std::marker::PhantomData }
+        Self { case, dtype, inputs, values, expected }
     }
 
     fn check(&self) {
         let mut slopes = None;
         for family in families() {
             let (name, device) = &family.devices[0];
-            let what = format!("{:?}, {} on {name}", self.case, X::DTYPE);
+            let what = format!("{:?}, {} on {name}", self.case, self.dtype);
             let dy = self.cotangent(&self.forward(device, &self.values)[0]);
             let results = self.results(device, &dy);
             self.check_outputs(&results.outputs, &what);
@@ -128,33 +179,23 @@ impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
     }
 
     fn forward(&self, device: &Device, values: &Values) -> Vec<Answer> {
-        let x = Tensors::<X>::new(device, &self.inputs, values);
-        self.unwrap(x.and_then(|x| self.case.forward(&x)), "forward")
+        self.call(device, values, None).outputs
     }
 
     fn results(&self, device: &Device, dy: &Cotangent) -> Results {
-        let run = || {
-            let mut x = Tensors::<X>::new(device, &self.inputs, &self.values)?;
-            let outputs = self.case.forward(&x)?;
-            x.add_cotangent(dy)?;
-            Ok(Results { outputs, backward: self.case.backward(&x)? })
-        };
-        self.unwrap(run(), "backward")
+        self.call(device, &self.values, Some(dy))
     }
 
-    fn unwrap<T>(&self, result: Result<T>, what: &str) -> T {
-        result.unwrap_or_else(|e| panic!("{:?}, {}: {what}: {e}", self.case, X::DTYPE))
+    fn call(&self, device: &Device, values: &Values, dy: Option<&Cotangent>) -> Results {
+        let results = self.case.call(self.dtype, device, values, dy);
+        results.unwrap_or_else(|e| panic!("{:?}, {}: {e}", self.case, self.dtype))
     }
 
     /// Draws dy, rounded to what the output is stored in.
     fn cotangent(&self, output: &Answer) -> Cotangent {
         let mut random = Random::new(&format!("dy{:?}", self.case));
         let mut draw = || if self.case.sums_its_output() { 1.0 } else { random.normal() as f32 };
-        let round = |v: f32| match output.dtype {
-            DType::F32 => v,
-            _ => X::from_f32(v).to_f32(),
-        };
-        let numbers = output.values.iter().map(|_| round(draw())).collect();
+        let numbers = output.values.iter().map(|_| rounded(draw(), output.dtype)).collect();
         Cotangent { shape: output.shape.clone(), dtype: output.dtype, numbers }
     }
 
@@ -175,7 +216,7 @@ impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
 
     fn check_family(&self, family: &Family, first: &Results, dy: &Cotangent) {
         for (name, device) in &family.devices[1..] {
-            let what = format!("{:?}, {} on {name} and {}", self.case, X::DTYPE, family.devices[0].0);
+            let what = format!("{:?}, {} on {name} and {}", self.case, self.dtype, family.devices[0].0);
             let other = self.results(device, dy);
             for (a, b) in first.outputs.iter().zip(&other.outputs) {
                 same_bits(&a.values, &b.values, &what);
@@ -238,7 +279,8 @@ impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
                 values.get_mut(input.name)[i] = f64::NAN;
                 let expected = self.case.reference(&values);
                 for (output, expected) in self.forward(device, &values).iter().zip(&expected) {
-                    let what = format!("{:?}, {} on {name}, NaN in {}[{i}]", self.case, X::DTYPE, input.name);
+                    let what =
+                        format!("{:?}, {} on {name}, NaN in {}[{i}]", self.case, self.dtype, input.name);
                     output.check_nan(expected.iter().map(|v| v.is_nan()), &what);
                 }
             }
@@ -250,11 +292,7 @@ impl<'a, X: FloatX, C: Case> Run<'a, X, C> {
         const SMALL: usize = 400;
         let Some((name, device)) = family.devices.last() else { return };
         let size: usize = self.inputs.0.iter().map(|i| i.numbers.len()).sum();
-        if size > SMALL
-            || self.case.sums_its_output()
-            || self.case.spreads_nan().is_some()
-            || X::DTYPE != self.case.types()[0]
-        {
+        if size > SMALL || !self.case.takes_nan(self.dtype) {
             return;
         }
         let k = Random::new(&format!("k{:?}", self.case)).below(dy.numbers.len());

@@ -129,7 +129,7 @@ fn a_nan_hidden_in_a_gradient_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "forward: affine: `x` has shape [2, 3], expected shape [3, 2]")]
+#[should_panic(expected = "f32: affine: `x` has shape [2, 3], expected shape [3, 2]")]
 fn an_error_is_reported() {
     check_all([Affine::Fails]);
 }

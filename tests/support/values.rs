@@ -3,6 +3,7 @@
 use std::ops::Index;
 
 use flowprior::{DType, Device, FloatX, Result, Tensor};
+use half::{bf16, f16};
 
 use super::case::Cotangent;
 use super::random::Random;
@@ -63,16 +64,22 @@ impl Inputs {
         self
     }
 
-    /// Returns the numbers as the storage type `X` holds them.
-    pub fn rounded<X: FloatX>(&self) -> Values {
+    /// Returns the numbers as they are stored in `dtype`.
+    pub fn rounded(&self, dtype: DType) -> Values {
         let round = |input: &Input| -> Vec<f64> {
-            let as_stored = |v: &f64| match input.single {
-                true => *v as f32 as f64,
-                false => X::from_f32(*v as f32).to_f32() as f64,
-            };
-            input.numbers.iter().map(as_stored).collect()
+            let dtype = if input.single { DType::F32 } else { dtype };
+            input.numbers.iter().map(|v| rounded(*v as f32, dtype) as f64).collect()
         };
         Values(self.0.iter().map(|input| (input.name, round(input))).collect())
+    }
+}
+
+/// Returns `v` as it is stored in `dtype`.
+pub fn rounded(v: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => v,
+        DType::Bf16 => bf16::from_f32(v).to_f32(),
+        DType::F16 => f16::from_f32(v).to_f32(),
     }
 }
 
