@@ -11,7 +11,10 @@ use flowprior::{Error, Result};
 
 mod align;
 mod data;
+mod demo;
+mod eval;
 mod pretrain;
+mod sample;
 
 /// Trains flow priors and aligns latent spaces to them.
 #[derive(Debug, Parser)]
@@ -27,6 +30,12 @@ enum Command {
     Pretrain(pretrain::PretrainArgs),
     /// Stage 2: freeze that network and move latents, or an autoencoder, to where its loss is small.
     Align(align::AlignArgs),
+    /// Train both stages on toy and real data and draw the figures, in three minutes.
+    Demo(demo::DemoArgs),
+    /// Draw samples from a trained prior.
+    Sample(sample::SampleArgs),
+    /// Measure a run.
+    Eval(eval::EvalArgs),
     /// Make, describe and check data sets.
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -37,6 +46,9 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Data(command) => data::run(command),
     };
     match result {

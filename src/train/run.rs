@@ -98,6 +98,10 @@ fn steps<P: FloatX, T: Trainee<P>>(
     let t = &config.train;
     let due = |every: u64, step: u64| (every > 0 && step.is_multiple_of(every)) || step == t.steps;
     let device = engine.optimizer.params.flat().device().clone();
+    if engine.step == 0 && t.eval_every > 0 {
+        let measured = device.scope(|| task.evaluate(engine))?;
+        logger.record("eval", 0, &measured)?;
+    }
     while engine.step < t.steps {
         let mut report = device.scope(|| engine.advance(task))?;
         let step = engine.step;
