@@ -73,7 +73,14 @@ impl Features {
     /// # Errors
     /// No source or several; a data set that is missing or damaged.
     pub fn open(config: &Config) -> Result<Self> {
-        let source = open_source(config)?;
+        Self::from_source(config, open_source(config)?)
+    }
+
+    /// Takes rows from a source that the configuration does not name.
+    ///
+    /// # Errors
+    /// Statistics that the source cannot have.
+    pub fn from_source(config: &Config, source: Source) -> Result<Self> {
         let standardise = if config.data.standardise { Some(statistics(&source)?) } else { None };
         Ok(Self {
             source: Arc::new(source),
@@ -153,7 +160,11 @@ impl Features {
 /// Sets the order of evaluation batches apart from that of training: the digits of √2.
 const EVALUATION: u64 = 0x6a09_e667_f3bc_c908;
 
-fn open_source(config: &Config) -> Result<Source> {
+/// Opens the configured source.
+///
+/// # Errors
+/// No source or several; a data set that is missing or damaged.
+pub fn open_source(config: &Config) -> Result<Source> {
     match config.data.source()? {
         DataSource::Toy(toy) => Ok(Source::Toy(toy.name().parse::<toy::Toy>()?)),
         DataSource::Builtin(Builtin::Digits) => Ok(Source::Memory(builtin::digits()?)),

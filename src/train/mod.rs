@@ -4,7 +4,11 @@ pub mod align;
 pub mod atomic;
 pub mod checkpoint;
 pub mod config;
+<<<<<<< HEAD
 pub mod demo;
+=======
+pub mod cost;
+>>>>>>> bench
 pub mod engine;
 pub mod evaluate;
 pub mod export;
@@ -12,6 +16,7 @@ pub mod features;
 pub mod generate;
 pub mod guard;
 pub mod log;
+pub mod plan;
 pub mod preset;
 pub mod pretrain;
 pub mod prior;
@@ -28,7 +33,11 @@ pub mod skips;
 pub mod start;
 pub mod state;
 pub mod tensorboard;
+<<<<<<< HEAD
 pub mod toy_map;
+=======
+pub mod timing;
+>>>>>>> bench
 
 pub use config::{Config, Sources, Stage};
 pub use run_dir::{Resume, RunDir};

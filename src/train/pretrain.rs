@@ -46,7 +46,18 @@ impl Pretrain {
     /// # Errors
     /// A configuration whose parts do not fit together, or data that cannot be opened.
     pub fn new<X: FloatX>(config: &Config, device: &Device) -> Result<(Self, Engine<X>)> {
-        let features = Features::open(config)?;
+        Self::with_features(config, device, Features::open(config)?)
+    }
+
+    /// Does the same with features that the configuration does not name.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the features.
+    pub fn with_features<X: FloatX>(
+        config: &Config,
+        device: &Device,
+        features: Features,
+    ) -> Result<(Self, Engine<X>)> {
         let net = setup::network(config, features.width())?;
         if net.config().cond > 0 && !features.source().has_labels() {
             let name = setup::source_name(config);
