@@ -28,6 +28,7 @@ use crate::tensor::{FloatX, Tensor};
 use crate::train::config::{self, AlignConfig, Config, Gradient, Stage};
 use crate::train::engine::{Engine, Losses, Task};
 use crate::train::features::{Features, rows_to_device};
+use crate::train::guard::Guard;
 use crate::train::prior::Prior;
 use crate::train::run::Trainee;
 use crate::train::setup;
@@ -42,6 +43,8 @@ pub struct Alignment<X: FloatX> {
     pub prior: Prior<X>,
     /// The objective.
     pub objective: Objective,
+    /// What the guard of the modulation has to say since it was last asked.
+    pub notes: Vec<String>,
     gradient: LatentGradient,
     norm_target: bool,
     unit_norm: bool,
@@ -53,22 +56,25 @@ impl<X: FloatX> Alignment<X> {
     ///
     /// # Errors
     /// Sizes that do not fit together; a conditional prior.
-    pub fn new(config: &Config, prior: Prior<X>, samples: usize) -> Result<Self> {
+    pub fn new(config: &Config, mut prior: Prior<X>, samples: usize) -> Result<Self> {
         if prior.net.config().cond > 0 {
             return Err(Error::Usage(
                 "stage 2 aligns to unconditional priors; this one takes a condition".into(),
             ));
         }
         let mut objective = setup::objective(config, &prior.net, samples)?;
-        if prior.tables.is_none() && matches!(objective.form, Form::Nodes(_)) {
-            objective.form = Form::Direct;
+        let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
+        objective.form = form;
+        if let Form::Nodes(r) = form {
+            prior.tables = Some(prior.net.node_tables(&prior.params, r)?);
         }
         let gradient = match config.align.gradient {
             Gradient::Full => LatentGradient::Full,
             Gradient::Detached => LatentGradient::Detached,
         };
         let (norm_target, unit_norm) = (config.flow.norm_target, config.flow.unit_norm);
-        Ok(Self { prior, objective, gradient, norm_target, unit_norm, seed: config.seed })
+        let notes = note.into_iter().collect();
+        Ok(Self { prior, objective, notes, gradient, norm_target, unit_norm, seed: config.seed })
     }
 
     /// Returns the loss of the latents `y: (B, D)`, numbers `first ..` of the global batch, and its gradient times
@@ -210,7 +216,7 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        Vec::new()
+        std::mem::take(&mut self.alignment.notes)
     }
 
     fn evaluate(&mut self, engine: &Engine<f32>) -> Result<Vec<(&'static str, f64)>> {
@@ -436,7 +442,7 @@ impl<X: FloatX> Trainee<X> for AutoencoderTask<X> {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        Vec::new()
+        std::mem::take(&mut self.alignment.notes)
     }
 
     fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
