@@ -162,7 +162,8 @@ fn weights_of_rows_are_pytorchs() {
         for weight in WEIGHTS {
             let at = |t: f32| f64::from(weight_of(weight).at(t));
             let found: Vec<f64> = fixture.f32("t").into_iter().map(at).collect();
-            assert_close(weight, &found, &fixture.values(&format!("{weight}.w")), 1e-6);
+            // 2e-6: of 1 − t at the clip 0.02 is left, with the rounding of 0.98.
+            assert_close(weight, &found, &fixture.values(&format!("{weight}.w")), 2e-6);
         }
     }
 }

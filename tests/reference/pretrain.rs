@@ -66,7 +66,8 @@ fn loss_and_every_gradient_are_pytorchs_on_every_instruction_set() -> Result<()>
 
 #[test]
 fn loss_and_every_gradient_are_pytorchs_to_the_precision_of_bf16() -> Result<()> {
-    check::<bf16>(2e-2)
+    // 3e-2: x_t, v and dv are rounded too, before the gradients of the network begin (see network.rs, 2e-2).
+    check::<bf16>(3e-2)
 }
 
 #[test]
