@@ -23,6 +23,7 @@ use crate::ops::normalize::{
 };
 use crate::tensor::{FloatX, Tensor};
 use crate::train::config::{Config, Gradient, Target};
+use crate::train::guard::Guard;
 use crate::train::prior::Prior;
 use crate::train::reference::Reference;
 use crate::train::setup;
@@ -53,27 +54,30 @@ impl<X: FloatX> Alignment<X> {
     ///
     /// # Errors
     /// Sizes that do not fit together; a conditional prior.
-    pub fn new(config: &Config, prior: Prior<X>, samples: usize) -> Result<Self> {
+    pub fn new(config: &Config, mut prior: Prior<X>, samples: usize) -> Result<Self> {
         if prior.net.config().cond > 0 {
             return Err(Error::Usage(
                 "stage 2 aligns to unconditional priors; this one takes a condition".into(),
             ));
         }
         let mut objective = setup::objective(config, &prior.net, samples)?;
-        if prior.tables.is_none() && matches!(objective.form, Form::Nodes(_)) {
-            objective.form = Form::Direct;
+        let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
+        objective.form = form;
+        if let Form::Nodes(r) = form {
+            prior.tables = Some(prior.net.node_tables(&prior.params, r)?);
         }
         let gradient = match config.align.gradient {
             Gradient::Full => LatentGradient::Full,
             Gradient::Detached => LatentGradient::Detached,
         };
         let (norm_target, unit_norm) = (config.flow.norm_target, config.flow.unit_norm);
-        let (reference, notes) = match reference(config, &prior) {
+        let (reference, mut notes) = match reference(config, &prior) {
             Ok(reference) => (reference, Vec::new()),
             // Training does not need it, so it goes on without.
             Err(e) => (None, vec![format!("log_rk is not measured, the prior's data are out of reach: {e}")]),
         };
         let seed = config.seed;
+        notes.extend(note);
         Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed })
     }
 
