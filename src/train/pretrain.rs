@@ -145,7 +145,7 @@ impl Pretrain {
         for (row, label) in z.chunks_exact_mut(classes).zip(&labels[range.clone()]) {
             let Some(one) = row.get_mut(*label as usize) else {
                 let expected = format!("labels below {classes} (model.cond)");
-                return Err(Error::data("data", "labels", expected, label));
+                return Err(Error::data(&self.source, "labels", expected, label));
             };
             *one = 1.0;
         }

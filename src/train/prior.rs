@@ -132,6 +132,20 @@ pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], about: Option<About<'
     if let Some(data) = about.data {
         insert("data", serde_json::to_string(data))?;
     }
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
+    let mut bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
+    sort_header(&mut bytes).map_err(|e| Error::data(path, "header", "a JSON object", e))?;
     write_atomically(path, &bytes)
+}
+
+/// Puts the entries of a safetensors header in the order of their names: the crate writes metadata in an order that
+/// changes from one process to the next, and equal networks are to be equal files.
+fn sort_header(bytes: &mut [u8]) -> serde_json::Result<()> {
+    let Some((length, rest)) = bytes.split_first_chunk_mut::<8>() else { return Ok(()) };
+    let header = &mut rest[..u64::from_le_bytes(*length) as usize];
+    let sorted = serde_json::to_vec(&serde_json::from_slice::<serde_json::Value>(header)?)?;
+    if sorted.len() <= header.len() {
+        header.fill(b' ');
+        header[..sorted.len()].copy_from_slice(&sorted);
+    }
+    Ok(())
 }

@@ -210,8 +210,12 @@ impl<X: FloatX> AutoencoderTask<X> {
         let norm = |dy: &Tensor<X>| {
             Ok::<_, Error>(self.net.last_weight_gradient_norm(encoded, dy)? / loss_scale as f64)
         };
-        let ratio = norm(dy)? / (norm(&dalign.reshaped(dy.shape().dims())?)? + 1e-4);
-        Ok(ratio.clamp(0.0, 1e4))
+        let (reconstruction, alignment) = (norm(dy)?, norm(&dalign.reshaped(dy.shape().dims())?)?);
+        if !reconstruction.is_finite() || !alignment.is_finite() {
+            // Clamped, an overflow in f16 would be a weight of 0 or 10⁴; like this the step is skipped.
+            return Ok(f64::NAN);
+        }
+        Ok((reconstruction / (alignment + 1e-4)).clamp(0.0, 1e4))
     }
 
     /// Samples of a step, all micro-batches together.
