@@ -12,13 +12,10 @@ use flowprior::{Error, Result};
 mod align;
 mod bench;
 mod data;
-<<<<<<< HEAD
 mod demo;
-mod eval;
-=======
 mod doctor;
+mod eval;
 mod plan;
->>>>>>> bench
 mod pretrain;
 mod sample;
 
@@ -36,14 +33,12 @@ enum Command {
     Pretrain(pretrain::PretrainArgs),
     /// Stage 2: freeze that network and move latents, or an autoencoder, to where its loss is small.
     Align(align::AlignArgs),
-<<<<<<< HEAD
     /// Train both stages on toy and real data and draw the figures, in three minutes.
     Demo(demo::DemoArgs),
     /// Draw samples from a trained prior.
     Sample(sample::SampleArgs),
     /// Measure a run.
     Eval(eval::EvalArgs),
-=======
     /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
     Plan(plan::PlanArgs),
     /// Time training steps on this machine.
@@ -51,7 +46,6 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Say what this machine has and what this build can use of it.
     Doctor(doctor::DoctorArgs),
->>>>>>> bench
     /// Make, describe and check data sets.
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -62,15 +56,12 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
-<<<<<<< HEAD
         Command::Demo(args) => demo::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Eval(args) => eval::run(args),
-=======
         Command::Plan(args) => plan::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args),
->>>>>>> bench
         Command::Data(command) => data::run(command),
     };
     match result {

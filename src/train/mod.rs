@@ -4,11 +4,8 @@ pub mod align;
 pub mod atomic;
 pub mod checkpoint;
 pub mod config;
-<<<<<<< HEAD
-pub mod demo;
-=======
 pub mod cost;
->>>>>>> bench
+pub mod demo;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
@@ -33,11 +30,8 @@ pub mod skips;
 pub mod start;
 pub mod state;
 pub mod tensorboard;
-<<<<<<< HEAD
-pub mod toy_map;
-=======
 pub mod timing;
->>>>>>> bench
+pub mod toy_map;
 
 pub use config::{Config, Sources, Stage};
 pub use run_dir::{Resume, RunDir};
