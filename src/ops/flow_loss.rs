@@ -43,15 +43,21 @@ impl Weight {
         match self {
             Self::Uniform => 1.0,
             Self::Likelihood { clip } => {
-                let t = t.min(clip);
+                let t = clipped(t, clip);
                 t / (1.0 - t)
             }
             Self::Kl { clip } => {
-                let t = t.min(clip);
+                let t = clipped(t, clip);
                 t * t / (1.0 - t)
             }
         }
     }
+}
+
+/// Returns the smaller number; NaN for a t of NaN, which `f32::min` would hide.
+#[inline(always)]
+fn clipped(t: f32, clip: f32) -> f32 {
+    if t > clip { clip } else { t }
 }
 
 /// What the loss compares v with.

@@ -38,7 +38,8 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
     }
 }
 
-/// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping).
+/// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping). NaN for NaN.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
-    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+    let factor = max_norm / (norm + 1e-6);
+    if max_norm == 0.0 || factor > 1.0 { 1.0 } else { factor } // `min` would hide a NaN
 }

@@ -338,7 +338,7 @@ impl Scalars {
                 for i in 0..n {
                     let g = g[i] * self.grad_scale;
                     let c = arch.fma(beta1, m[i], (1.0 - beta1) * g);
-                    let sign = if c == 0.0 { 0.0 } else { 1f32.copysign(c) };
+                    let sign = if c == 0.0 || c.is_nan() { c } else { 1f32.copysign(c) };
                     p[i] = arch.fma(-self.lr, arch.fma(decay, p[i], sign), p[i]);
                     m[i] = arch.fma(beta2, m[i], (1.0 - beta2) * g);
                 }

@@ -126,17 +126,34 @@ impl Features {
         }
     }
 
+    /// Returns the toy distribution that the rows are drawn from.
+    pub fn toy(&self) -> Option<toy::Toy> {
+        match self.source() {
+            Source::Toy(toy) => Some(*toy),
+            _ => None,
+        }
+    }
+
     /// Returns `count` rows that training order never starts with: batch `index` of a seed of its own.
     ///
     /// # Errors
     /// Data that cannot be read.
     pub fn fresh(&self, seed: u64, index: u64, count: usize) -> Result<Vec<f32>> {
-        let mut rows = vec![0.0; count * self.width()];
-        self.source.fill(seed ^ EVALUATION, index, count, &mut rows, None)?;
+        Ok(self.fresh_batch(seed, index, count)?.features)
+    }
+
+    /// Returns such rows with their labels, where the source has them.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn fresh_batch(&self, seed: u64, index: u64, count: usize) -> Result<Batch> {
+        let mut features = vec![0.0; count * self.width()];
+        let mut labels = self.source.has_labels().then(|| vec![0; count]);
+        self.source.fill(seed ^ EVALUATION, index, count, &mut features, labels.as_deref_mut())?;
         if let Some(standardise) = &self.standardise {
-            standardise.apply(&mut rows);
+            standardise.apply(&mut features);
         }
-        Ok(rows)
+        Ok(Batch { index, features, labels })
     }
 }
 
