@@ -123,7 +123,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         Ok(passed)
     }
 
-    /// Returns the alignment losses of latents in batches, as [`Passed`] holds them: each batch under its own draws.
+    /// Returns the alignment losses of latents in batches, as `Passed` holds them: each batch under its own draws.
     ///
     /// # Errors
     /// Latents that are no whole batches.
