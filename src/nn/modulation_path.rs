@@ -251,7 +251,9 @@ impl ModulationPath {
     }
 
     /// Bounds the interpolation error at r nodes: the largest of the last two Chebyshev coefficients of any table
-    /// entry, relative to the largest entry of all tables. In f64, so that rounding does not hide it.
+    /// entry, relative to the largest entry of all tables, or the same of silu(c) if that is larger: gradients of the
+    /// heads are sums of silu(c), also while training starts and all tables are zero. In f64, so that rounding does not
+    /// hide it.
     ///
     /// Tables are linear in silu(c), so only its coefficients go through the heads: 2 rows instead of r.
     pub(crate) fn node_error<X: FloatX>(&self, params: &Params<X>, r: usize) -> Result<f64> {
@@ -263,17 +265,19 @@ impl ModulationPath {
             let coefficients = chebyshev_coefficients(&s.iter().map(|s| s[i]).collect::<Vec<_>>());
             (tails[0][i], tails[1][i]) = (coefficients[r - 1], coefficients[r - 2]);
         }
+        let places = [&s[0], &s[r / 2], &s[r - 1]];
+        let own = share(max_abs(tails.iter().flatten()), max_abs(places.into_iter().flatten()));
         let (mut largest, mut error) = (0f64, 0f64);
         for head in &self.heads {
             let (w, b) = (head.weight(params), head.bias(params));
             for tail in &tails {
                 error = error.max(max_abs(&affine(w.host()?, None, tail)));
             }
-            for s in [&s[0], &s[r / 2], &s[r - 1]] {
+            for s in places {
                 largest = largest.max(max_abs(&affine(w.host()?, Some(b.host()?), s)));
             }
         }
-        Ok(if largest > 0.0 { error / largest } else { 0.0 })
+        Ok(own.max(share(error, largest)))
     }
 
     /// silu(c) at one t, in f64.
@@ -305,6 +309,11 @@ fn affine<X: FloatX>(w: &[X], b: Option<&[X]>, x: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-fn max_abs(xs: &[f64]) -> f64 {
-    xs.iter().fold(0.0, |m, x| m.max(x.abs()))
+fn max_abs<'a>(xs: impl IntoIterator<Item = &'a f64>) -> f64 {
+    xs.into_iter().fold(0.0, |m, x| m.max(x.abs()))
+}
+
+/// error/range; nothing varies where the range is 0.
+fn share(error: f64, range: f64) -> f64 {
+    if range > 0.0 { error / range } else { 0.0 }
 }

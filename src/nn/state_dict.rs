@@ -75,7 +75,12 @@ impl StateDict {
             let values = floats(view.dtype(), view.data()).ok_or_else(|| {
                 Error::data(path, &name, "f64, f32, bf16 or f16", format!("{:?}", view.dtype()))
             })?;
-            tensors.insert(stripped(&name).to_owned(), (view.shape().to_vec(), values));
+            let name = stripped(&name).to_owned();
+            if tensors.contains_key(&name) {
+                let found = "several, under different prefixes";
+                return Err(Error::data(path, name, "one tensor of this name", found));
+            }
+            tensors.insert(name, (view.shape().to_vec(), values));
         }
         Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
     }
@@ -86,22 +91,34 @@ impl StateDict {
     /// # Errors
     /// A tensor that every such network has is missing or has the wrong number of dimensions.
     pub fn mlp_config(&self, path: &Path) -> Result<MlpConfig> {
+        let missing = |name: &str| Error::data(path, name, "a tensor of this name", "none");
         let matrix = |name: &str| match self.tensors.get(name).map(|(shape, _)| &shape[..]) {
-            Some([rows, cols]) => Ok((*rows, *cols)),
+            Some([rows, cols]) if rows * cols > 0 => Ok((*rows, *cols)),
+            Some(shape @ [_, _]) => {
+                let found = format!("shape {shape:?}");
+                Err(Error::data(path, name, "at least one row and column", found))
+            }
             Some(shape) => Err(Error::data(path, name, "a matrix", format!("shape {shape:?}"))),
-            None => Err(Error::data(path, name, "a tensor of this name", "none")),
+            None => Err(missing(name)),
         };
         let (width, channels) = matrix("input_proj.weight")?;
-        let depth =
-            (0..).take_while(|i| self.tensors.contains_key(&format!("res_blocks.{i}.in_ln.weight"))).count();
+        let depth = (0..).take_while(|i| self.has_any(&format!("res_blocks.{i}."))).count();
+        if depth == 0 {
+            return Err(missing("res_blocks.0.in_ln.weight"));
+        }
         let cond =
             if self.tensors.contains_key("cond_embed.weight") { matrix("cond_embed.weight")?.1 } else { 0 };
         let post_norm = self.tensors.contains_key("res_blocks.0.post_norm.weight");
         let time_scale = match self.metadata.get("time_scale") {
-            Some(text) => text.parse().map_err(|_| Error::data(path, "time_scale", "a number", text))?,
+            Some(text) => (text.parse().ok().filter(|s: &f32| s.is_finite() && *s > 0.0))
+                .ok_or_else(|| Error::data(path, "time_scale", "a positive number", text))?,
             None => 1.0,
         };
         Ok(MlpConfig { channels, width, depth, cond, post_norm, time_scale })
+    }
+
+    fn has_any(&self, prefix: &str) -> bool {
+        self.tensors.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
     /// Returns the convention that the metadata names, if any.

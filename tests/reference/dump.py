@@ -288,8 +288,8 @@ def dump_autoencoder(case, weight, flow_mul):
     x = inputs(40, ROWS, 12)
     ae = build_autoencoder()
     loss, kept = autoencoder_loss(net, ae, x, *draws(ALIGN_SEED, 0, ROWS, flow_mul), weight)
-    kept["y"].retain_grad()
     tensors = {"x": x, **kept, "loss": loss, "adaptive_weight": adaptive_weight(ae, kept)}
+    kept["y"].retain_grad()  # not earlier: it would add up what the adaptive weight asks for
     loss.backward()
     tensors |= {"dy": kept["y"].grad, **gradients(ae), **prefixed("initial.", build_autoencoder().named_parameters())}
     for kind in ("adam", "adamw"):
