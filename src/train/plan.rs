@@ -189,6 +189,10 @@ fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
             Mlp::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64 + tables as u64 * F32
         }
     };
+    let activations = activations(config, work);
+    let mut scratch = products(config, work);
+    scratch.extend(partial_sums(work));
+    scratch.retain(|bytes| !activations.contains_key(bytes)); // between their uses, those blocks serve as scratch
     Ok(Memory {
         weights: count * storage.bytes() as u64,
         gradients: count * F32,
@@ -196,17 +200,17 @@ fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
         averages: config.optim.ema.len() as u64 * count * F32,
         master: if storage == DType::F32 { 0 } else { count * F32 },
         prior,
-        activations: activations(config, work),
-        scratch: products(config, work) + partial_sums(work),
+        activations: activations.iter().map(|(bytes, count)| bytes * count).sum(),
+        scratch: scratch.iter().sum(),
     })
 }
 
 /// Blocks of memory: bytes of one → how many are alive at once.
 type Blocks = BTreeMap<u64, u64>;
 
-/// Bytes of all activations. An autoencoder's decoder is done before the alignment loss begins, so the two share blocks
+/// All activations. An autoencoder's decoder is done before the alignment loss begins, so the two share blocks
 /// of equal size.
-fn activations(config: &Config, work: &Work) -> u64 {
+fn activations(config: &Config, work: &Work) -> Blocks {
     let (coder, waiting) = autoencoder(config, work);
     let mut loss = waiting;
     for (bytes, count) in network(config, work).into_iter().chain(path(config, work)) {
@@ -216,7 +220,7 @@ fn activations(config: &Config, work: &Work) -> u64 {
         let entry = loss.entry(bytes).or_default();
         *entry = count.max(*entry);
     }
-    loss.into_iter().map(|(bytes, count)| bytes * count).sum()
+    loss
 }
 
 /// Rows of one micro-batch.
@@ -281,10 +285,11 @@ fn autoencoder(config: &Config, work: &Work) -> (Blocks, Blocks) {
     (all, waiting)
 }
 
-/// Packed operands of the matrix products: blocks of a power of two, one for each size that occurs.
-fn products(config: &Config, work: &Work) -> u64 {
+/// Packed operands of the matrix products, and the sums of each thread: blocks of a power of two, one for each size.
+fn products(config: &Config, work: &Work) -> BTreeSet<u64> {
     let pairs = config.dtype == DType::Bf16 && Isa::detect() == Isa::Avx512Bf16;
-    let mut packed = Packed { pairs, sizes: BTreeSet::new() };
+    let in_place = pairs || config.dtype == DType::F32;
+    let mut packed = Packed { pairs, in_place, sizes: BTreeSet::new() };
     let (trained, backward) = (work.purpose == Purpose::Params, work.purpose != Purpose::Detached);
     let (n, c, d) = (micro_rows(work), work.net.width, work.net.channels);
     packed.layer(n, c, c, backward, trained);
@@ -295,7 +300,9 @@ fn products(config: &Config, work: &Work) -> u64 {
         chain.widths.windows(2).for_each(|w| packed.layer(samples, w[0], w[1], true, true));
     }
     let path_rows = work.path_rows() / work.micro_batches;
-    packed.pairs &= !matches!(work.form, Form::Nodes(_)); // the path at the nodes is f32
+    if matches!(work.form, Form::Nodes(_)) {
+        (packed.pairs, packed.in_place) = (false, true); // the path at the nodes is f32
+    }
     if path_rows > 0 {
         packed.layer(path_rows, c, 3 * c, trained, trained);
         packed.layer(path_rows, EMBEDDING, c, false, trained);
@@ -305,48 +312,50 @@ fn products(config: &Config, work: &Work) -> u64 {
         threads => threads,
     };
     // Each thread sums tiles of 128 × 192.
-    packed.sizes.iter().sum::<u64>() + (threads * 128 * 192).next_power_of_two() as u64 * F32
+    packed.sizes.insert((threads * 128 * 192).next_power_of_two() as u64 * F32);
+    packed.sizes
 }
 
-/// Sizes of the blocks that products pack their operands into.
+/// Sizes of the blocks that products pack their operands into (`ops::linear::product`).
 struct Packed {
     /// Two bf16 numbers take the place of one f32.
     pairs: bool,
+    /// Rows of activations are read where they lie: those of f32, and of bf16 in pairs.
+    in_place: bool,
     sizes: BTreeSet<u64>,
 }
 
 impl Packed {
     fn layer(&mut self, rows: usize, inputs: usize, outputs: usize, input: bool, weight: bool) {
-        let (n, i, o) = (rows as u64, inputs as u64, outputs as u64);
-        self.product(n, i, o);
-        if input {
-            self.product(n, o, i);
-        }
-        if weight {
-            self.product(o, n, i);
-        }
-    }
-
-    /// Adds (m, k) times (k, n).
-    fn product(&mut self, m: u64, k: u64, n: u64) {
         /// A product packs at most this many elements of its first operand at a time.
         const PASS: u64 = 1 << 23;
-        let units = if self.pairs { k.div_ceil(2) } else { k };
-        let length = (m * units).min(PASS) + n * units;
-        self.sizes.insert(length.next_multiple_of(1 << 12).next_power_of_two() * F32);
+        let (n, i, o) = (rows as u64, inputs as u64, outputs as u64);
+        let rows_of = |width: u64| if self.in_place { 0 } else { (n * width).min(PASS) };
+        let elements = [
+            Some(rows_of(i) + i * o),
+            input.then_some(rows_of(o) + i * o),
+            weight.then_some((n * o).min(PASS) + (n * i).min(PASS)),
+        ];
+        for elements in elements.into_iter().flatten() {
+            let units = if self.pairs { elements.div_ceil(2) } else { elements };
+            self.sizes.insert(units.next_multiple_of(1 << 12).next_power_of_two() * F32);
+        }
     }
 }
 
-/// Work space of layer norm and gated residual, in rows of C (`ops::layer_norm`, `ops::gated_residual`).
-fn partial_sums(work: &Work) -> u64 {
+/// Work space of layer norm and gated residual: blocks of rows times rows of C each (`ops::layer_norm`,
+/// `ops::gated_residual`, and the gradients of their tables in `ops::modulation`).
+fn partial_sums(work: &Work) -> Vec<u64> {
     let (n, c) = (micro_rows(work), work.net.width);
-    let streaming = n.div_ceil(rows_per_block(c).next_multiple_of(8)) * (17 + 8);
+    let streaming = n.div_ceil(rows_per_block(c).next_multiple_of(8));
     let summing = n.div_ceil(rows_per_partial(n, 1));
-    let tables = match (work.form, work.purpose) {
-        (Form::Nodes(r), Purpose::Params) => 3 * r,
-        (Form::Nodes(r), Purpose::Latents) => 2 * r,
-        _ => 3,
-    };
-    let backward = if work.purpose == Purpose::Detached { 0 } else { summing * (37 + 16 + tables) };
-    (streaming + backward) as u64 * c as u64 * F32
+    let table_rows = if let Form::Nodes(r) = work.form { r } else { 1 };
+    let mut sizes = vec![streaming * 17, streaming * 8];
+    if work.purpose != Purpose::Detached {
+        sizes.extend([summing * 37, summing * 16, summing * 2 * table_rows]);
+    }
+    if work.purpose == Purpose::Params {
+        sizes.push(summing * table_rows);
+    }
+    sizes.into_iter().map(|rows| (rows * c) as u64 * F32).collect()
 }
