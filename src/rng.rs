@@ -170,11 +170,11 @@ impl Draw {
         address: impl Fn(usize) -> (u64, u32),
         mut f: impl FnMut(usize, usize, &[f32]),
     ) {
-        let mut noise = [0.0f32; TILE];
-        let tile_rows = (TILE / width.max(1)).max(1);
+        let mut noise = [0.0f32; NORMAL_TILE];
+        let tile_rows = (NORMAL_TILE / width.max(1)).max(1);
         for first in rows.clone().step_by(tile_rows) {
             let count = tile_rows.min(rows.end - first);
-            if width <= TILE {
+            if width <= NORMAL_TILE {
                 let noise = &mut noise[..count * width];
                 self.fill_normal_rows(
                     arch,
@@ -190,8 +190,8 @@ impl Draw {
                 continue;
             }
             let (sample, replica) = address(first);
-            for column in (0..width).step_by(TILE) {
-                let noise = &mut noise[..TILE.min(width - column)];
+            for column in (0..width).step_by(NORMAL_TILE) {
+                let noise = &mut noise[..NORMAL_TILE.min(width - column)];
                 let (width, block) = (noise.len(), (column / 4) as u32);
                 self.fill_normal_rows(
                     arch,
@@ -210,8 +210,8 @@ impl Draw {
 /// Counters that are evaluated together.
 const LANES: usize = 16;
 
-/// Normal numbers held on the stack at a time.
-const TILE: usize = 1024;
+/// Normal numbers held on the stack at a time, the most that [`Draw::for_each_normal_row`] hands out at once.
+pub const NORMAL_TILE: usize = 1024;
 
 /// Returns the four normal numbers of each of sixteen counters.
 #[inline(always)]

@@ -118,6 +118,8 @@ impl Toy {
             side: 50,
             nll: &self.nll,
             loss: &self.loss,
+            loss_title: "(b) Alignment loss",
+            loss_label: "alignment loss",
             data: &self.data,
             latents: &self.latents,
             steps: &self.steps,

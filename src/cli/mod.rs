@@ -10,8 +10,14 @@ use flowprior::train::log::Console;
 use flowprior::{Error, Result};
 
 mod align;
+mod bench;
 mod data;
+mod demo;
+mod doctor;
+mod eval;
+mod plan;
 mod pretrain;
+mod sample;
 
 /// Trains flow priors and aligns latent spaces to them.
 #[derive(Debug, Parser)]
@@ -27,6 +33,19 @@ enum Command {
     Pretrain(pretrain::PretrainArgs),
     /// Stage 2: freeze that network and move latents, or an autoencoder, to where its loss is small.
     Align(align::AlignArgs),
+    /// Train both stages on toy and real data and draw the figures, in three minutes.
+    Demo(demo::DemoArgs),
+    /// Draw samples from a trained prior.
+    Sample(sample::SampleArgs),
+    /// Measure a run.
+    Eval(eval::EvalArgs),
+    /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
+    Plan(plan::PlanArgs),
+    /// Time training steps on this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Say what this machine has and what this build can use of it.
+    Doctor(doctor::DoctorArgs),
     /// Make, describe and check data sets.
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -37,6 +56,12 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Bench(command) => bench::run(command),
+        Command::Doctor(args) => doctor::run(args),
         Command::Data(command) => data::run(command),
     };
     match result {

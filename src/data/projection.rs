@@ -187,11 +187,7 @@ impl Projection {
                 #[inline(always)]
                 |arch| {
                     for (y, w) in y.iter_mut().zip(weight.chunks_exact(inputs)) {
-                        *y = arch.dot_by(
-                            inputs,
-                            #[inline(always)]
-                            |i| (w[i], x[i]),
-                        );
+                        *y = arch.dot(w, x);
                     }
                 },
             );

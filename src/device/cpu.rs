@@ -107,7 +107,9 @@ impl Cpu {
         let mut lines = found.unwrap_or_else(|| {
             memory.allocations.fetch_add(1, Ordering::Relaxed);
             memory.bytes.fetch_add((lines * LINE) as u64, Ordering::Relaxed);
-            bytemuck::zeroed_vec(lines)
+            let lines = bytemuck::zeroed_vec(lines);
+            ask_for_huge_pages(&lines);
+            lines
         });
         if memory.guard {
             lines.fill(Line([0xff; LINE])); // all-ones is NaN in f32, bf16 and f16
@@ -116,6 +118,24 @@ impl Cpu {
         }
         HostBuf { lines, home: memory.clone() }
     }
+}
+
+/// A huge page on x86-64 and most of aarch64.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks the system for huge pages under a fresh block: a matrix product walks many rows at once, and each would take a
+/// page of its own in the processor's small table of pages. A system that has none goes on as before.
+fn ask_for_huge_pages(block: &[Line]) {
+    let bytes = size_of_val(block);
+    let start = block.as_ptr() as usize;
+    let first = start.next_multiple_of(HUGE_PAGE);
+    let end = (start + bytes) / HUGE_PAGE * HUGE_PAGE;
+    if bytes < 2 * HUGE_PAGE || end <= first {
+        return;
+    }
+    let pages = block.as_ptr().wrapping_byte_add(first - start).cast_mut().cast();
+    // SAFETY: `first .. end` lies inside the block, which is alive; the advice changes neither content nor protection.
+    let _advice = unsafe { rustix::mm::madvise(pages, end - first, rustix::mm::Advice::LinuxHugepage) };
 }
 
 /// The free blocks, by size in lines.

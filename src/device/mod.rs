@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod simd;
+pub mod survey;
 
 pub use cpu::{Cpu, CpuOptions};
 pub use simd::{Arch, Isa};

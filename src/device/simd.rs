@@ -19,6 +19,16 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// Returns the name that reports use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
     /// Finds the best instruction set of this processor.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -56,7 +66,7 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { run_avx2(f) },
-            _ => f(Arch { fma: false }),
+            _ => f(Arch { fma: false, wide: false }),
         }
     }
 }
@@ -64,19 +74,20 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
 unsafe fn run_avx512<R>(f: impl FnOnce(Arch) -> R) -> R {
-    f(Arch { fma: true })
+    f(Arch { fma: true, wide: true })
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn run_avx2<R>(f: impl FnOnce(Arch) -> R) -> R {
-    f(Arch { fma: true })
+    f(Arch { fma: true, wide: false })
 }
 
 /// Tells inlined code what the instruction set offers; a constant after inlining.
 #[derive(Clone, Copy, Debug)]
 pub struct Arch {
     fma: bool,
+    wide: bool,
 }
 
 impl Arch {
@@ -93,7 +104,8 @@ impl Arch {
         // of degree 7 (next term below 2e-9). 2ⁿ is applied as two factors, so that n = 128 does not overflow early.
         const MAGIC: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer
         let clamped = x.clamp(-87.4, 89.0);
-        let n = self.fma(clamped, std::f32::consts::LOG2_E, MAGIC) - MAGIC;
+        let shifted = self.fma(clamped, std::f32::consts::LOG2_E, MAGIC);
+        let n = shifted - MAGIC;
         let r = self.fma(n, -0.693_359_4, clamped);
         let r = self.fma(n, 2.121_944_4e-4, r);
         let mut p = 1.0 / 5040.0;
@@ -104,10 +116,11 @@ impl Arch {
         p = self.fma(p, r, 0.5);
         p = self.fma(p, r, 1.0);
         p = self.fma(p, r, 1.0);
-        let n = n as i32;
+        let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
         let half = n >> 1;
-        let y =
-            p * f32::from_bits(((half + 127) as u32) << 23) * f32::from_bits(((n - half + 127) as u32) << 23);
+        let y = p
+            * f32::from_bits((half.wrapping_add(127) as u32) << 23)
+            * f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
         let y = if x < -87.3 { 0.0 } else { y };
         let y = if x > 88.722_84 { f32::INFINITY } else { y };
         if x.is_nan() { x } else { y }
@@ -138,7 +151,8 @@ impl Arch {
         // 4u = q + f with |f| ≤ ½, so the angle is q·π/2 + a, a = f·π/2 in [−π/4, π/4]: Taylor to a⁹ and a⁸.
         const MAGIC: f32 = 12_582_912.0;
         let turns = 4.0 * u;
-        let q = (turns + MAGIC) - MAGIC;
+        let shifted = turns + MAGIC;
+        let q = shifted - MAGIC;
         let a = (turns - q) * std::f32::consts::FRAC_PI_2;
         let z = a * a;
         let mut s = 1.0 / 362_880.0;
@@ -151,10 +165,10 @@ impl Arch {
         c = self.fma(c, z, 1.0 / 24.0);
         c = self.fma(c, z, -0.5);
         let c = self.fma(c, z, 1.0);
-        let q = q as i32;
+        let q = shifted.to_bits().wrapping_sub(MAGIC.to_bits());
         let (sin, cos) = if q & 1 == 0 { (s, c) } else { (c, s) };
-        let sin_sign = ((q as u32) & 2) << 30;
-        let cos_sign = ((q.wrapping_add(1) as u32) & 2) << 30;
+        let sin_sign = (q & 2) << 30;
+        let cos_sign = (q.wrapping_add(1) & 2) << 30;
         (f32::from_bits(sin.to_bits() ^ sin_sign), f32::from_bits(cos.to_bits() ^ cos_sign))
     }
 
@@ -170,32 +184,45 @@ impl Arch {
         1.0 - 2.0 / (self.exp(2.0 * x) + 1.0)
     }
 
-    /// Returns the sum of `xs` in 16 interleaved partial sums, added in a fixed tree: the same bits on every path.
+    /// Returns Σ x, in an order that depends on the length and the instruction set alone.
     #[inline(always)]
     pub fn sum(self, xs: &[f32]) -> f32 {
-        self.dot_by(
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            // SAFETY: `wide` is set only by `run_avx512`.
+            return unsafe { x86::sum(xs) };
+        }
+        self.lanes(
             xs.len(),
             #[inline(always)]
             |i| (xs[i], 1.0),
         )
     }
 
-    /// Returns Σ f(i).0 · f(i).1 for i in 0..n, in the same fixed order as [`Arch::sum`].
+    /// Returns Σ a·b of two slices of one length, in an order that depends on it and the instruction set alone.
     #[inline(always)]
-    pub fn dot_by(self, n: usize, f: impl Fn(usize) -> (f32, f32)) -> f32 {
-        let mut acc = [0.0f32; 16];
-        let whole = n / 16 * 16;
-        let mut i = 0;
-        while i < whole {
-            for (lane, acc) in acc.iter_mut().enumerate() {
-                let (a, b) = f(i + lane);
-                *acc = self.fma(a, b, *acc);
-            }
-            i += 16;
+    pub fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        debug_assert_eq!(a.len(), b.len());
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            // SAFETY: `wide` is set only by `run_avx512`.
+            return unsafe { x86::dot(a, b) };
         }
-        for (lane, acc) in acc.iter_mut().enumerate().take(n - whole) {
-            let (a, b) = f(whole + lane);
-            *acc = self.fma(a, b, *acc);
+        let b = &b[..a.len()];
+        self.lanes(
+            a.len(),
+            #[inline(always)]
+            |i| (a[i], b[i]),
+        )
+    }
+
+    /// Σ f(i).0·f(i).1 in sixteen interleaved partial sums.
+    #[inline(always)]
+    fn lanes(self, n: usize, f: impl Fn(usize) -> (f32, f32)) -> f32 {
+        let mut acc = [0.0f32; 16];
+        for i in 0..n {
+            let (a, b) = f(i);
+            acc[i % 16] = self.fma(a, b, acc[i % 16]);
         }
         let mut width = 8;
         while width > 0 {
@@ -205,6 +232,67 @@ impl Arch {
             width /= 2;
         }
         acc[0]
+    }
+}
+
+/// Sums in four AVX-512 registers: written out, since arrays of partial sums do not stay in registers.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    /// Returns Σ x.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn sum(xs: &[f32]) -> f32 {
+        let mut acc = [_mm512_setzero_ps(); 4];
+        let (whole, tail) = xs.as_chunks::<64>();
+        for xs in whole {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: 16·k + 16 ≤ 64, the length of the chunk.
+                *acc = _mm512_add_ps(*acc, unsafe { _mm512_loadu_ps(xs.as_ptr().add(16 * k)) });
+            }
+        }
+        for xs in tail.chunks(16) {
+            acc[0] = _mm512_add_ps(acc[0], load(xs));
+        }
+        total(acc)
+    }
+
+    /// Returns Σ a·b over the shorter length.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let n = a.len().min(b.len());
+        let mut acc = [_mm512_setzero_ps(); 4];
+        let ((a_whole, a_tail), (b_whole, b_tail)) = (a[..n].as_chunks::<64>(), b[..n].as_chunks::<64>());
+        for (a, b) in a_whole.iter().zip(b_whole) {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: 16·k + 16 ≤ 64, the length of both chunks.
+                let (a, b) = unsafe {
+                    (_mm512_loadu_ps(a.as_ptr().add(16 * k)), _mm512_loadu_ps(b.as_ptr().add(16 * k)))
+                };
+                *acc = _mm512_fmadd_ps(a, b, *acc);
+            }
+        }
+        for (a, b) in a_tail.chunks(16).zip(b_tail.chunks(16)) {
+            acc[0] = _mm512_fmadd_ps(load(a), load(b), acc[0]);
+        }
+        total(acc)
+    }
+
+    /// Loads at most 16 numbers, zeros behind them.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn load(xs: &[f32]) -> __m512 {
+        let mask = (0xffffu32 >> (16 - xs.len().min(16))) as u16;
+        // SAFETY: the mask has one bit for each element of the slice, and masked-off elements are not read.
+        unsafe { _mm512_maskz_loadu_ps(mask, xs.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn total(acc: [__m512; 4]) -> f32 {
+        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])))
     }
 }
 

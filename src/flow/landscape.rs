@@ -6,6 +6,8 @@
 //! −log p(y) ≈ D/2·log(2πe) + T·mean_k[ w(t_k)·(‖r_k‖² − ‖noise_k‖² − D·(1/((1−t)²+t²) − 1)) ]
 //! ```
 
+use rayon::prelude::*;
+
 use crate::error::Result;
 use crate::flow::objective::{Velocity, total};
 use crate::nn::mlp::Keep;
@@ -52,7 +54,11 @@ impl Landscape {
             (0..self.draws).map(|k| ((k as f64 + 0.5) / self.draws as f64 * span) as f32).collect();
         let t = Tensor::from_f32(device, [self.draws], &t)?;
         let noise = Draw::new(self.seed, Stream::Evaluation, u32::MAX as u64);
-        points.chunks_exact(d).map(|point| self.at(velocity, point, &t, noise, span)).collect()
+        // One task a thread: a worker that waits inside an operation takes up other tasks, on top of its stack.
+        let share = (points.len() / d).div_ceil(rayon::current_num_threads()).max(1);
+        let at = |point| self.at(velocity, point, &t, noise, span);
+        let parts = points.par_chunks(share * d).map(|part| part.chunks_exact(d).map(at).collect());
+        Ok(parts.collect::<Result<Vec<Vec<f64>>>>()?.concat())
     }
 
     fn at<X: FloatX>(

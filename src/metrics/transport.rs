@@ -119,13 +119,7 @@ fn project(points: &[f32], direction: &[f32]) -> Vec<f32> {
     Isa::detect().run(
         #[inline(always)]
         |arch| {
-            let product = |row: &[f32]| {
-                arch.dot_by(
-                    dim,
-                    #[inline(always)]
-                    |d| (row[d], direction[d]),
-                )
-            };
+            let product = |row: &[f32]| arch.dot(row, direction);
             let mut products = Vec::with_capacity(points.len() / dim);
             for row in points.chunks_exact(dim) {
                 products.push(product(row));

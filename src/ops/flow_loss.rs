@@ -16,7 +16,7 @@ use crate::device::{Arch, Cpu, Device};
 use crate::error::Result;
 use crate::ops::flow_path::{Rows, target_velocity};
 use crate::ops::rows_per_block;
-use crate::rng::Draw;
+use crate::rng::{Draw, NORMAL_TILE};
 use crate::tensor::{FloatX, Tensor};
 
 /// The weight w(t) of a row.
@@ -43,15 +43,21 @@ impl Weight {
         match self {
             Self::Uniform => 1.0,
             Self::Likelihood { clip } => {
-                let t = t.min(clip);
+                let t = clipped(t, clip);
                 t / (1.0 - t)
             }
             Self::Kl { clip } => {
-                let t = t.min(clip);
+                let t = clipped(t, clip);
                 t * t / (1.0 - t)
             }
         }
     }
+}
+
+/// Returns the smaller number; NaN for a t of NaN, which `f32::min` would hide.
+#[inline(always)]
+fn clipped(t: f32, clip: f32) -> f32 {
+    if t > clip { clip } else { t }
 }
 
 /// What the loss compares v with.
@@ -183,6 +189,7 @@ impl<X: FloatX> LossBlock<'_, X> {
     fn run(&self, arch: Arch, loss: &mut [f32], mut dv: Option<&mut [X]>) {
         let (d, rows, first) = (self.d, self.target.rows, self.first);
         loss.fill(0.0);
+        let mut tile = [0.0f32; NORMAL_TILE];
         self.target.noise.for_each_normal_row(
             arch,
             first..first + loss.len(),
@@ -196,22 +203,19 @@ impl<X: FloatX> LossBlock<'_, X> {
                 let data = &self.data[i % rows.samples * d + column..][..noise.len()];
                 let at = (i - first) * d + column;
                 let v = &self.v[at..at + noise.len()];
-                let mut sum = arch.dot_by(
-                    noise.len(),
-                    #[inline(always)]
-                    |j| {
-                        let r = residual(v[j], noise[j], data[j]);
-                        (r, r)
-                    },
-                );
+                let r = &mut tile[..noise.len()];
+                for (((r, v), noise), data) in r.iter_mut().zip(v).zip(noise).zip(data) {
+                    *r = v.to_f32() - target_velocity(*noise, *data);
+                }
+                let mut sum = arch.dot(r, r);
                 if self.target.control_variate {
                     sum -= control_variate(arch, noise, t);
                 }
                 loss[i - first] += w * sum;
                 if let Some(dv) = &mut dv {
                     let scale = self.scale * w;
-                    for (j, dv) in dv[at..at + noise.len()].iter_mut().enumerate() {
-                        *dv = X::from_f32(scale * residual(v[j], noise[j], data[j]));
+                    for (dv, r) in dv[at..at + noise.len()].iter_mut().zip(r) {
+                        *dv = X::from_f32(scale * *r);
                     }
                 }
             },
@@ -219,20 +223,11 @@ impl<X: FloatX> LossBlock<'_, X> {
     }
 }
 
-#[inline(always)]
-fn residual<X: FloatX>(v: X, noise: f32, data: f32) -> f32 {
-    v.to_f32() - target_velocity(noise, data)
-}
-
 /// c = ‖noise‖² + D·(1/((1−t)² + t²) − 1), whose mean is what FEATURES 1.3 subtracts.
 #[inline(always)]
 fn control_variate(arch: Arch, noise: &[f32], t: f32) -> f32 {
     let variance = (1.0 - t) * (1.0 - t) + t * t;
-    let norm = arch.dot_by(
-        noise.len(),
-        #[inline(always)]
-        |j| (noise[j], noise[j]),
-    );
+    let norm = arch.dot(noise, noise);
     norm + noise.len() as f32 * (1.0 / variance - 1.0)
 }
 

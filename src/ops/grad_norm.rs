@@ -12,6 +12,9 @@ use crate::tensor::Tensor;
 /// Elements in one partial sum.
 const BLOCK: usize = 1 << 16;
 
+/// Elements that are added in f32 before f64 takes over: an error of a few units in the last place of f32.
+const CHUNK: usize = 1024;
+
 /// Returns ‖unscale · g‖₂.
 pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
     match g.device() {
@@ -19,20 +22,10 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
             let isa = cpu.isa();
             let g = g.host()?;
             let block = |xs: &[f32]| -> f64 {
-                xs.chunks(256)
-                    .map(|xs| {
-                        isa.run(
-                            #[inline(always)]
-                            |arch| {
-                                arch.dot_by(
-                                    xs.len(),
-                                    #[inline(always)]
-                                    |i| (xs[i] * unscale, xs[i] * unscale),
-                                )
-                            },
-                        ) as f64
-                    })
-                    .sum()
+                isa.run(
+                    #[inline(always)]
+                    |arch| xs.chunks(CHUNK).map(|xs| arch.dot(xs, xs) as f64).sum(),
+                )
             };
             let mut partials =
                 Tensor::<f32>::uninit(&Device::Cpu(cpu.clone()), [2 * g.len().div_ceil(BLOCK)]);
@@ -40,12 +33,13 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
             cpu.install(|| {
                 partials.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(p, xs)| *p = block(xs));
             });
-            Ok(partials.iter().sum::<f64>().sqrt())
+            Ok(partials.iter().sum::<f64>().sqrt() * unscale as f64)
         }
     }
 }
 
-/// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping).
+/// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping). NaN for NaN.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
-    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+    let factor = max_norm / (norm + 1e-6);
+    if max_norm == 0.0 || factor > 1.0 { 1.0 } else { factor } // `min` would hide a NaN
 }

@@ -248,11 +248,7 @@ fn normalise(arch: Arch, row: &mut [f32], stats: &mut [f32]) {
     for x in row.iter_mut() {
         *x -= mean;
     }
-    let variance = arch.dot_by(
-        row.len(),
-        #[inline(always)]
-        |i| (row[i], row[i]),
-    ) / c;
+    let variance = arch.dot(row, row) / c;
     let rstd = 1.0 / (variance + EPS).sqrt();
     for x in row.iter_mut() {
         *x *= rstd;
@@ -280,7 +276,7 @@ fn backward_cpu<X: FloatX>(
     let rows = rows_per_partial(n, unit);
     let blocks = n.div_ceil(rows);
     let device = x.device();
-    let mut scratch = Tensor::<f32>::zeros(device, [blocks, BACKWARD_ROWS * c]);
+    let mut scratch = Tensor::<f32>::uninit(device, [blocks, BACKWARD_ROWS * c]);
     let mut table_scratch = norm.modulation.map(|(m, _)| GradScratch::new(device, &m, blocks, 2 * c));
     let host = HostNorm::new(norm, c)?;
     let (x, dy, stats) = (x.host()?, dy.host()?, stats.host()?);
@@ -361,6 +357,7 @@ impl<X: FloatX> BackwardBlock<'_, X> {
         let (dn, rest) = rest.split_at_mut(c);
         let (modulation, rest) = rest.split_at_mut(2 * MOD_ROWS * c);
         let (dmod, affine_sums) = rest.split_at_mut(2 * MOD_ROWS * c);
+        affine_sums.fill(0.0);
         let offset = norm.modulation.as_ref().map_or(0, |(_, offset)| *offset);
         let total = dx.len() / c;
         for at in (0..total).step_by(MOD_ROWS) {
@@ -409,11 +406,11 @@ impl<X: FloatX> BackwardBlock<'_, X> {
 #[inline(always)]
 fn modulate_backward(dn: &mut [f32], n: &[f32], scale: &[f32], dmod: &mut [f32]) {
     let (dshift, dscale) = dmod.split_at_mut(dn.len());
-    for i in 0..dn.len() {
-        let dy = dn[i];
-        dshift[i] = dy;
-        dscale[i] = dy * n[i];
-        dn[i] = dy * (1.0 + scale[i]);
+    for ((((d, n), scale), dshift), dscale) in dn.iter_mut().zip(n).zip(scale).zip(dshift).zip(dscale) {
+        let dy = *d;
+        *dshift = dy;
+        *dscale = dy * n;
+        *d = dy * (1.0 + scale);
     }
 }
 
@@ -421,10 +418,10 @@ fn modulate_backward(dn: &mut [f32], n: &[f32], scale: &[f32], dmod: &mut [f32])
 #[inline(always)]
 fn affine_backward(arch: Arch, dn: &mut [f32], x_hat: &[f32], gamma: &[f32], sums: &mut [f32]) {
     let (dgamma, dbeta) = sums.split_at_mut(dn.len());
-    for i in 0..dn.len() {
-        dgamma[i] = arch.fma(dn[i], x_hat[i], dgamma[i]);
-        dbeta[i] += dn[i];
-        dn[i] *= gamma[i];
+    for ((((d, h), gamma), dgamma), dbeta) in dn.iter_mut().zip(x_hat).zip(gamma).zip(dgamma).zip(dbeta) {
+        *dgamma = arch.fma(*d, *h, *dgamma);
+        *dbeta += *d;
+        *d *= gamma;
     }
 }
 
@@ -433,11 +430,7 @@ fn affine_backward(arch: Arch, dn: &mut [f32], x_hat: &[f32], gamma: &[f32], sum
 fn normalise_backward(arch: Arch, d: &mut [f32], x_hat: &[f32], rstd: f32) {
     let c = d.len() as f32;
     let mean = arch.sum(d) / c;
-    let along = arch.dot_by(
-        d.len(),
-        #[inline(always)]
-        |i| (d[i], x_hat[i]),
-    ) / c;
+    let along = arch.dot(d, x_hat) / c;
     for (d, h) in d.iter_mut().zip(x_hat) {
         *d = rstd * (*d - mean - h * along);
     }

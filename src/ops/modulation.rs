@@ -113,63 +113,40 @@ impl<X: FloatX> HostModulation<'_, X> {
                 }
             }
             Self::Interpolate { table, columns, weights, nodes } => {
-                let part = Part { table, columns, offset, nodes };
-                let mut row = first;
-                for quad in out.chunks_mut(4 * width) {
-                    let count = quad.len() / width;
-                    let weights = &weights[row * nodes..(row + count) * nodes];
-                    match count {
-                        4 => interpolate_rows::<4>(arch, quad, weights, part, width),
-                        3 => interpolate_rows::<3>(arch, quad, weights, part, width),
-                        2 => interpolate_rows::<2>(arch, quad, weights, part, width),
-                        _ => interpolate_rows::<1>(arch, quad, weights, part, width),
-                    }
-                    row += count;
+                let rows = weights.chunks_exact(nodes).skip(first);
+                for (out, w) in out.chunks_exact_mut(width).zip(rows) {
+                    out.fill(0.0);
+                    add_combination(
+                        arch,
+                        out,
+                        nodes,
+                        #[inline(always)]
+                        |j| (w[j], &table[j * columns + offset..]),
+                    );
                 }
             }
         }
     }
 }
 
-/// Columns of an interpolated table.
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    table: &'a [f32],
-    columns: usize,
-    offset: usize,
-    nodes: usize,
-}
-
-/// out[i] = Σⱼ w[i, j]·table[j] for R rows at once, so that each load of the table serves R rows. The order of the sum
-/// over j does not depend on R.
+/// y += Σₖ aₖ·xₖ for k in 0..count, in order; `term(k)` is (aₖ, xₖ). Four terms at a time, so that y is loaded and stored
+/// once for four multiplications. (Plain column loops: accumulators in arrays would not stay in registers.)
 #[inline(always)]
-fn interpolate_rows<const R: usize>(arch: Arch, out: &mut [f32], w: &[f32], part: Part<'_>, width: usize) {
-    const LANES: usize = 32;
-    let mut c = 0;
-    while c + LANES <= width {
-        let mut acc = [[0.0f32; LANES]; R];
-        for j in 0..part.nodes {
-            let at = j * part.columns + part.offset + c;
-            let row = &part.table[at..at + LANES];
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let w = w[i * part.nodes + j];
-                for (acc, x) in acc.iter_mut().zip(row) {
-                    *acc = arch.fma(w, *x, *acc);
-                }
-            }
+fn add_combination<'t>(arch: Arch, y: &mut [f32], count: usize, term: impl Fn(usize) -> (f32, &'t [f32])) {
+    let n = y.len();
+    let whole = count / 4 * 4;
+    for k in (0..whole).step_by(4) {
+        let [(a0, x0), (a1, x1), (a2, x2), (a3, x3)] = [term(k), term(k + 1), term(k + 2), term(k + 3)];
+        let (x0, x1, x2, x3) = (&x0[..n], &x1[..n], &x2[..n], &x3[..n]);
+        for i in 0..n {
+            let sum = arch.fma(a1, x1[i], arch.fma(a0, x0[i], y[i]));
+            y[i] = arch.fma(a3, x3[i], arch.fma(a2, x2[i], sum));
         }
-        for (i, acc) in acc.iter().enumerate() {
-            out[i * width + c..i * width + c + LANES].copy_from_slice(acc);
-        }
-        c += LANES;
     }
-    for i in 0..R {
-        for c in c..width {
-            let mut acc = 0.0;
-            for j in 0..part.nodes {
-                acc = arch.fma(w[i * part.nodes + j], part.table[j * part.columns + part.offset + c], acc);
-            }
-            out[i * width + c] = acc;
+    for k in whole..count {
+        let (a, x) = term(k);
+        for (y, x) in y.iter_mut().zip(&x[..n]) {
+            *y = arch.fma(a, *x, *y);
         }
     }
 }
@@ -220,34 +197,15 @@ fn accumulate_transposed(
     nodes: usize,
     width: usize,
 ) {
-    const LANES: usize = 64;
     let rows = dmod.len() / width;
-    let mut c = 0;
-    while c < width {
-        let lanes = LANES.min(width - c);
-        for j in 0..nodes {
-            let mut acc = [0.0f32; LANES];
-            let out = &mut partial[j * width + c..j * width + c + lanes];
-            if lanes == LANES {
-                acc.copy_from_slice(out);
-                for i in 0..rows {
-                    let w = w[i * nodes + j];
-                    let row = &dmod[i * width + c..i * width + c + LANES];
-                    for (acc, d) in acc.iter_mut().zip(row) {
-                        *acc = arch.fma(w, *d, *acc);
-                    }
-                }
-                out.copy_from_slice(&acc);
-            } else {
-                for i in 0..rows {
-                    let w = w[i * nodes + j];
-                    for (out, d) in out.iter_mut().zip(&dmod[i * width + c..]) {
-                        *out = arch.fma(w, *d, *out);
-                    }
-                }
-            }
-        }
-        c += lanes;
+    for (j, partial) in partial.chunks_exact_mut(width).enumerate() {
+        add_combination(
+            arch,
+            partial,
+            rows,
+            #[inline(always)]
+            |i| (w[i * nodes + j], &dmod[i * width..]),
+        );
     }
 }
 

@@ -9,6 +9,9 @@ use crate::error::Result;
 use crate::ops::rows_per_block;
 use crate::tensor::{FloatX, Tensor};
 
+/// Residuals held on the stack at a time.
+const TILE: usize = 1024;
+
 /// `x_hat: (N, D)`, `x: (N, D)` → row losses (N) and `dx_hat: (N, D)`.
 pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<(Tensor<f32>, Tensor<X>)> {
     let (n, d) = x_hat.rows_cols();
@@ -26,16 +29,18 @@ pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<
                     isa.run(
                         #[inline(always)]
                         |arch| {
-                            *loss = arch.dot_by(
-                                d,
-                                #[inline(always)]
-                                |j| {
-                                    let r = x_hat[j].to_f32() - x[j];
-                                    (r, r)
-                                },
-                            );
-                            for ((dx, x_hat), x) in dx.iter_mut().zip(x_hat).zip(x) {
-                                *dx = X::from_f32(scale * (x_hat.to_f32() - x));
+                            *loss = 0.0;
+                            let mut r = [0.0f32; TILE];
+                            let tiles = dx.chunks_mut(TILE).zip(x_hat.chunks(TILE)).zip(x.chunks(TILE));
+                            for ((dx, x_hat), x) in tiles {
+                                let r = &mut r[..dx.len()];
+                                for ((r, x_hat), x) in r.iter_mut().zip(x_hat).zip(x) {
+                                    *r = x_hat.to_f32() - x;
+                                }
+                                *loss += arch.dot(r, r);
+                                for (dx, r) in dx.iter_mut().zip(r) {
+                                    *dx = X::from_f32(scale * *r);
+                                }
                             }
                         },
                     );

@@ -73,7 +73,8 @@ pub fn unit_norm_backward(dy: &Tensor<f32>, x: &Tensor<f32>) -> Result<Tensor<f3
 }
 
 fn norm(x: &[f32]) -> f32 {
-    x.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12)
+    let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if norm < 1e-12 { 1e-12 } else { norm } // `max` would hide a NaN
 }
 
 fn map(x: &Tensor<f32>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor<f32>> {

@@ -219,12 +219,18 @@ impl<X: FloatX> Block<'_, X> {
         self.stretch(arch, rule, at..end, 0.0);
         self.copy_out(rounding);
         for (decay, ema) in emas {
-            for (i, e) in ema.iter_mut().enumerate() {
-                let p = match &self.master {
-                    Some(master) => master[i],
-                    None => self.params[i].to_f32(),
-                };
-                *e = arch.fma(*decay, *e, (1.0 - *decay) * p);
+            let (keep, take) = (*decay, 1.0 - *decay);
+            match &self.master {
+                Some(master) => {
+                    for (e, p) in ema.iter_mut().zip(master.iter()) {
+                        *e = arch.fma(keep, *e, take * p);
+                    }
+                }
+                None => {
+                    for (e, p) in ema.iter_mut().zip(self.params.iter()) {
+                        *e = arch.fma(keep, *e, take * p.to_f32());
+                    }
+                }
             }
         }
     }
@@ -315,11 +321,13 @@ impl Scalars {
 
     #[inline(always)]
     fn update(&self, arch: Arch, p: &mut [f32], m: &mut [f32], v: Option<&mut [f32]>, g: &[f32], decay: f32) {
+        let n = p.len();
+        let (m, g) = (&mut m[..n], &g[..n]);
         match (self.rule, v) {
             (Rule::Adam(b), Some(v)) => self.adam(arch, p, m, v, g, b, (decay, 1.0)),
             (Rule::AdamW(b), Some(v)) => self.adam(arch, p, m, v, g, b, (0.0, 1.0 - self.lr * decay)),
             (Rule::Sgd { momentum, nesterov }, _) => {
-                for i in 0..p.len() {
+                for i in 0..n {
                     let g = arch.fma(decay, p[i], g[i] * self.grad_scale);
                     m[i] = arch.fma(momentum, m[i], g);
                     let d = if nesterov { arch.fma(momentum, m[i], g) } else { m[i] };
@@ -327,10 +335,10 @@ impl Scalars {
                 }
             }
             (Rule::Lion { beta1, beta2 }, _) => {
-                for i in 0..p.len() {
+                for i in 0..n {
                     let g = g[i] * self.grad_scale;
                     let c = arch.fma(beta1, m[i], (1.0 - beta1) * g);
-                    let sign = if c == 0.0 { 0.0 } else { 1f32.copysign(c) };
+                    let sign = if c == 0.0 || c.is_nan() { c } else { 1f32.copysign(c) };
                     p[i] = arch.fma(-self.lr, arch.fma(decay, p[i], sign), p[i]);
                     m[i] = arch.fma(beta2, m[i], (1.0 - beta2) * g);
                 }
@@ -352,7 +360,9 @@ impl Scalars {
         b: Betas,
         decay: (f32, f32),
     ) {
-        for i in 0..p.len() {
+        let n = p.len();
+        let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
+        for i in 0..n {
             let g = arch.fma(decay.0, p[i], g[i] * self.grad_scale);
             m[i] = arch.fma(1.0 - b.beta1, g - m[i], m[i]);
             v[i] = arch.fma(b.beta2, v[i], (1.0 - b.beta2) * g * g);

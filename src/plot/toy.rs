@@ -28,6 +28,10 @@ pub struct ToyPanels<'a> {
     pub nll: &'a [f32],
     /// Alignment loss at the same nodes.
     pub loss: &'a [f32],
+    /// Titles the map of the loss: which weight it has.
+    pub loss_title: &'a str,
+    /// Names the values of that map.
+    pub loss_label: &'a str,
     /// Samples of the target.
     pub data: &'a [[f32; 2]],
     /// Latents at the end of stage 2.
@@ -127,8 +131,8 @@ fn draw_likelihood(path: &Path, canvas: &mut Canvas, outer: Area, figure: &ToyPa
 
 fn draw_loss(path: &Path, canvas: &mut Canvas, outer: Area, figure: &ToyPanels) -> Result<()> {
     let map = HeatMap {
-        title: "(b) Alignment loss",
-        label: "alignment loss",
+        title: figure.loss_title,
+        label: figure.loss_label,
         extent: figure.extent,
         side: figure.side,
         values: figure.loss,

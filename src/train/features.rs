@@ -73,7 +73,14 @@ impl Features {
     /// # Errors
     /// No source or several; a data set that is missing or damaged.
     pub fn open(config: &Config) -> Result<Self> {
-        let source = open_source(config)?;
+        Self::from_source(config, open_source(config)?)
+    }
+
+    /// Takes rows from a source that the configuration does not name.
+    ///
+    /// # Errors
+    /// Statistics that the source cannot have.
+    pub fn from_source(config: &Config, source: Source) -> Result<Self> {
         let standardise = if config.data.standardise { Some(statistics(&source)?) } else { None };
         Ok(Self {
             source: Arc::new(source),
@@ -119,24 +126,45 @@ impl Features {
         }
     }
 
+    /// Returns the toy distribution that the rows are drawn from.
+    pub fn toy(&self) -> Option<toy::Toy> {
+        match self.source() {
+            Source::Toy(toy) => Some(*toy),
+            _ => None,
+        }
+    }
+
     /// Returns `count` rows that training order never starts with: batch `index` of a seed of its own.
     ///
     /// # Errors
     /// Data that cannot be read.
     pub fn fresh(&self, seed: u64, index: u64, count: usize) -> Result<Vec<f32>> {
-        let mut rows = vec![0.0; count * self.width()];
-        self.source.fill(seed ^ EVALUATION, index, count, &mut rows, None)?;
+        Ok(self.fresh_batch(seed, index, count)?.features)
+    }
+
+    /// Returns such rows with their labels, where the source has them.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn fresh_batch(&self, seed: u64, index: u64, count: usize) -> Result<Batch> {
+        let mut features = vec![0.0; count * self.width()];
+        let mut labels = self.source.has_labels().then(|| vec![0; count]);
+        self.source.fill(seed ^ EVALUATION, index, count, &mut features, labels.as_deref_mut())?;
         if let Some(standardise) = &self.standardise {
-            standardise.apply(&mut rows);
+            standardise.apply(&mut features);
         }
-        Ok(rows)
+        Ok(Batch { index, features, labels })
     }
 }
 
 /// Sets the order of evaluation batches apart from that of training: the digits of √2.
 const EVALUATION: u64 = 0x6a09_e667_f3bc_c908;
 
-fn open_source(config: &Config) -> Result<Source> {
+/// Opens the configured source.
+///
+/// # Errors
+/// No source or several; a data set that is missing or damaged.
+pub fn open_source(config: &Config) -> Result<Source> {
     match config.data.source()? {
         DataSource::Toy(toy) => Ok(Source::Toy(toy.name().parse::<toy::Toy>()?)),
         DataSource::Builtin(Builtin::Digits) => Ok(Source::Memory(builtin::digits()?)),

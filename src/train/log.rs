@@ -244,9 +244,9 @@ impl Clock {
     }
 }
 
-/// Returns the bytes of the records up to `step`.
+/// Returns the bytes of the records up to `step`; a run that begins anew writes that of step 0 again.
 fn kept_length(path: &Path, step: u64) -> Result<u64> {
-    if !path.exists() {
+    if step == 0 || !path.exists() {
         return Ok(0);
     }
     let text = fs::read(path).map_err(Error::io(path, "read"))?;

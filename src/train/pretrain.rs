@@ -1,5 +1,7 @@
 //! Stage 1: fits the velocity network to features by flow matching.
 
+use std::ops::Range;
+
 use serde_json::{Value, json};
 
 use crate::data::loader::Batch as HostBatch;
@@ -14,7 +16,9 @@ use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Losses, Task};
 use crate::train::features::{Features, rows_to_device};
 use crate::train::guard::Guard;
+use crate::train::reference::{Reference, mean};
 use crate::train::run::{Trainee, recalled};
+use crate::train::sampling::{Sampling, sample_rows};
 use crate::train::setup;
 
 /// The task of stage 1.
@@ -33,6 +37,7 @@ pub struct Pretrain {
     micro_batches: usize,
     norm_target: bool,
     unit_norm: bool,
+    reference: Option<Reference>,
 }
 
 impl Pretrain {
@@ -41,7 +46,18 @@ impl Pretrain {
     /// # Errors
     /// A configuration whose parts do not fit together, or data that cannot be opened.
     pub fn new<X: FloatX>(config: &Config, device: &Device) -> Result<(Self, Engine<X>)> {
-        let features = Features::open(config)?;
+        Self::with_features(config, device, Features::open(config)?)
+    }
+
+    /// Does the same with features that the configuration does not name.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the features.
+    pub fn with_features<X: FloatX>(
+        config: &Config,
+        device: &Device,
+        features: Features,
+    ) -> Result<(Self, Engine<X>)> {
         let net = setup::network(config, features.width())?;
         if net.config().cond > 0 && !features.source().has_labels() {
             let name = setup::source_name(config);
@@ -62,17 +78,57 @@ impl Pretrain {
             micro_batches: config.train.micro_batches,
             norm_target: config.flow.norm_target,
             unit_norm: config.flow.unit_norm,
+            reference: None,
         };
         Ok((task, engine))
     }
 
-    /// Puts rows of the batch on the device, normalised as configured.
-    fn data(
+    /// Returns the losses of fresh batches under fresh draws, the same for every call with one seed.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn fresh_losses<X: FloatX>(
         &self,
-        batch: &HostBatch,
-        range: std::ops::Range<usize>,
-        stats: Option<BatchStats>,
-    ) -> Result<Tensor<f32>> {
+        params: &Params<X>,
+        seed: u64,
+        batches: Range<u64>,
+    ) -> Result<Vec<f64>> {
+        let velocity = Velocity { net: &self.net, params, tables: None };
+        let samples = self.objective.samples;
+        let loss = |index| {
+            let batch = self.features.fresh_batch(seed, index, samples)?;
+            let data = self.data(&batch, 0..samples, self.stats(&batch)?)?;
+            let cond = self.condition(&batch, 0..samples)?;
+            let part = Batch { data: &data, cond: cond.as_ref(), first: 0 };
+            let draws = Draws::evaluation(seed, index);
+            Ok(self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss)
+        };
+        batches.map(loss).collect()
+    }
+
+    /// Returns what samples are measured against, from the first call on; `None` where targets are normalised batch by
+    /// batch.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn reference(&mut self) -> Result<Option<&Reference>> {
+        if self.reference.is_none() && !self.norm_target {
+            self.reference = Some(Reference::of(&self.features, self.seed)?);
+        }
+        Ok(self.reference.as_ref())
+    }
+
+    /// The statistics that the whole batch is normalised by, if so configured.
+    fn stats(&self, batch: &HostBatch) -> Result<Option<BatchStats>> {
+        if !self.norm_target {
+            return Ok(None);
+        }
+        let all = 0..self.objective.samples;
+        batch_stats(&rows_to_device(&self.device, &batch.features, self.features.width(), all)?).map(Some)
+    }
+
+    /// Puts rows of the batch on the device, normalised as configured.
+    fn data(&self, batch: &HostBatch, range: Range<usize>, stats: Option<BatchStats>) -> Result<Tensor<f32>> {
         let data = rows_to_device(&self.device, &batch.features, self.features.width(), range)?;
         let data = match stats {
             Some(stats) => standardize_forward(&data, stats)?,
@@ -82,18 +138,14 @@ impl Pretrain {
     }
 
     /// One-hot rows of the labels, for a conditional network.
-    fn condition<X: FloatX>(
-        &self,
-        batch: &HostBatch,
-        range: std::ops::Range<usize>,
-    ) -> Result<Option<Tensor<X>>> {
+    fn condition<X: FloatX>(&self, batch: &HostBatch, range: Range<usize>) -> Result<Option<Tensor<X>>> {
         let classes = self.net.config().cond;
         let Some(labels) = batch.labels.as_ref().filter(|_| classes > 0) else { return Ok(None) };
         let mut z = vec![0.0; range.len() * classes];
         for (row, label) in z.chunks_exact_mut(classes).zip(&labels[range.clone()]) {
             let Some(one) = row.get_mut(*label as usize) else {
                 let expected = format!("labels below {classes} (model.cond)");
-                return Err(Error::data("data", "labels", expected, label));
+                return Err(Error::data(&self.source, "labels", expected, label));
             };
             *one = 1.0;
         }
@@ -116,15 +168,7 @@ impl<X: FloatX> Task<X> for Pretrain {
         }
         let batch = self.features.batch(step)?;
         let samples = self.objective.samples;
-        let stats = match self.norm_target {
-            true => Some(batch_stats(&rows_to_device(
-                &self.device,
-                &batch.features,
-                self.features.width(),
-                0..samples,
-            )?)?),
-            false => None,
-        };
+        let stats = self.stats(&batch)?;
         let velocity = Velocity { net: &self.net, params, tables: None };
         let mut losses = Losses::default();
         let micro = samples / self.micro_batches;
@@ -173,34 +217,21 @@ impl<X: FloatX> Trainee<X> for Pretrain {
 
     fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
         let params = engine.optimizer.averaged()?;
-        let velocity = Velocity { net: &self.net, params: &params, tables: None };
-        let loss = evaluation_loss(velocity, &self.objective, &self.features, self.seed, EVALUATION_BATCHES)?;
-        Ok(vec![("loss", loss)])
+        let mut values = vec![("loss", mean(&self.fresh_losses(&params, self.seed, 0..EVALUATION_BATCHES)?))];
+        let sampling =
+            Sampling { count: EVALUATION_SAMPLES, steps: 16, seed: self.seed, ..Default::default() };
+        if self.reference()?.is_none() {
+            return Ok(values);
+        }
+        let samples = sample_rows(&self.net, &params, &sampling)?;
+        if let Some(reference) = self.reference()? {
+            values.extend(reference.measure(&samples)?);
+        }
+        Ok(values)
     }
 }
 
 /// Batches of an evaluation during a run.
 const EVALUATION_BATCHES: u64 = 16;
-
-/// Returns the loss on fresh data and fresh draws, the same for every call with one seed: `batches` batches of the
-/// objective's size.
-///
-/// # Errors
-/// Data that cannot be read.
-pub fn evaluation_loss<X: FloatX>(
-    velocity: Velocity<'_, X>,
-    objective: &Objective,
-    features: &Features,
-    seed: u64,
-    batches: u64,
-) -> Result<f64> {
-    let device = velocity.params.flat().device();
-    let mut sum = 0.0;
-    for index in 0..batches {
-        let rows = features.fresh(seed, index, objective.samples)?;
-        let data = rows_to_device(device, &rows, features.width(), 0..objective.samples)?;
-        let batch = Batch { data: &data, cond: None, first: 0 };
-        sum += objective.evaluate(velocity, batch, Draws::evaluation(seed, index), 1.0, Want::Loss)?.loss;
-    }
-    Ok(sum / batches as f64)
-}
+/// Samples of an evaluation during a run.
+const EVALUATION_SAMPLES: usize = 512;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::flow::objective::Velocity;
@@ -10,6 +12,7 @@ use crate::nn::{Form, Mlp, NodeTables, Params, StateDict, TimeConvention};
 use crate::ops::elementwise::cast;
 use crate::tensor::{FloatX, Tensor};
 use crate::train::atomic::write_atomically;
+use crate::train::config::DataConfig;
 use crate::train::features::Standardise;
 use crate::train::guard::Guard;
 
@@ -24,8 +27,19 @@ pub struct Prior<X: FloatX> {
     pub tables: Option<NodeTables>,
     /// How the data it was trained on were standardised, if they were.
     pub standardise: Option<Standardise>,
+    /// Which data it was trained on, if that is known.
+    pub data: Option<DataConfig>,
     /// Where it came from.
     pub source: PathBuf,
+}
+
+/// What a network's file says about its training data.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    /// How they were standardised, if they were.
+    pub standardise: Option<&'a Standardise>,
+    /// Where they come from, if that is known.
+    pub data: Option<&'a DataConfig>,
 }
 
 impl<X: FloatX> Prior<X> {
@@ -46,7 +60,7 @@ impl<X: FloatX> Prior<X> {
             },
             _ => None,
         };
-        Ok(Self { net, params, tables, standardise, source })
+        Ok(Self { net, params, tables, standardise, data: None, source })
     }
 
     /// Reads a network from a safetensors file; `convention` is needed where the file does not name one.
@@ -55,14 +69,10 @@ impl<X: FloatX> Prior<X> {
     /// A file that is no velocity network, or one of an unknown time convention.
     pub fn read(device: &Device, path: &Path, convention: Option<TimeConvention>) -> Result<Self> {
         let (net, params) = Mlp::from_safetensors(device, path, convention)?;
-        let standardise = match StateDict::read(path)?.metadata.get("standardise") {
-            Some(json) => Some(
-                serde_json::from_str(json)
-                    .map_err(|e| Error::data(path, "standardise", "mean and std of each column", e))?,
-            ),
-            None => None,
-        };
-        Self::freeze(net, params, standardise, path.to_owned())
+        let metadata = StateDict::read(path)?.metadata;
+        let standardise = field(path, &metadata, "standardise", "mean and std of each column")?;
+        let data = field(path, &metadata, "data", "a source of data")?;
+        Ok(Self { data, ..Self::freeze(net, params, standardise, path.to_owned())? })
     }
 
     /// Writes the network as a safetensors file that names its time convention and time scale.
@@ -71,7 +81,8 @@ impl<X: FloatX> Prior<X> {
     /// A disk that is full or read-only; the old file, if any, is intact then.
     pub fn write(&self, path: &Path) -> Result<()> {
         let flat: Tensor<f32> = cast(self.params.flat())?;
-        write_network(path, &self.net, flat.host()?, self.standardise.as_ref())
+        let about = About { standardise: self.standardise.as_ref(), data: self.data.as_ref() };
+        write_network(path, &self.net, flat.host()?, Some(about))
     }
 
     /// Returns the network as an objective takes it; tables serve every form but `direct`.
@@ -81,11 +92,22 @@ impl<X: FloatX> Prior<X> {
     }
 }
 
+/// Reads a field of a file's metadata, which is JSON; `None` where it is not there.
+fn field<T: DeserializeOwned>(
+    path: &Path,
+    metadata: &HashMap<String, String>,
+    name: &str,
+    expected: &str,
+) -> Result<Option<T>> {
+    let read = |json: &String| serde_json::from_str(json).map_err(|e| Error::data(path, name, expected, e));
+    metadata.get(name).map(read).transpose()
+}
+
 /// Writes parameters, given as a flat buffer, as a safetensors file of named f32 tensors.
 ///
 /// # Errors
 /// A disk that is full or read-only; the old file, if any, is intact then.
-pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], standardise: Option<&Standardise>) -> Result<()> {
+pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], about: Option<About<'_>>) -> Result<()> {
     let tensor = |e: &crate::nn::params::Entry| {
         let bytes = bytemuck::cast_slice(&flat[e.range()]);
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, e.shape.dims().to_vec(), bytes)
@@ -98,11 +120,32 @@ pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], standardise: Option<&
         ("time_convention".to_owned(), TimeConvention::DataAtOne.name().to_owned()),
         ("time_scale".to_owned(), net.config().time_scale.to_string()),
     ]);
-    if let Some(standardise) = standardise {
-        let json = serde_json::to_string(standardise)
-            .map_err(|e| Error::data(path, "standardise", "numbers that JSON can hold", e))?;
-        metadata.insert("standardise".to_owned(), json);
+    let mut insert = |name: &str, json: serde_json::Result<String>| {
+        let json = json.map_err(|e| Error::data(path, name, "values that JSON can hold", e))?;
+        metadata.insert(name.to_owned(), json);
+        Ok::<_, Error>(())
+    };
+    let about = about.unwrap_or_default();
+    if let Some(standardise) = about.standardise {
+        insert("standardise", serde_json::to_string(standardise))?;
     }
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
+    if let Some(data) = about.data {
+        insert("data", serde_json::to_string(data))?;
+    }
+    let mut bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
+    sort_header(&mut bytes).map_err(|e| Error::data(path, "header", "a JSON object", e))?;
     write_atomically(path, &bytes)
+}
+
+/// Puts the entries of a safetensors header in the order of their names: the crate writes metadata in an order that
+/// changes from one process to the next, and equal networks are to be equal files.
+fn sort_header(bytes: &mut [u8]) -> serde_json::Result<()> {
+    let Some((length, rest)) = bytes.split_first_chunk_mut::<8>() else { return Ok(()) };
+    let header = &mut rest[..u64::from_le_bytes(*length) as usize];
+    let sorted = serde_json::to_vec(&serde_json::from_slice::<serde_json::Value>(header)?)?;
+    if sorted.len() <= header.len() {
+        header.fill(b' ');
+        header[..sorted.len()].copy_from_slice(&sorted);
+    }
+    Ok(())
 }

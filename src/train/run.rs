@@ -65,11 +65,13 @@ pub fn train<P: FloatX, T: Trainee<P>>(
     task: &mut T,
     engine: &mut Engine<P>,
 ) -> Result<()> {
+    let mut changes = Vec::new();
     if let Some(from) = &from {
         from.expect_stage(T::STAGE)?;
         from.expect_architecture(&task.architecture())?;
         state::restore(engine, from)?;
         task.recall(&from.manifest().data)?;
+        changes = from.config()?.differences(config)?;
     }
     drop(from);
     run.write_config(config)?;
@@ -80,6 +82,9 @@ pub fn train<P: FloatX, T: Trainee<P>>(
         console: options.console,
     };
     let mut logger = Logger::resume(run, log, engine.step)?;
+    for change in changes {
+        logger.note(&format!("resumed at step {} with another {change}", engine.step));
+    }
     let result = steps(config, options, run, task, engine, &mut logger);
     if matches!(result, Ok(()) | Err(Error::Stopped { .. })) {
         logger.finish()?;
@@ -98,6 +103,10 @@ fn steps<P: FloatX, T: Trainee<P>>(
     let t = &config.train;
     let due = |every: u64, step: u64| (every > 0 && step.is_multiple_of(every)) || step == t.steps;
     let device = engine.optimizer.params.flat().device().clone();
+    if engine.step == 0 && t.eval_every > 0 {
+        let measured = device.scope(|| task.evaluate(engine))?;
+        logger.record("eval", 0, &measured)?;
+    }
     while engine.step < t.steps {
         let mut report = device.scope(|| engine.advance(task))?;
         let step = engine.step;
@@ -108,6 +117,7 @@ fn steps<P: FloatX, T: Trainee<P>>(
             logger.skipped(step, what, engine.skips.total)?;
         }
         if let Some(diverged) = report.verdict.take() {
+            logger.sync()?;
             save(config, run, task, engine)?;
             return Err(diverged);
         }

@@ -13,7 +13,9 @@ use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Target};
 use crate::train::pretrain::Pretrain;
-use crate::train::prior::{Prior, write_network};
+use crate::train::prior::{About, Prior, write_network};
+use crate::train::report;
+use crate::train::restore::config_of;
 use crate::train::run::{RunOptions, recalled, train};
 use crate::train::run_dir::RunDir;
 use crate::train::{setup, state};
@@ -56,10 +58,11 @@ fn pretrain_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
             &run.root().join(NETWORK),
             &task.net,
             flat.host()?,
-            task.features.standardise.as_ref(),
+            Some(About { standardise: task.features.standardise.as_ref(), data: Some(&config.data) }),
         )?;
     }
-    result
+    result?;
+    draw_figures(config, options)
 }
 
 fn align_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
@@ -81,15 +84,26 @@ fn align_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
             let (mut task, mut engine) = LatentTask::new(config, &device, prior)?;
             let (run, from) = begin(options)?;
             keep_copy(&run, &task.alignment.prior)?;
-            train(config, options, &run, from, &mut task, &mut engine)
+            train(config, options, &run, from, &mut task, &mut engine)?;
         }
         Target::Autoencoder => {
             let (mut task, mut engine) = AutoencoderTask::new(config, &device, prior)?;
             let (run, from) = begin(options)?;
             keep_copy(&run, &task.alignment.prior)?;
-            train(config, options, &run, from, &mut task, &mut engine)
+            train(config, options, &run, from, &mut task, &mut engine)?;
         }
     }
+    draw_figures(config, options)
+}
+
+/// Fills the figures of a finished run. One that cannot be drawn is named; the run is as good without it.
+fn draw_figures(config: &Config, options: &RunOptions) -> Result<()> {
+    if config.train.figures
+        && let Err(e) = report::draw(&options.dir)
+    {
+        crate::train::log::warn(&format!("figures: {e}"), options.console);
+    }
+    Ok(())
 }
 
 fn begin(options: &RunOptions) -> Result<(RunDir, Option<Loaded>)> {
@@ -130,5 +144,6 @@ pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Res
     }
     let params = Params::from_tensor(net.layout().clone(), cast(&flat)?)?;
     let standardise = recalled(&from.manifest().data, "standardise")?;
-    Prior::freeze(net, params, standardise, from.path().to_owned())
+    let data = Some(config_of(from.path(), from.manifest())?.data);
+    Ok(Prior { data, ..Prior::freeze(net, params, standardise, from.path().to_owned())? })
 }

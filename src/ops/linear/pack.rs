@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::device::Isa;
-use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Order, ROWS, transpose};
-use crate::tensor::FloatX;
+use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Panel, ROWS, transpose};
+use crate::tensor::{DType, FloatX};
 
 /// An operand where it lies: element (across, depth) is `data[across·stride + depth]` if `along_depth`, else
 /// `data[depth·stride + across]`.
@@ -54,14 +54,6 @@ impl Side {
         }
     }
 
-    /// Returns the padded depth of a panel of `units` units: whole chunks for A.
-    pub(super) fn deep(self, units: usize) -> usize {
-        match self {
-            Self::A => units.next_multiple_of(CHUNK),
-            Self::B => units,
-        }
-    }
-
     /// Returns the padded width of panel `p` of `across` rows or columns.
     pub(super) fn width(self, across: usize, p: usize) -> usize {
         match self {
@@ -77,6 +69,8 @@ trait Units<T>: Copy + Send + Sync {
     const DEPTH: usize;
     /// Joins neighbours in depth; a format with one element takes the first.
     fn unit(first: T, second: T) -> u32;
+    /// Reads as many units as `out` has, from neighbours in depth.
+    fn read(row: &[T], out: &mut [u32]);
 }
 
 #[derive(Clone, Copy)]
@@ -87,6 +81,12 @@ impl<T: FloatX> Units<T> for Single {
     #[inline(always)]
     fn unit(first: T, _: T) -> u32 {
         first.to_f32().to_bits()
+    }
+    #[inline(always)]
+    fn read(row: &[T], out: &mut [u32]) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = x.to_f32().to_bits();
+        }
     }
 }
 
@@ -100,6 +100,12 @@ impl<T: FloatX> Units<T> for Pair {
     fn unit(first: T, second: T) -> u32 {
         first.to_f32().to_bits() >> 16 | second.to_f32().to_bits() & 0xffff_0000
     }
+    #[inline(always)]
+    fn read(row: &[T], out: &mut [u32]) {
+        for (out, [a, b]) in out.iter_mut().zip(row.as_chunks::<2>().0) {
+            *out = Self::unit(*a, *b);
+        }
+    }
 }
 
 impl Format {
@@ -112,16 +118,29 @@ impl Format {
     }
 }
 
-impl<T: FloatX> Operand<'_, T> {
-    /// Returns the order of the units in its A panels.
-    pub(super) fn order(&self) -> Order {
-        if self.along_depth { Order::Rows } else { Order::Units }
+impl<'d, T: FloatX> Operand<'d, T> {
+    /// Returns the operand as rows of units, if a kernel can read it as an A operand where it lies: f32 for single
+    /// units, bf16 of an even depth for pairs, contiguous in depth.
+    pub(super) fn in_place(&self, format: Format) -> Option<(&'d [u32], usize)> {
+        let fits = match format {
+            Format::Single => T::DTYPE == DType::F32,
+            Format::Pair => T::DTYPE == DType::Bf16 && self.depth.is_multiple_of(2),
+        };
+        let units = bytemuck::try_cast_slice::<T, u32>(self.data).ok()?;
+        (fits && self.along_depth).then_some((units, format.units(self.stride)))
     }
 
-    /// Packs units `units` of panels `panels`, one after the other, into `out`.
+    /// Returns panel `i` of packed A panels that start at `data`.
+    pub(super) fn panel<'a>(&self, data: &'a [u32], i: usize, deep: usize) -> Panel<'a> {
+        let data = &data[i * ROWS * deep..];
+        let (row, step) = if self.along_depth { (deep, 1) } else { (1, ROWS) };
+        Panel { data, rows: ROWS, row, step }
+    }
+
+    /// Packs units `units` of panels `panels` into `out`, one panel every panel width × `deep` elements: A panels as
+    /// `[row][deep]` if contiguous in depth, else `[unit][row]`; B panels as `[unit][column]`.
     ///
-    /// `out` has, for each panel, its width × [`Side::deep`] of the number of units;
-    /// `units` starts at a multiple of a chunk.
+    /// `units` starts at a multiple of a chunk; `deep` is a multiple of it, at least the number of units.
     pub(super) fn pack(
         &self,
         isa: Isa,
@@ -129,17 +148,22 @@ impl<T: FloatX> Operand<'_, T> {
         side: Side,
         panels: Range<usize>,
         units: Range<usize>,
-        out: &mut [u32],
+        (out, deep): (&mut [u32], usize),
     ) {
+        let job = Panels { side, panels, units, deep };
         match format {
-            Format::Single => {
-                Packer::<T, Single> { operand: *self, isa, how: PhantomData }.run(side, panels, units, out)
-            }
-            Format::Pair => {
-                Packer::<T, Pair> { operand: *self, isa, how: PhantomData }.run(side, panels, units, out)
-            }
+            Format::Single => Packer::<T, Single> { operand: *self, isa, how: PhantomData }.run(job, out),
+            Format::Pair => Packer::<T, Pair> { operand: *self, isa, how: PhantomData }.run(job, out),
         }
     }
+}
+
+/// What to pack: see [`Operand::pack`].
+struct Panels {
+    side: Side,
+    panels: Range<usize>,
+    units: Range<usize>,
+    deep: usize,
 }
 
 struct Packer<'a, T, U> {
@@ -148,134 +172,198 @@ struct Packer<'a, T, U> {
     how: PhantomData<U>,
 }
 
+/// Units of 16 rows that are converted before they are transposed: 8 KiB, a quarter of the first cache level.
+const STAGE: usize = 128;
+/// Memory rows that are spread over the panels together: two panels share a cache line, and rows a power of two apart
+/// share a set of the cache, of which there are eight.
+const SPREAD: usize = 4;
+
 impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
-    fn run(&self, side: Side, panels: Range<usize>, units: Range<usize>, out: &mut [u32]) {
+    fn run(&self, job: Panels, out: &mut [u32]) {
         if !self.operand.along_depth {
-            return self.across_panels(side, panels, units, out);
+            return self.spread(&job, out);
         }
-        let mut out = out;
-        for p in panels {
-            let width = side.width(self.operand.across, p);
-            let deep = side.deep(units.len());
-            let (panel, rest) = out.split_at_mut(width * deep);
-            out = rest;
-            for u in units.clone().step_by(CHUNK) {
-                let at = u - units.start;
-                let steps = CHUNK.min(units.end - u);
-                match side {
-                    Side::A => self.chunk_of_a(p * ROWS, u, &mut panel[at * ROWS..(at + CHUNK) * ROWS]),
-                    Side::B => {
-                        self.chunk_of_b(p * COLS, u, &mut panel[at * width..(at + steps) * width], width)
-                    }
-                }
+        let size = job.side.panel() * job.deep;
+        for (p, panel) in job.panels.zip(out.chunks_mut(size)) {
+            match job.side {
+                Side::A => self.copy(p * ROWS, job.units.clone(), panel, job.deep),
+                Side::B => self.turn(p * COLS, job.units.clone(), panel),
             }
         }
     }
 
-    /// Copies 16 units of 8 rows: `[row][unit]`.
-    fn chunk_of_a(&self, row: usize, unit: usize, out: &mut [u32]) {
+    /// Copies 8 rows: `[row][unit]`.
+    fn copy(&self, row: usize, units: Range<usize>, panel: &mut [u32], deep: usize) {
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (i, out) in out.chunks_exact_mut(CHUNK).enumerate() {
-                    self.units_of(row + i, unit, out);
+                for (i, out) in panel.chunks_mut(deep).take(ROWS).enumerate() {
+                    self.units_of(row + i, units.start, &mut out[..units.len()]);
                 }
             },
         );
     }
 
-    /// Transposes 16 units (or fewer, at the end) of up to 48 columns: `[unit][column]`.
-    fn chunk_of_b(&self, col: usize, unit: usize, out: &mut [u32], width: usize) {
+    /// Transposes up to 48 columns: `[unit][column]`.
+    fn turn(&self, col: usize, units: Range<usize>, panel: &mut [u32]) {
+        let width = Side::B.width(self.operand.across, col / COLS);
         for lane in (0..width).step_by(LANES) {
-            let mut block = [[0; LANES]; LANES];
-            self.isa.run(
-                #[inline(always)]
-                |_| {
-                    for (i, row) in block.iter_mut().enumerate() {
-                        self.units_of(col + lane + i, unit, row);
-                    }
-                },
-            );
-            if out.len() == CHUNK * width {
-                transpose(self.isa, &block, &mut out[lane..], width);
-                continue;
+            let mut done = 0;
+            if let Some(rows) = self.rows_in_place(col + lane, units.clone()) {
+                transpose(self.isa, &rows, &mut panel[lane..], width);
+                done = units.len() / CHUNK * CHUNK;
             }
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                for (out, row) in out[lane..lane + LANES].iter_mut().zip(&block) {
-                    *out = row[i];
-                }
+            for unit in (units.start + done..units.end).step_by(STAGE) {
+                let steps = STAGE.min(units.end - unit);
+                self.turn_stage(
+                    col + lane,
+                    unit,
+                    steps,
+                    (&mut panel[(unit - units.start) * width + lane..], width),
+                );
             }
         }
     }
 
-    /// Reads 16 units of a row that is contiguous in depth; zeros beyond its end and below the last row.
+    /// Transposes `steps` units of 16 columns that need converting or padding first; whole chunks are written.
+    fn turn_stage(&self, col: usize, unit: usize, steps: usize, (out, width): (&mut [u32], usize)) {
+        let mut stage = [[0; STAGE]; LANES];
+        self.isa.run(
+            #[inline(always)]
+            |_| {
+                for (i, row) in stage.iter_mut().enumerate() {
+                    self.units_of(col + i, unit, &mut row[..steps]);
+                }
+            },
+        );
+        let whole = steps.next_multiple_of(CHUNK);
+        transpose(self.isa, &stage.each_ref().map(|row| &row[..whole]), out, width);
+    }
+
+    /// Returns units of 16 rows where they lie, if they are f32 and all there.
+    fn rows_in_place(&self, across: usize, units: Range<usize>) -> Option<[&[u32]; LANES]> {
+        let operand = &self.operand;
+        if T::DTYPE != DType::F32 || across + LANES > operand.across {
+            return None;
+        }
+        let data = bytemuck::cast_slice::<T, u32>(operand.data);
+        let mut rows = [&data[..0]; LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = &data[(across + i) * operand.stride..][units.clone()];
+        }
+        Some(rows)
+    }
+
+    /// Reads units of a row that is contiguous in depth; zeros beyond its end and below the last row.
     #[inline(always)]
     fn units_of(&self, across: usize, unit: usize, out: &mut [u32]) {
         let operand = &self.operand;
         if across >= operand.across {
             return out.fill(0);
         }
-        let start = unit * U::DEPTH;
-        let row =
-            &operand.data[across * operand.stride..][start..operand.depth.min(start + CHUNK * U::DEPTH)];
-        if row.len() == CHUNK * U::DEPTH {
-            for (out, pair) in out.iter_mut().zip(row.chunks_exact(U::DEPTH)) {
-                *out = U::unit(pair[0], pair[U::DEPTH - 1]);
-            }
-            return;
+        let row = &operand.data[across * operand.stride..][..operand.depth];
+        let row = &row[unit * U::DEPTH..row.len().min((unit + out.len()) * U::DEPTH)];
+        let whole = row.len() / U::DEPTH;
+        U::read(row, &mut out[..whole]);
+        if let Some(out) = out.get_mut(whole..) {
+            out.fill(0);
         }
-        out.fill(0);
-        for (out, pair) in out.iter_mut().zip(row.chunks(U::DEPTH)) {
-            *out = U::unit(pair[0], pair.get(1).copied().unwrap_or(T::from_f32(0.0)));
+        if row.len() > whole * U::DEPTH {
+            out[whole] = U::unit(row[whole * U::DEPTH], T::from_f32(0.0));
         }
     }
 
     /// Packs panels of an operand that is contiguous across: `[panel][unit][lane]`.
-    ///
-    /// Goes down the depth once for all panels, so that each memory row is read in one go.
-    fn across_panels(&self, side: Side, panels: Range<usize>, units: Range<usize>, out: &mut [u32]) {
-        let (deep, operand) = (side.deep(units.len()), &self.operand);
-        let start = panels.start * side.panel();
-        let end = operand.across.min(panels.end * side.panel());
+    fn spread(&self, job: &Panels, out: &mut [u32]) {
         self.isa.run(
             #[inline(always)]
             |_| {
-                for (u, unit) in units.enumerate() {
-                    let row = |d: usize| &operand.data[d * operand.stride..][start..end];
-                    let first = row(unit * U::DEPTH);
-                    let second = (unit * U::DEPTH + 1 < operand.depth && U::DEPTH == 2)
-                        .then(|| row(unit * U::DEPTH + 1));
-                    let mut out = &mut *out;
-                    for p in panels.clone() {
-                        let width = side.width(operand.across, p);
-                        let (panel, rest) = out.split_at_mut(width * deep);
-                        out = rest;
-                        let from = p * side.panel() - start;
-                        let to = (from + side.panel()).min(first.len());
-                        let second = second.map(|s| &s[from..to]);
-                        lanes::<T, U>(&first[from..to], second, &mut panel[u * width..(u + 1) * width]);
+                for start in job.units.clone().step_by(SPREAD) {
+                    let units = start..job.units.end.min(start + SPREAD);
+                    match job.side {
+                        Side::A => self.spread_units::<ROWS>(job, units, out),
+                        Side::B => self.spread_units::<COLS>(job, units, out),
                     }
                 }
             },
         );
     }
+
+    /// Packs a few units of all panels, which are `W` wide but for the last.
+    #[inline(always)]
+    fn spread_units<const W: usize>(&self, job: &Panels, units: Range<usize>, out: &mut [u32]) {
+        let operand = &self.operand;
+        let (start, at) = (job.panels.start * W, units.start - job.units.start);
+        let whole = job.panels.len().min((operand.across - start) / W);
+        let (body, tail) = out.split_at_mut(whole * W * job.deep);
+        if units.end * U::DEPTH <= operand.depth && units.len() == SPREAD {
+            let row = |d: usize| &operand.data[d * operand.stride + start..][..whole * W];
+            let rows: [_; SPREAD] = std::array::from_fn(|i| {
+                let d = (units.start + i) * U::DEPTH;
+                (row(d), row(d + U::DEPTH - 1))
+            });
+            for (i, panel) in body.chunks_exact_mut(W * job.deep).enumerate() {
+                let out = &mut panel[at * W..(at + SPREAD) * W];
+                for (out, (first, second)) in out.chunks_exact_mut(W).zip(rows) {
+                    line::<T, U, W>(&first[i * W..], &second[i * W..], out);
+                }
+            }
+        } else {
+            for (i, panel) in body.chunks_exact_mut(W * job.deep).enumerate() {
+                self.spread_part(start + i * W, W, units.clone(), &mut panel[at * W..]);
+            }
+        }
+        if whole < job.panels.len() {
+            let width = job.side.width(operand.across, job.panels.end - 1);
+            self.spread_part(start + whole * W, width, units, &mut tail[at * width..]);
+        }
+    }
+
+    /// Packs a few units of one panel, with zeros where the operand ends.
+    #[inline(always)]
+    fn spread_part(&self, start: usize, width: usize, units: Range<usize>, out: &mut [u32]) {
+        let operand = &self.operand;
+        let there = width.min(operand.across - start);
+        for (unit, out) in units.zip(out.chunks_mut(width)) {
+            let row = |d: usize| &operand.data[d * operand.stride + start..][..there];
+            let second = unit * U::DEPTH + U::DEPTH - 1;
+            let second = if second < operand.depth { Some(row(second)) } else { None };
+            let (out, padding) = out.split_at_mut(there);
+            join::<T, U>(row(unit * U::DEPTH), second, out);
+            padding.fill(0);
+        }
+    }
 }
 
-/// Joins two memory rows lane by lane; zeros beyond their end.
+/// Joins parts of two memory rows, of a width that the compiler knows.
 #[inline(always)]
-fn lanes<T: FloatX, U: Units<T>>(first: &[T], second: Option<&[T]>, out: &mut [u32]) {
-    let (body, tail) = out.split_at_mut(first.len());
+fn line<T: FloatX, U: Units<T>, const W: usize>(first: &[T], second: &[T], out: &mut [u32]) {
+    let (first, second, out) = (&first[..W], &second[..W], &mut out[..W]);
+    if T::DTYPE == DType::F32 && U::DEPTH == 1 {
+        return out.copy_from_slice(bytemuck::cast_slice(first));
+    }
+    // By way of registers: written straight to `out`, which might overlap for all the compiler knows, the unrolled
+    // loop would stay scalar.
+    let mut line = [0; W];
+    for ((line, a), b) in line.iter_mut().zip(first).zip(second) {
+        *line = U::unit(*a, *b);
+    }
+    out.copy_from_slice(&line);
+}
+
+/// Joins two memory rows lane by lane.
+#[inline(always)]
+fn join<T: FloatX, U: Units<T>>(first: &[T], second: Option<&[T]>, out: &mut [u32]) {
     match second {
         Some(second) => {
-            for ((out, a), b) in body.iter_mut().zip(first).zip(second) {
+            for ((out, a), b) in out.iter_mut().zip(first).zip(second) {
                 *out = U::unit(*a, *b);
             }
         }
         None => {
-            for (out, a) in body.iter_mut().zip(first) {
+            for (out, a) in out.iter_mut().zip(first) {
                 *out = U::unit(*a, T::from_f32(0.0));
             }
         }
     }
-    tail.fill(0);
 }

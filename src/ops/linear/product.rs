@@ -1,18 +1,20 @@
 //! The product of two strided matrices, blocked for the caches, with a row-wise finish on every tile.
 //!
-//! C (M, N) = A (M, K) · B (K, N). Both operands are packed once, by all threads together; then each tile of C is
-//! summed block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An
-//! operand that only one tile would read is packed by that tile, block by block. Panels, blocks and tiles depend on
-//! the shapes alone, and each element is summed in the order of depth: first within a block, then block to block. So
-//! neither the number of threads, nor M, nor N changes a bit of it.
+//! C (M, N) = A (M, K) · B (K, N). Operands are packed once, by all threads together; then each tile of C is summed
+//! block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An operand
+//! that only one tile would read is packed by that tile, block by block; rows of A that need no conversion are read
+//! where they lie. Panels, blocks and tiles depend on the shapes and the instruction set alone, and each element is
+//! summed in the order of depth: first within a block, then block to block. So neither the number of threads, nor M,
+//! nor N changes a bit of it.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Isa};
 use crate::ops::linear::finish::{Add, Finish};
-use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, ROWS};
+use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
 use crate::tensor::{DType, FloatX};
@@ -39,8 +41,6 @@ struct Plan {
     units: usize,
     /// Depth of a block.
     block: usize,
-    /// Says whether more than one tile reads each A panel, B panel.
-    shared: (bool, bool),
     serial: bool,
 }
 
@@ -66,30 +66,26 @@ impl Plan {
         let down = Split { count: row_panels, parts: row_panels.div_ceil(tall) };
         let across = Split { count: col_panels, parts: col_panels.div_ceil(wide) };
         let grid = Grid { rows: m, cols: n, panel_rows: ROWS, panel_cols: COLS, down, across };
-        let shared = (across.parts > 1, down.parts > 1);
-        Self { grid, format, units, block, shared, serial: m * n * k < SERIAL }
+        Self { grid, format, units, block, serial: m * n * k < SERIAL }
     }
 
-    /// Returns the length of all packed panels of one side.
-    fn packed(&self, side: Side) -> usize {
+    /// Returns the length of one block of all panels of one side.
+    fn period(&self, side: Side) -> usize {
         match side {
-            Side::A => self.grid.down.count * ROWS * self.deep(),
-            Side::B => self.grid.cols.next_multiple_of(LANES) * self.units,
+            Side::A => self.grid.down.count * ROWS * self.block,
+            Side::B => self.grid.cols.next_multiple_of(LANES) * self.block,
         }
     }
 
-    /// Returns the padded units of an A panel.
-    fn deep(&self) -> usize {
-        Side::A.deep(self.units)
+    /// Returns the units of block `i`.
+    fn units(&self, i: usize) -> Range<usize> {
+        i * self.block..self.units.min((i + 1) * self.block)
     }
 
-    /// Returns how many f32 a thread needs: sums of a tile, a block of A, a block of a B panel.
-    fn scratch(&self) -> (usize, usize, usize) {
-        let tall = self.grid.down.count.div_ceil(self.grid.down.parts) * ROWS;
-        let wide = self.grid.across.count.div_ceil(self.grid.across.parts) * COLS;
-        let a = if self.shared.0 { 0 } else { tall * self.block };
-        let b = if self.shared.1 { 0 } else { COLS * self.block };
-        (tall * wide, a, b)
+    /// Returns the most rows or columns of a tile, in whole panels.
+    fn tile(&self, side: Side) -> usize {
+        let split = if side == Side::A { self.grid.down } else { self.grid.across };
+        split.count.div_ceil(split.parts) * side.panel()
     }
 }
 
@@ -165,9 +161,18 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     let format = if pairs { Format::Pair } else { Format::Single };
     let plan = Plan::new(a.across, b.across, a.depth, format);
     let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
-    let packed = |shared, side| if shared { plan.packed(side) } else { 0 };
-    let (a_len, b_len) = (packed(plan.shared.0, Side::A), packed(plan.shared.1, Side::B));
-    let (sums, a_block, b_block) = plan.scratch();
+    let in_place = a.in_place(format);
+    let blocks = plan.units.div_ceil(plan.block);
+    let (a_len, a_block) = match (in_place.is_some(), plan.grid.across.parts > 1) {
+        (true, _) => (0, 0),
+        (_, true) => (plan.period(Side::A) * blocks, 0),
+        (_, false) => (0, plan.tile(Side::A) * plan.block),
+    };
+    let (b_len, b_block) = match plan.grid.down.parts > 1 {
+        true => (plan.period(Side::B) * blocks, 0),
+        false => (0, plan.tile(Side::B) * plan.block),
+    };
+    let sums = plan.tile(Side::A) * plan.tile(Side::B);
     let each = sums + a_block + b_block;
     // Powers of two, so that products of many shapes share few blocks of the pool.
     let mut memory = cpu.take((a_len + b_len).next_multiple_of(1 << 12).next_power_of_two() * 4);
@@ -179,20 +184,22 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         a,
         b,
         finish,
-        a_panels: Chunks::new(a_panels, A_GROUP * ROWS * plan.deep()),
-        b_panels: Chunks::new(&mut rest[..b_len], B_GROUP * COLS * plan.units),
+        a_panels: Chunks::new(a_panels, plan.period(Side::A), A_GROUP * ROWS * plan.block),
+        b_panels: Chunks::new(&mut rest[..b_len], plan.period(Side::B), B_GROUP * COLS * plan.block),
         tiles: Tiles::new(first, second, plan.grid),
+        in_place,
+        scratch: (sums, a_block, b_block),
     };
     let private = private.as_mut_slice::<u32>();
     if threads == 1 {
-        return job.work(private);
+        return job.work(&mut private[..each]);
     }
     cpu.install(|| private.par_chunks_mut(each).take(threads).for_each(|scratch| job.work(scratch)));
 }
 
-/// Panels packed in one go: 64 rows or 96 columns, so that a memory row gives whole cache lines.
-const A_GROUP: usize = 8;
-const B_GROUP: usize = 2;
+/// Panels packed in one go: 128 rows or 192 columns, so that a memory row gives some hundred bytes in sequence.
+const A_GROUP: usize = 16;
+const B_GROUP: usize = 4;
 
 struct Job<'a, A, B, F: Finish> {
     isa: Isa,
@@ -200,22 +207,26 @@ struct Job<'a, A, B, F: Finish> {
     a: Operand<'a, A>,
     b: Operand<'a, B>,
     finish: &'a F,
+    /// A where it lies, with its stride, if it needs no packing.
+    in_place: Option<(&'a [u32], usize)>,
     a_panels: Chunks<'a>,
     b_panels: Chunks<'a>,
     tiles: Tiles<'a, F::Out>,
+    /// A thread's scratch: the sums of a tile, one block of its A panels and of its B panels (0 if packed for all).
+    scratch: (usize, usize, usize),
 }
 
 impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
     /// Does what one thread can get of the work: packing, then tiles.
     fn work(&self, scratch: &mut [u32]) {
         let (isa, plan) = (self.isa, &self.plan);
-        while let Some((i, mut out)) = self.b_panels.next() {
+        while let Some((block, i, mut out)) = self.b_panels.next() {
             let panels = i * B_GROUP..plan.grid.across.count.min((i + 1) * B_GROUP);
-            self.b.pack(isa, plan.format, Side::B, panels, 0..plan.units, &mut out);
+            self.b.pack(isa, plan.format, Side::B, panels, plan.units(block), (&mut out, plan.block));
         }
-        while let Some((i, mut out)) = self.a_panels.next() {
+        while let Some((block, i, mut out)) = self.a_panels.next() {
             let panels = i * A_GROUP..plan.grid.down.count.min((i + 1) * A_GROUP);
-            self.a.pack(isa, plan.format, Side::A, panels, 0..plan.units, &mut out);
+            self.a.pack(isa, plan.format, Side::A, panels, plan.units(block), (&mut out, plan.block));
         }
         let (a, b) = (self.a_panels.wait(), self.b_panels.wait());
         while let Some(mut tile) = self.tiles.next() {
@@ -226,39 +237,60 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
     /// Sums and finishes one tile.
     fn tile(&self, tile: &mut Tile<F::Out>, a: &[u32], b: &[u32], scratch: &mut [u32]) {
         let plan = &self.plan;
-        let (sums, a_block, b_block) = plan.scratch();
-        let (sums, scratch) = scratch.split_at_mut(sums);
-        let (a_block, scratch) = scratch.split_at_mut(a_block);
-        let b_block = &mut scratch[..b_block];
+        let (sums, scratch) = scratch.split_at_mut(self.scratch.0);
+        let (a_block, b_block) = scratch.split_at_mut(self.scratch.1);
         let sums = bytemuck::cast_slice_mut::<u32, f32>(sums);
         let stride = tile.col_panels.len() * COLS;
-        for start in (0..plan.units).step_by(plan.block) {
-            let units = start..plan.units.min(start + plan.block);
-            if !plan.shared.0 {
-                self.a.pack(self.isa, plan.format, Side::A, tile.row_panels.clone(), units.clone(), a_block);
+        for i in 0..plan.units.div_ceil(plan.block) {
+            let units = plan.units(i);
+            if !a_block.is_empty() {
+                let (panels, out) = (tile.row_panels.clone(), (&mut *a_block, plan.block));
+                self.a.pack(self.isa, plan.format, Side::A, panels, units.clone(), out);
             }
-            for (j, q) in tile.col_panels.clone().enumerate() {
-                let width = Side::B.width(plan.grid.cols, q);
-                let b = if plan.shared.1 {
-                    &b[q * COLS * plan.units + start * width..]
-                } else {
-                    self.b.pack(self.isa, plan.format, Side::B, q..q + 1, units.clone(), b_block);
-                    &*b_block
-                };
-                for (i, p) in tile.row_panels.clone().enumerate() {
-                    let a = if plan.shared.0 {
-                        &a[(p * plan.deep() + start) * ROWS..]
-                    } else {
-                        &a_block[i * ROWS * Side::A.deep(units.len())..]
-                    };
-                    let order = self.a.order();
-                    let (first, format) = (start == 0, plan.format);
-                    let block = Block { format, a, order, b, width, units: units.len(), first };
-                    block.run(self.isa, &mut sums[i * ROWS * stride + j * COLS..], stride);
-                }
+            if !b_block.is_empty() {
+                let (panels, out) = (tile.col_panels.clone(), (&mut *b_block, plan.block));
+                self.b.pack(self.isa, plan.format, Side::B, panels, units.clone(), out);
             }
+            let a = if a_block.is_empty() { a } else { &*a_block };
+            let b = match b_block.is_empty() {
+                true => &b[i * plan.period(Side::B) + tile.col_panels.start * COLS * plan.block..],
+                false => &*b_block,
+            };
+            self.multiply(tile, i, (a, b), (sums, stride));
         }
         self.finish_tile(tile, sums, stride);
+    }
+
+    /// Adds the products of block `i` of depth to the sums: each B panel stays near while all A panels pass by.
+    fn multiply(
+        &self,
+        tile: &Tile<F::Out>,
+        i: usize,
+        (a, b): (&[u32], &[u32]),
+        (sums, stride): (&mut [f32], usize),
+    ) {
+        let (plan, units) = (&self.plan, self.plan.units(i));
+        for (j, (q, b)) in tile.col_panels.clone().zip(b.chunks(COLS * plan.block)).enumerate() {
+            let width = Side::B.width(plan.grid.cols, q);
+            for (k, p) in tile.row_panels.clone().enumerate() {
+                let a = self.a_panel(a, i, p, k);
+                let block = Block { format: plan.format, a, b, width, units: units.len(), first: i == 0 };
+                block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
+            }
+        }
+    }
+
+    /// Returns A panel `p` from block `i` on, the `k`-th of its tile.
+    fn a_panel<'p>(&'p self, packed: &'p [u32], i: usize, p: usize, k: usize) -> Panel<'p> {
+        let plan = &self.plan;
+        if let Some((data, stride)) = self.in_place {
+            let data = &data[p * ROWS * stride + i * plan.block..];
+            return Panel { data, rows: ROWS.min(plan.grid.rows - p * ROWS), row: stride, step: 1 };
+        }
+        if self.scratch.1 > 0 {
+            return self.a.panel(packed, k, plan.block);
+        }
+        self.a.panel(&packed[i * plan.period(Side::A)..], p, plan.block)
     }
 
     fn finish_tile(&self, tile: &mut Tile<F::Out>, sums: &mut [f32], stride: usize) {

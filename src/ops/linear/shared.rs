@@ -24,6 +24,7 @@ impl Split {
 pub(super) struct Chunks<'a> {
     start: *mut u32,
     len: usize,
+    period: usize,
     chunk: usize,
     next: AtomicUsize,
     done: AtomicUsize,
@@ -35,34 +36,42 @@ pub(super) struct Chunks<'a> {
 unsafe impl Sync for Chunks<'_> {}
 
 impl<'a> Chunks<'a> {
-    /// Takes the slice; every chunk has `chunk` elements, the last one what is left.
-    pub(super) fn new(slice: &'a mut [u32], chunk: usize) -> Self {
-        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    /// Takes a slice of periods of `period` elements; each is cut into chunks of `chunk`, the last one what is left.
+    ///
+    /// Panics when the slice is not a number of whole periods.
+    pub(super) fn new(slice: &'a mut [u32], period: usize, chunk: usize) -> Self {
+        let (period, chunk) = (period.max(1), chunk.max(1));
+        assert!(slice.len().is_multiple_of(period));
         Self {
             start: slice.as_mut_ptr(),
             len: slice.len(),
-            chunk: chunk.max(1),
-            next,
-            done,
+            period,
+            chunk,
+            next: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
             memory: PhantomData,
         }
     }
 
     fn count(&self) -> usize {
-        self.len.div_ceil(self.chunk)
+        self.len / self.period * self.period.div_ceil(self.chunk)
     }
 
-    /// Hands out the next chunk and its number.
-    pub(super) fn next(&self) -> Option<(usize, Chunk<'_>)> {
+    /// Hands out the next chunk, with the number of its period and its own number there.
+    pub(super) fn next(&self) -> Option<(usize, usize, Chunk<'_>)> {
         let i = self.next.fetch_add(1, Ordering::Relaxed);
         if i >= self.count() {
             return None;
         }
-        let range = i * self.chunk..self.len.min((i + 1) * self.chunk);
-        // SAFETY: the range is inside the slice borrowed by `new`, and disjoint from all others, as `fetch_add` gives
-        // each `i` to one caller.
-        let slice = unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) };
-        Some((i, Chunk { slice, done: &self.done }))
+        let per_period = self.period.div_ceil(self.chunk);
+        let (i, j) = (i / per_period, i % per_period);
+        let range = j * self.chunk..self.period.min((j + 1) * self.chunk);
+        // SAFETY: the range is inside a period of the slice borrowed by `new`, and disjoint from all others, as
+        // `fetch_add` gives each number to one caller.
+        let slice = unsafe {
+            std::slice::from_raw_parts_mut(self.start.add(i * self.period + range.start), range.len())
+        };
+        Some((i, j, Chunk { slice, done: &self.done }))
     }
 
     /// Waits until every chunk was handed out and came back, and returns the whole slice.

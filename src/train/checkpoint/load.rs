@@ -12,7 +12,7 @@ use super::save::SEAL;
 use super::{FORMAT, FileEntry, LoadedTensor, MANIFEST, Manifest, TIME_CONVENTION, dtype_of, file_name};
 use crate::error::{Error, Result};
 use crate::tensor::FloatX;
-use crate::train::config::Stage;
+use crate::train::config::{Config, Stage};
 
 /// A checkpoint in memory, valid as a whole.
 #[derive(Debug)]
@@ -174,6 +174,17 @@ impl Loaded {
     /// Returns all that is not a tensor.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Reads the configuration that the run had when it was saved.
+    ///
+    /// # Errors
+    /// `Error::Data` for a text that is none.
+    pub fn config(&self) -> Result<Config> {
+        toml::from_str(&self.manifest.config).map_err(|e| {
+            let found = e.to_string().trim_end().replace('\n', " ");
+            Error::data(self.path.join(MANIFEST), "config", "a configuration as TOML", found)
+        })
     }
 
     /// Returns whether there is a file of this group.

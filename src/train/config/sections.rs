@@ -421,6 +421,8 @@ pub struct TrainConfig {
     pub max_skipped: u64,
     /// Steps from one evaluation to the next; 0 evaluates only at the end.
     pub eval_every: u64,
+    /// Draws the figures of the run when it is finished.
+    pub figures: bool,
 }
 
 impl Default for TrainConfig {
@@ -434,6 +436,7 @@ impl Default for TrainConfig {
             keep: 2,
             max_skipped: 20,
             eval_every: 0,
+            figures: true,
         }
     }
 }

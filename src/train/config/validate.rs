@@ -12,6 +12,8 @@ use crate::tensor::DType;
 
 /// Chebyshev nodes that make sense: below 2 there is nothing to interpolate, above 64 `direct` is cheaper.
 const NODES: std::ops::RangeInclusive<usize> = 2..=64;
+/// Threads of the CPU; more are a slip of the keyboard, and starting them would stall the machine.
+const MAX_THREADS: usize = 4096;
 /// Averages of the weights in one run, each as large as the network.
 const MAX_AVERAGES: usize = 8;
 
@@ -23,6 +25,9 @@ impl Config {
     /// `Error::Usage` with one sentence that names the key, what it must be and what it is.
     pub fn validate(&self) -> Result<()> {
         device(&self.device)?;
+        if self.threads > MAX_THREADS {
+            return must("threads", format!("from 0 to {MAX_THREADS}"), self.threads);
+        }
         data(&self.data)?;
         model(&self.model)?;
         flow(&self.flow)?;

@@ -1,0 +1,133 @@
+//! Free latents, each a parameter of its own.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::nn::{Grads, Init, Layout, Params};
+use crate::ops::normalize::std_penalty;
+use crate::rng::{Draw, Stream};
+use crate::tensor::{FloatX, Tensor};
+use crate::train::align::{Alignment, LATENTS};
+use crate::train::config::{Config, Stage};
+use crate::train::engine::{Engine, Losses, Task};
+use crate::train::prior::Prior;
+use crate::train::reference::mean;
+use crate::train::run::Trainee;
+
+/// The task of free latents; their one parameter is `latents` (L, D), in f32.
+pub struct LatentTask<X: FloatX> {
+    /// The loss.
+    pub alignment: Alignment<X>,
+    std_weight: f32,
+    micro_batches: usize,
+    device: Device,
+}
+
+impl<X: FloatX> LatentTask<X> {
+    /// Prepares the task and normal latents.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn new(config: &Config, device: &Device, prior: Prior<X>) -> Result<(Self, Engine<f32>)> {
+        let (count, width) = (config.align.latents, prior.net.config().channels);
+        let mut layout = Layout::default();
+        layout.add(LATENTS, [count, width], Init::Zeros);
+        let layout = Arc::new(layout);
+        let mut values = vec![0.0; layout.len()];
+        let draw = Draw::new(config.seed, Stream::Latents, 0);
+        for (i, row) in values[..count * width].chunks_exact_mut(width).enumerate() {
+            crate::device::Isa::detect().run(
+                #[inline(always)]
+                |arch| draw.fill_normal(arch, row, i as u64, 0),
+            );
+            row.iter_mut().for_each(|x| *x *= config.align.init_std as f32);
+        }
+        let params = Params::from_flat(device, layout, &values)?;
+        let engine = Engine::new(config, params, Tensor::from_f32(device, [values.len()], &values)?)?;
+        let alignment = Alignment::new(config, prior, count)?;
+        let (std_weight, micro_batches) = (config.align.std_weight as f32, config.train.micro_batches);
+        Ok((Self { alignment, std_weight, micro_batches, device: device.clone() }, engine))
+    }
+
+    /// Returns a copy of the latents (L, D).
+    ///
+    /// # Errors
+    /// Parameters that are not those of this task.
+    pub fn latents(&self, params: &Params<f32>) -> Result<Tensor<f32>> {
+        let latents = params.named(LATENTS)?;
+        let mut y = Tensor::<f32>::uninit(&self.device, latents.shape());
+        y.host_mut()?.copy_from_slice(latents.host()?);
+        Ok(y)
+    }
+}
+
+impl<X: FloatX> Task<f32> for LatentTask<X> {
+    fn gradients(
+        &mut self,
+        params: &Params<f32>,
+        step: u64,
+        loss_scale: f32,
+        grads: &mut Grads,
+    ) -> Result<Losses> {
+        let y = self.latents(params)?;
+        let (count, width) = y.rows_cols();
+        let stats = self.alignment.stats(&y)?;
+        let mut dy = Tensor::<f32>::zeros(&self.device, [count, width]);
+        let mut alignment = 0.0;
+        let micro = count / self.micro_batches;
+        for first in (0..count).step_by(micro) {
+            let span = first * width..(first + micro) * width;
+            let part = Tensor::from_f32(&self.device, [micro, width], &y.host()?[span.clone()])?;
+            let (loss, d) = self.alignment.gradients(&part, first as u64, stats, step, loss_scale)?;
+            dy.host_mut()?[span].copy_from_slice(d.host()?);
+            alignment += loss;
+        }
+        let mut losses = Losses { loss: alignment, parts: Vec::new() };
+        if self.std_weight > 0.0 {
+            let penalty = std_penalty(&mut dy, &y, self.std_weight * loss_scale)?;
+            losses.loss += self.std_weight as f64 * penalty;
+            losses.parts = vec![("alignment", alignment), ("std", penalty)];
+        }
+        grads.add_named(LATENTS, &dy)?;
+        Ok(losses)
+    }
+}
+
+impl<X: FloatX> Trainee<f32> for LatentTask<X> {
+    const STAGE: Stage = Stage::Align;
+
+    fn architecture(&self) -> Value {
+        let (count, width) = (self.alignment.objective.samples, self.alignment.prior.net.config().channels);
+        json!({ "latents": [count, width], "prior": self.alignment.prior.net.config() })
+    }
+
+    fn memory(&self) -> Value {
+        json!({ "standardise": self.alignment.prior.standardise })
+    }
+
+    fn recall(&mut self, _memory: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    fn samples(&self) -> usize {
+        self.alignment.objective.samples
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.alignment.notes)
+    }
+
+    fn evaluate(&mut self, engine: &Engine<f32>) -> Result<Vec<(&'static str, f64)>> {
+        let y = self.latents(&engine.optimizer.params)?;
+        let losses = self.alignment.fresh_losses(&y, self.alignment.seed, 0..EVALUATION_DRAWS)?;
+        let mut values = vec![("alignment", mean(&losses))];
+        values.extend(self.alignment.measure(y.host()?)?);
+        Ok(values)
+    }
+}
+
+/// Draws of an evaluation during a run, for each latent.
+const EVALUATION_DRAWS: u64 = 4;

@@ -1,0 +1,159 @@
+//! Stage 2: moves latents, free ones or an autoencoder's, to where the frozen prior's alignment loss is small.
+//!
+//! ```text
+//! free latents   L(y) = alignment(y) (+ std_weight·(std(y) − 1)²)
+//! autoencoder    L = reconstruction + λ_step·a·alignment(encoder(x)) (+ std_weight·(std(y) − 1)²)
+//! ```
+//! λ_step is 0 before `flow_start`, then warms up; a is 1, or with `adaptive` the ratio of gradient norms
+//! ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) at the encoder's last weight, clamped to [0, 1e4] and held constant.
+
+mod autoencoder;
+mod latents;
+
+use std::ops::Range;
+
+pub use autoencoder::AutoencoderTask;
+pub use latents::LatentTask;
+
+use crate::error::{Error, Result};
+use crate::flow::{Batch, Draws, LatentGradient, Objective, Want};
+use crate::nn::Form;
+use crate::ops::normalize::{
+    BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
+};
+use crate::tensor::{FloatX, Tensor};
+use crate::train::config::{Config, Gradient, Target};
+use crate::train::guard::Guard;
+use crate::train::prior::Prior;
+use crate::train::reference::Reference;
+use crate::train::setup;
+
+/// The name of the one parameter of free latents.
+pub const LATENTS: &str = "latents";
+
+/// The alignment loss of a batch of latents under a frozen prior.
+#[derive(Debug)]
+pub struct Alignment<X: FloatX> {
+    /// The frozen prior.
+    pub prior: Prior<X>,
+    /// The objective.
+    pub objective: Objective,
+    /// What latents are measured against; `None` where the prior's training data are not known or targets are
+    /// normalised batch by batch.
+    pub reference: Option<Reference>,
+    /// What there is to tell about it.
+    pub notes: Vec<String>,
+    gradient: LatentGradient,
+    norm_target: bool,
+    unit_norm: bool,
+    seed: u64,
+}
+
+impl<X: FloatX> Alignment<X> {
+    /// Prepares the loss for `samples` rows of latents.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together; a conditional prior.
+    pub fn new(config: &Config, mut prior: Prior<X>, samples: usize) -> Result<Self> {
+        if prior.net.config().cond > 0 {
+            return Err(Error::Usage(
+                "stage 2 aligns to unconditional priors; this one takes a condition".into(),
+            ));
+        }
+        let mut objective = setup::objective(config, &prior.net, samples)?;
+        let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
+        objective.form = form;
+        if let Form::Nodes(r) = form {
+            prior.tables = Some(prior.net.node_tables(&prior.params, r)?);
+        }
+        let gradient = match config.align.gradient {
+            Gradient::Full => LatentGradient::Full,
+            Gradient::Detached => LatentGradient::Detached,
+        };
+        let (norm_target, unit_norm) = (config.flow.norm_target, config.flow.unit_norm);
+        let (reference, mut notes) = match reference(config, &prior) {
+            Ok(reference) => (reference, Vec::new()),
+            // Training does not need it, so it goes on without.
+            Err(e) => (None, vec![format!("log_rk is not measured, the prior's data are out of reach: {e}")]),
+        };
+        let seed = config.seed;
+        notes.extend(note);
+        Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed })
+    }
+
+    /// Returns the loss of the latents `y: (B, D)`, numbers `first ..` of the global batch, and its gradient times
+    /// `loss_scale`. `stats` are those of the global batch, where targets are normalised.
+    ///
+    /// # Errors
+    /// Another width than the prior's.
+    pub fn gradients(
+        &self,
+        y: &Tensor<f32>,
+        first: u64,
+        stats: Option<BatchStats>,
+        step: u64,
+        loss_scale: f32,
+    ) -> Result<(f64, Tensor<f32>)> {
+        let standard = stats.map(|stats| standardize_forward(y, stats)).transpose()?;
+        let before_unit = standard.as_ref().unwrap_or(y);
+        let unit = if self.unit_norm { Some(unit_norm_forward(before_unit)?) } else { None };
+        let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond: None, first };
+        let velocity = self.prior.velocity(self.objective.form);
+        let want = Want::Latents(self.gradient);
+        let outcome =
+            self.objective.evaluate(velocity, batch, Draws::training(self.seed, step), loss_scale, want)?;
+        let dy = outcome.dy.ok_or_else(|| Error::argument("alignment", "dy", "a gradient", "none"))?;
+        let dy = if self.unit_norm { unit_norm_backward(&dy, before_unit)? } else { dy };
+        let dy = match stats {
+            Some(stats) => standardize_backward(&dy, stats)?,
+            None => dy,
+        };
+        Ok((outcome.loss, dy))
+    }
+
+    /// Returns the losses of the latents `y: (B, D)`, B the samples of the objective, under fresh draws of noise and
+    /// time: one loss for each of `draws`, the same for every call with one seed.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn fresh_losses(&self, y: &Tensor<f32>, seed: u64, draws: Range<u64>) -> Result<Vec<f64>> {
+        let standard = self.stats(y)?.map(|stats| standardize_forward(y, stats)).transpose()?;
+        let y = standard.as_ref().unwrap_or(y);
+        let unit = if self.unit_norm { Some(unit_norm_forward(y)?) } else { None };
+        let batch = Batch { data: unit.as_ref().unwrap_or(y), cond: None, first: 0 };
+        let velocity = self.prior.velocity(self.objective.form);
+        let loss = |draw| {
+            let draws = Draws::evaluation(seed, draw);
+            Ok(self.objective.evaluate(velocity, batch, draws, 1.0, Want::Loss)?.loss)
+        };
+        draws.map(loss).collect()
+    }
+
+    /// Measures latents for the log of a run: see [`Reference::measure`].
+    ///
+    /// # Errors
+    /// Another width.
+    fn measure(&self, latents: &[f32]) -> Result<Vec<(&'static str, f64)>> {
+        self.reference.as_ref().map_or(Ok(Vec::new()), |reference| reference.measure(latents))
+    }
+
+    fn stats(&self, y: &Tensor<f32>) -> Result<Option<BatchStats>> {
+        if self.norm_target { Ok(Some(batch_stats(y)?)) } else { Ok(None) }
+    }
+}
+
+/// Opens the data that the prior was trained on. A prior that does not name them is taken to be trained on those that
+/// the run of free latents names.
+fn reference<X: FloatX>(config: &Config, prior: &Prior<X>) -> Result<Option<Reference>> {
+    if config.flow.norm_target {
+        return Ok(None);
+    }
+    let own = config.align.target == Target::Latents && config.data.source().is_ok();
+    let data = prior.data.as_ref().or(own.then_some(&config.data));
+    let Some(data) = data else { return Ok(None) };
+    let reference = Reference::open(data, prior.standardise.as_ref(), config.seed)?;
+    match reference.width() == prior.net.config().channels {
+        true => Ok(Some(reference)),
+        false => Err(Error::data(&prior.source, "data", prior.net.config().channels, reference.width())),
+    }
+}

@@ -1,0 +1,279 @@
+//! What one training step computes: its matrix products, from sizes alone (FEATURES 1.10). A multiply-add is 2 FLOP.
+//!
+//! ```text
+//! rows N:  input D·C, each block 2·C², output C·D
+//! rows P:  time embedding 256·C + C², condition z·C, heads 3·C² a block and 2·C² for the final layer
+//!          P = N (direct), r a micro-batch (nodes), G (groups); 0 for a frozen network whose table is known
+//! nodes:   N·r·(3·C a block + 2·C) to interpolate, once forward, once backward, once for the table's gradient
+//! ```
+//! Stage 1 takes every product three times (forward, input gradient, weight gradient), without the input gradients of
+//! the two first layers. Stage 2 takes no weight gradient of the prior and needs none of the path backward. Element-wise
+//! work and the optimizer are not counted: they are bound by memory.
+
+use crate::error::Result;
+use crate::nn::modulation_path::EMBEDDING;
+use crate::nn::{Form, Mlp, MlpConfig};
+use crate::train::config::{Config, Gradient, Stage, Target};
+use crate::train::setup;
+
+/// What the gradients of a step are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Stage 1: the network's parameters.
+    Params,
+    /// Stage 2: the latents, through a frozen network.
+    Latents,
+    /// Stage 2 without the network's Jacobian: forward passes only.
+    Detached,
+}
+
+/// Sizes of an autoencoder under alignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Samples in a step.
+    pub samples: usize,
+    /// Widths from the data to the latents of a sample; the decoder has them in reverse.
+    pub widths: Vec<usize>,
+}
+
+/// The sizes that decide what a step costs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// The velocity network.
+    pub net: MlpConfig,
+    /// The form of modulation.
+    pub form: Form,
+    /// What gradients are for.
+    pub purpose: Purpose,
+    /// Rows of data or latents in a step.
+    pub samples: usize,
+    /// Copies of each, with a time and noise of its own.
+    pub flow_mul: usize,
+    /// Parts that a step is computed in.
+    pub micro_batches: usize,
+    /// The autoencoder that the latents come from, if any.
+    pub chain: Option<Chain>,
+}
+
+/// FLOP of one step, by what they compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Products of the forward pass.
+    pub forward: u64,
+    /// Products that give the gradients of inputs.
+    pub input_gradient: u64,
+    /// Products that give the gradients of weights.
+    pub weight_gradient: u64,
+    /// Interpolation of modulation tables, and its transpose.
+    pub interpolation: u64,
+}
+
+/// One linear layer on some rows.
+struct Layer {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    input_gradient: bool,
+    weight_gradient: bool,
+}
+
+impl Work {
+    /// Takes the sizes from a configuration and the width of its data.
+    ///
+    /// `prior` is the network that stage 2 aligns to; without it, it is the one that the configuration describes.
+    ///
+    /// # Errors
+    /// Widths that contradict each other, or a network without a block.
+    pub fn of(config: &Config, data_width: usize, prior: Option<MlpConfig>) -> Result<Self> {
+        let a = &config.align;
+        let latents = config.stage == Stage::Align;
+        let width = if latents { latent_width(config) } else { data_width };
+        let net = match prior.filter(|_| latents) {
+            Some(prior) => Mlp::new(prior)?,
+            None => setup::network(config, width)?,
+        };
+        let form = match (latents, setup::form(config.model.modulation, &net)) {
+            (true, Form::Nodes(_)) => net.default_form(), // a frozen table is made once, with the default nodes
+            (_, form) => form,
+        };
+        let through_autoencoder = latents && a.target == Target::Autoencoder;
+        let chain = through_autoencoder.then(|| Chain {
+            samples: config.train.batch,
+            widths: [data_width]
+                .into_iter()
+                .chain(a.autoencoder.hidden.iter().copied())
+                .chain([a.autoencoder.latent * a.autoencoder.tokens])
+                .collect(),
+        });
+        Ok(Self {
+            net: *net.config(),
+            form,
+            purpose: match (latents, a.gradient) {
+                (false, _) => Purpose::Params,
+                (true, Gradient::Full) => Purpose::Latents,
+                (true, Gradient::Detached) => Purpose::Detached,
+            },
+            samples: match (latents, a.target) {
+                (false, _) => config.train.batch,
+                (true, Target::Latents) => a.latents,
+                (true, Target::Autoencoder) => config.train.batch * a.autoencoder.tokens,
+            },
+            flow_mul: config.flow.flow_mul,
+            micro_batches: config.train.micro_batches,
+            chain,
+        })
+    }
+
+    /// Returns N, the rows that the network sees in a step.
+    pub fn rows(&self) -> usize {
+        self.samples * self.flow_mul
+    }
+
+    /// Returns the samples that rates count: those of the autoencoder, where there is one.
+    pub fn counted_samples(&self) -> usize {
+        self.chain.as_ref().map_or(self.samples, |chain| chain.samples)
+    }
+
+    /// Returns the rows of the modulation path in a step.
+    pub fn path_rows(&self) -> usize {
+        match self.form {
+            Form::Direct => self.rows(),
+            Form::Groups(groups) => groups,
+            Form::Nodes(_) if self.purpose != Purpose::Params => 0,
+            Form::Nodes(nodes) => nodes * self.micro_batches,
+        }
+    }
+
+    /// Counts the FLOP of a step.
+    pub fn cost(&self) -> Cost {
+        let mut cost = Cost { interpolation: self.interpolation(), ..Cost::default() };
+        for layer in self.trunk().into_iter().chain(self.path()).chain(self.autoencoder()) {
+            let flop = 2 * layer.rows as u64 * layer.inputs as u64 * layer.outputs as u64;
+            cost.forward += flop;
+            cost.input_gradient += if layer.input_gradient { flop } else { 0 };
+            cost.weight_gradient += if layer.weight_gradient { flop } else { 0 };
+        }
+        cost
+    }
+
+    fn trunk(&self) -> Vec<Layer> {
+        let (d, c) = (self.net.channels, self.net.width);
+        let weight_gradient = self.purpose == Purpose::Params;
+        let input_gradient = self.purpose != Purpose::Detached;
+        let layer =
+            |inputs, outputs| Layer { rows: self.rows(), inputs, outputs, input_gradient, weight_gradient };
+        let mut layers = vec![Layer { input_gradient: self.purpose == Purpose::Latents, ..layer(d, c) }];
+        layers.extend((0..2 * self.net.depth).map(|_| layer(c, c)));
+        layers.push(layer(c, d));
+        layers
+    }
+
+    fn path(&self) -> Vec<Layer> {
+        let c = self.net.width;
+        let trained = self.purpose == Purpose::Params;
+        let rows = self.path_rows();
+        let layer = |inputs, outputs| Layer {
+            rows,
+            inputs,
+            outputs,
+            input_gradient: trained,
+            weight_gradient: trained,
+        };
+        let first = |inputs| Layer { input_gradient: false, ..layer(inputs, c) };
+        let mut layers = vec![first(EMBEDDING), layer(c, c), first(self.net.cond)];
+        layers.extend((0..self.net.depth).map(|_| layer(c, 3 * c)));
+        layers.push(layer(c, 2 * c));
+        layers
+    }
+
+    fn autoencoder(&self) -> Vec<Layer> {
+        let Some(chain) = &self.chain else { return Vec::new() };
+        let back: Vec<usize> = chain.widths.iter().rev().copied().collect();
+        let pairs = chain.widths.windows(2).chain(back.windows(2)).enumerate();
+        pairs
+            .map(|(i, pair)| Layer {
+                rows: chain.samples,
+                inputs: pair[0],
+                outputs: pair[1],
+                input_gradient: i > 0,
+                weight_gradient: true,
+            })
+            .collect()
+    }
+
+    fn interpolation(&self) -> u64 {
+        let Form::Nodes(nodes) = self.form else { return 0 };
+        let columns = self.table_columns() as u64;
+        let times = match self.purpose {
+            Purpose::Params => 3,
+            Purpose::Latents => 2,
+            Purpose::Detached => 1,
+        };
+        times * 2 * self.rows() as u64 * nodes as u64 * columns
+    }
+
+    /// Returns the columns of all modulation tables together.
+    pub fn table_columns(&self) -> usize {
+        (3 * self.net.depth + 2) * self.net.width
+    }
+}
+
+/// Returns the width of the latents that stage 2 moves, as the configuration has it.
+pub fn latent_width(config: &Config) -> usize {
+    match (config.align.target, config.model.channels) {
+        (Target::Latents, channels) if channels > 0 => channels,
+        _ => config.align.autoencoder.latent,
+    }
+}
+
+impl Cost {
+    /// Returns the FLOP of a step.
+    pub fn total(&self) -> u64 {
+        self.forward + self.input_gradient + self.weight_gradient + self.interpolation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(form: Form, purpose: Purpose, samples: usize) -> f64 {
+        let net =
+            MlpConfig { channels: 32, width: 1024, depth: 6, cond: 0, post_norm: false, time_scale: 1.0 };
+        let work = Work { net, form, purpose, samples, flow_mul: 4, micro_batches: 1, chain: None };
+        work.cost().total() as f64 / 1e9
+    }
+
+    fn near(found: f64, expected: f64) {
+        assert!((found / expected - 1.0).abs() < 0.01, "{found}, expected {expected}");
+    }
+
+    #[test]
+    fn reference_steps_cost_what_was_counted_by_hand() {
+        // FEATURES 1.10 and PERFORMANCE sections 3 and 5.
+        near(reference(Form::Direct, Purpose::Params, 512), 428.0);
+        near(reference(Form::Nodes(16), Purpose::Params, 512), 161.0);
+        near(reference(Form::Direct, Purpose::Latents, 512), 195.0);
+        near(reference(Form::Nodes(16), Purpose::Latents, 512), 106.0);
+        near(reference(Form::Direct, Purpose::Params, 32_768), 27_400.0);
+        near(reference(Form::Groups(2048), Purpose::Params, 32_768), 10_200.0);
+        near(reference(Form::Direct, Purpose::Detached, 16_384), 4_600.0);
+    }
+
+    #[test]
+    fn an_autoencoder_adds_its_layers_once_forward_and_twice_backward() {
+        let config = Config::load(
+            &crate::train::Sources { stage: Some(Stage::Align), preset: Some("demo".into()), file: None },
+            &[],
+        )
+        .unwrap();
+        let with = Work::of(&config, 64, None).unwrap();
+        let without = Work { chain: None, ..with.clone() };
+        let (with, without) = (with.cost(), without.cost());
+        let layer = |a: u64, b: u64| 2 * 256 * a * b;
+        let chain = 2 * (layer(64, 256) + layer(256, 256) + layer(256, 16));
+        assert_eq!(with.forward - without.forward, chain);
+        assert_eq!(with.weight_gradient - without.weight_gradient, chain);
+        assert_eq!(with.input_gradient - without.input_gradient, chain - layer(64, 256));
+    }
+}

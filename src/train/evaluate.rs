@@ -1,0 +1,259 @@
+//! The metrics of a run, from its newest checkpoint: what `flowprior eval` prints.
+//!
+//! Everything is drawn anew from one seed, so the numbers repeat and no training step has seen them.
+
+use std::ops::Range;
+use std::path::Path;
+
+use half::{bf16, f16};
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::flow::{Estimate, Weight};
+use crate::metrics;
+use crate::tensor::{DType, FloatX};
+use crate::train::config::{Stage, Target, TimeSampling};
+use crate::train::pretrain::Pretrain;
+use crate::train::prior::Prior;
+use crate::train::reference::{Reference, mean, standard_error};
+use crate::train::restore::Restored;
+use crate::train::sampling::{Sampling, points, sample_rows};
+use crate::train::setup;
+use crate::train::toy_map::ToyMap;
+
+/// What an evaluation draws.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Decides all draws.
+    pub seed: u64,
+    /// Draws of (t, noise) of the landscapes, common to all points of the grid.
+    pub draws: usize,
+    /// Samples of a prior.
+    pub samples: usize,
+}
+
+impl Default for Options {
+    /// 256 draws: more do not raise the correlation of a trained prior's landscape any further.
+    fn default() -> Self {
+        Self { seed: 0, draws: 256, samples: 4096 }
+    }
+}
+
+/// How points spread over the modes of a toy that is a mixture.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ModeOccupancy {
+    /// Modes.
+    pub modes: usize,
+    /// Points at the least occupied mode.
+    pub min: usize,
+    /// Points at the most occupied mode.
+    pub max: usize,
+    /// Share of the points within three standard deviations of a mode.
+    pub within_three_sigma: f64,
+}
+
+/// The metrics of a run. What does not apply to it is `None`, and null in JSON. "Points" are samples of a prior, free
+/// latents, or the latents of an autoencoder's data, in the space of the prior; "data" are what the prior was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// `pretrain` or `align`.
+    pub stage: &'static str,
+    /// What was trained: `prior`, `latents` or `autoencoder`.
+    pub target: &'static str,
+    /// The data that the run names.
+    pub source: String,
+    /// Finished steps.
+    pub step: u64,
+    /// The seed of all draws.
+    pub seed: u64,
+    /// The loss that the run minimises, alignment for stage 2: averaged (EMA) weights, fresh data and draws.
+    pub loss: f64,
+    /// Its standard error, below 0.3 % of it but for extreme variance.
+    pub loss_stderr: f64,
+    /// The same with the weights of the last step (`prior`).
+    pub loss_weights: Option<f64>,
+    /// The smallest loss that any network can reach, where it is known (`prior` on a toy that is a mixture).
+    pub loss_floor: Option<f64>,
+    /// Mean squared error of fresh data (`autoencoder`).
+    pub reconstruction: Option<f64>,
+    /// Mean −ln p of the points under the toy's density in normalised units: exact for mixtures, else by kernels.
+    pub nll: Option<f64>,
+    /// Its standard error.
+    pub nll_stderr: Option<f64>,
+    /// Mean −ln p of draws of the toy itself: the entropy.
+    pub nll_data: Option<f64>,
+    /// Spearman's correlation of the loss landscape, uniform weight, with the true −ln p on the 50 × 50 grid (`prior`).
+    pub spearman_uniform: Option<f64>,
+    /// The same for the weight t/(1 − t) (`prior`).
+    pub spearman_likelihood: Option<f64>,
+    /// Mean log of the distance from a point to its fifth nearest data row, exact.
+    pub log_rk: Option<f64>,
+    /// The same of data rows among themselves: what perfect samples would have.
+    pub log_rk_data: Option<f64>,
+    /// Sliced Wasserstein-2 distance of points and data.
+    pub sliced_w2: Option<f64>,
+    /// Points at the modes of a mixture.
+    pub occupancy: Option<ModeOccupancy>,
+    /// Root mean square distance of a point to its mode, in standard deviations: 1 for data, below 1 after collapse.
+    pub spread: Option<f64>,
+    /// Total standard deviation of the points over that of the data.
+    pub std_ratio: Option<f64>,
+    /// Participation rank of the points' covariance: how many dimensions they fill.
+    pub rank: Option<f64>,
+    /// Different data rows that are nearest to some point, over the number of points.
+    pub nearest_share: Option<f64>,
+}
+
+/// Evaluates a run folder, or one checkpoint of it.
+///
+/// # Errors
+/// A path that is no run; a damaged checkpoint; data or a prior that are not there any more.
+pub fn evaluate(path: &Path, options: &Options) -> Result<Evaluation> {
+    let run = Restored::open(path)?;
+    match run.config.dtype {
+        DType::F32 => evaluate_in::<f32>(&run, options),
+        DType::Bf16 => evaluate_in::<bf16>(&run, options),
+        DType::F16 => evaluate_in::<f16>(&run, options),
+    }
+}
+
+fn evaluate_in<X: FloatX>(run: &Restored, options: &Options) -> Result<Evaluation> {
+    let mut found = Evaluation {
+        stage: run.config.stage.name(),
+        source: setup::source_name(&run.config),
+        step: run.loaded.manifest().step,
+        seed: options.seed,
+        ..Default::default()
+    };
+    let device = run.device()?;
+    device.scope(|| match (run.config.stage, run.config.align.target) {
+        (Stage::Pretrain, _) => prior::<X>(run, options, &mut found),
+        (Stage::Align, Target::Latents) => latents::<X>(run, options, &mut found),
+        (Stage::Align, Target::Autoencoder) => autoencoder::<X>(run, options, &mut found),
+    })?;
+    Ok(found)
+}
+
+fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
+    found.target = "prior";
+    let (mut task, engine) = run.pretrain::<X>(&run.device()?)?;
+    let averaged = engine.optimizer.averaged()?;
+    let losses = precise(|batches| task.fresh_losses(&averaged, options.seed, batches))?;
+    let batches = 0..losses.len() as u64;
+    let last = task.fresh_losses(&engine.optimizer.params, options.seed, batches)?;
+    found.set_loss(&losses);
+    found.loss_weights = Some(mean(&last));
+    found.loss_floor = floor(run, &task);
+    let sampling = Sampling { count: options.samples, seed: options.seed, ..Default::default() };
+    let samples = sample_rows(&task.net, &averaged, &sampling)?;
+    let Some(reference) = task.reference()? else { return Ok(()) };
+    found.compare(&samples, reference)?;
+    let data = &reference.rows()[..reference.rows().len().min(EXTENT_ROWS * 2)];
+    let Some(map) = ToyMap::new(reference, &[&points(data)])? else { return Ok(()) };
+    let frozen = Prior::freeze(task.net.clone(), averaged, None, run.loaded.path().to_owned())?;
+    let velocity = frozen.velocity(frozen.net.default_form());
+    let correlation = |estimate| {
+        let landscape = map.landscape(velocity, estimate, options.draws, options.seed)?;
+        Ok::<_, crate::Error>(Some(map.spearman(&landscape)))
+    };
+    found.spearman_uniform = correlation(Estimate::UniformLoss)?;
+    found.spearman_likelihood = correlation(Estimate::NegativeLogLikelihood)?;
+    Ok(())
+}
+
+/// Data that the range of a heat map covers: the reference's number.
+pub const EXTENT_ROWS: usize = 5000;
+
+/// The floor is that of the plain loss only.
+fn floor(run: &Restored, task: &Pretrain) -> Option<f64> {
+    let (flow, objective) = (&run.config.flow, &task.objective);
+    let plain = objective.weight == Weight::Uniform
+        && objective.reduction == crate::flow::Reduction::MeanAll
+        && objective.time_range == (0.0, 1.0)
+        && flow.time != TimeSampling::LogitNormal
+        && !flow.norm_target;
+    task.features.toy().filter(|_| plain)?.loss_floor()
+}
+
+fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
+    found.target = "latents";
+    let (task, engine) = run.latents::<X>(&run.device()?)?;
+    let y = task.latents(&engine.optimizer.params)?;
+    found.set_loss(&precise(|draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
+    task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(y.host()?, reference))
+}
+
+fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
+    found.target = "autoencoder";
+    let (task, engine) = run.autoencoder::<X>(&run.device()?)?;
+    let averaged = engine.optimizer.averaged()?;
+    let passed = task.fresh(&averaged, options.seed, BATCHES)?;
+    found.reconstruction = Some(mean(&passed.reconstruction));
+    found.set_loss(&precise(|rounds| {
+        let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
+        task.alignment_losses(&passed.latents, options.seed, rounds)
+    })?);
+    let reference = task.alignment.reference.as_ref();
+    reference.map_or(Ok(()), |reference| found.compare(&passed.latents, reference))
+}
+
+/// Batches that pass through an autoencoder; a power of two, as the numbers of draws are.
+const BATCHES: u64 = 8;
+/// The first batches (or draws) of a loss, and the most of them.
+const DRAWS: (u64, u64) = (16, 4096);
+/// The standard error that is aimed at, as a share of the mean.
+const PRECISION: f64 = 0.0025;
+
+/// Doubles the number of draws until the standard error is small enough.
+fn precise(losses: impl Fn(Range<u64>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    let (mut count, most) = DRAWS;
+    let mut all = losses(0..count)?;
+    while count < most && standard_error(&all) > PRECISION * mean(&all).abs() {
+        all.extend(losses(count..2 * count)?);
+        count *= 2;
+    }
+    Ok(all)
+}
+
+impl Evaluation {
+    fn set_loss(&mut self, losses: &[f64]) {
+        (self.loss, self.loss_stderr) = (mean(losses), standard_error(losses));
+    }
+
+    /// Measures points (N, D) against the data.
+    fn compare(&mut self, points: &[f32], reference: &Reference) -> Result<()> {
+        if points.iter().any(|x| !x.is_finite()) {
+            return Ok(());
+        }
+        let (d, rows) = (reference.width(), reference.rows());
+        if let Some(nll) = reference.nll(points)? {
+            (self.nll, self.nll_stderr) = (Some(mean(&nll)), Some(standard_error(&nll)));
+            let data = reference.nll(&rows[..rows.len().min(DATA_POINTS * d)])?;
+            self.nll_data = data.map(|nll| mean(&nll));
+        }
+        self.log_rk = Some(reference.log_rk(&points[..points.len().min(MOST_POINTS * d)])?);
+        self.log_rk_data = Some(reference.own_log_rk()?);
+        self.sliced_w2 = Some(metrics::sliced_wasserstein2(points, rows, d, PROJECTIONS, self.seed)?);
+        // Points that are all equal have no rank, and no deviation to compare.
+        self.std_ratio = metrics::std_ratio(points, rows, d).ok();
+        self.rank = metrics::participation_rank(points, d).ok();
+        let some = &points[..points.len().min(MOST_POINTS * d)];
+        self.nearest_share = Some(metrics::nearest_reuse(some, rows, d)?.share);
+        if let Some(mixture) = reference.toy().and_then(|toy| toy.mixture()) {
+            let modes: Vec<f32> = mixture.means.iter().flatten().map(|x| *x as f32).collect();
+            let o = metrics::mode_occupancy(points, &modes, d, mixture.std)?;
+            let (min, max, within_three_sigma) = (o.min, o.max, o.within_three_sigma);
+            let modes = mixture.means.len();
+            self.occupancy = Some(ModeOccupancy { modes, min, max, within_three_sigma });
+            self.spread = Some(o.spread);
+        }
+        Ok(())
+    }
+}
+
+/// Points whose neighbours are looked for: the paper takes 10,000 latents.
+const MOST_POINTS: usize = 10_000;
+/// Draws of a toy that its entropy is measured on.
+const DATA_POINTS: usize = 10_000;
+/// Directions of the sliced distance.
+const PROJECTIONS: usize = 128;

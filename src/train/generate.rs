@@ -1,0 +1,161 @@
+//! What `flowprior sample` writes: samples of a prior, the latents of a run, or decoded samples of an autoencoder.
+
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use serde::Serialize;
+
+use crate::device::{CpuOptions, Device};
+use crate::error::Result;
+use crate::plot::{Group, ImageGrid, Layout, image_grid, scatter_2d};
+use crate::tensor::{DType, FloatX};
+use crate::train::config::{Stage, Target};
+use crate::train::export::{check_ending, write_rows};
+use crate::train::features::Standardise;
+use crate::train::prior::Prior;
+use crate::train::reference::{Reference, mean};
+use crate::train::report::image_shape;
+use crate::train::restore::Restored;
+use crate::train::sampling::{Sampling, points, sample_rows};
+use crate::train::start::open_prior;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generated {
+    /// `samples` of a prior, `latents` of a run, or `decoded` samples of an autoencoder's prior.
+    pub what: &'static str,
+    /// Rows written.
+    pub count: usize,
+    /// Values in a row.
+    pub width: usize,
+    /// The file.
+    pub out: PathBuf,
+    /// A picture of them, where they are two-dimensional or square images.
+    pub figure: Option<PathBuf>,
+    /// Mean −ln p of the rows, where the prior's data are a toy.
+    pub nll: Option<f64>,
+    /// Mean log of the distance of a row to its fifth nearest data row, where the prior's data are known.
+    pub log_rk: Option<f64>,
+}
+
+/// Rows, with what is known about them.
+struct Rows {
+    what: &'static str,
+    /// In the space of the network.
+    values: Vec<f32>,
+    width: usize,
+    /// Brings them to the units of the data.
+    standardise: Option<Standardise>,
+    reference: Option<Reference>,
+    images: Option<[usize; 2]>,
+}
+
+/// Draws what `sampling` asks for from a run, one of its checkpoints or a network's file, and writes it to `out`, with a
+/// PNG of the same name beside it. Samples of a prior come in the units of its data; latents as they are, all of them
+/// unless fewer are asked for.
+///
+/// # Errors
+/// A path that is nothing of this; a name that ends in neither `.npy` nor `.safetensors`; a disk that is full.
+pub fn generate(path: &Path, sampling: &Sampling, count: Option<usize>, out: &Path) -> Result<Generated> {
+    check_ending(out)?;
+    let sampling = Sampling { count: count.unwrap_or(sampling.count), ..*sampling };
+    let mut rows = draw(path, &sampling, count)?;
+    let (mut nll, mut log_rk) = (None, None);
+    if let Some(reference) = &rows.reference {
+        nll = reference.nll(&rows.values)?.map(|nll| mean(&nll));
+        log_rk = Some(reference.log_rk(&rows.values)?);
+    }
+    let picture = out.with_extension("png");
+    let cloud = draw_cloud(&rows, &picture)?;
+    if let Some(standardise) = &rows.standardise {
+        standardise.invert(&mut rows.values);
+    }
+    let figure = (cloud || draw_images(&rows, &picture)?).then_some(picture);
+    write_rows(out, "features", &rows.values, rows.width)?;
+    let (what, width, out) = (rows.what, rows.width, out.to_owned());
+    Ok(Generated { what, count: rows.values.len() / width, width, out, figure, nll, log_rk })
+}
+
+fn draw(path: &Path, sampling: &Sampling, count: Option<usize>) -> Result<Rows> {
+    if path.is_file() {
+        let device = Device::open("auto", CpuOptions::default())?;
+        return device.scope(|| samples(open_prior(&device, path, true)?, sampling));
+    }
+    let run = Restored::open(path)?;
+    let device = run.device()?;
+    device.scope(|| match (run.config.stage, run.config.align.target) {
+        (Stage::Pretrain, _) => samples(open_prior(&device, path, true)?, sampling),
+        (Stage::Align, Target::Latents) => latents(&run, &device, count),
+        (Stage::Align, Target::Autoencoder) => match run.config.dtype {
+            DType::F32 => decoded::<f32>(&run, &device, sampling),
+            DType::Bf16 => decoded::<bf16>(&run, &device, sampling),
+            DType::F16 => decoded::<f16>(&run, &device, sampling),
+        },
+    })
+}
+
+fn samples(prior: Prior<f32>, sampling: &Sampling) -> Result<Rows> {
+    let values = sample_rows(&prior.net, &prior.params, sampling)?;
+    // Samples are as good without the data that they could be compared with.
+    let open = |data| Reference::open(data, prior.standardise.as_ref(), sampling.seed).ok();
+    let reference = prior.data.as_ref().and_then(open);
+    let width = prior.net.config().channels;
+    Ok(Rows { what: "samples", values, width, standardise: prior.standardise, reference, images: None })
+}
+
+fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows> {
+    let (task, engine) = run.latents::<f32>(device)?;
+    let y = task.latents(&engine.optimizer.params)?;
+    let width = y.rows_cols().1;
+    let mut values = y.to_f32_vec();
+    values.truncate(count.unwrap_or(usize::MAX).saturating_mul(width));
+    let reference = task.alignment.reference;
+    Ok(Rows { what: "latents", values, width, standardise: None, reference, images: None })
+}
+
+fn decoded<X: FloatX>(run: &Restored, device: &Device, sampling: &Sampling) -> Result<Rows> {
+    let (task, engine) = run.autoencoder::<X>(device)?;
+    let prior = &task.alignment.prior;
+    let per_sample = task.net.config().latent / prior.net.config().channels;
+    let sampling = Sampling { count: sampling.count * per_sample, ..*sampling };
+    let latents = sample_rows(&prior.net, &prior.params, &sampling)?;
+    let values = task.decode(&engine.optimizer.averaged()?, &latents)?;
+    let (width, images) = (task.features.width(), image_shape(task.features.source()));
+    let standardise = task.features.standardise;
+    Ok(Rows { what: "decoded", values, width, standardise, reference: None, images })
+}
+
+/// Points of a picture: a cloud of more is a blot.
+const CLOUD: usize = 2000;
+
+fn draw_cloud(rows: &Rows, path: &Path) -> Result<bool> {
+    if rows.width != 2 {
+        return Ok(false);
+    }
+    let first = |rows: &[f32]| points(&rows[..rows.len().min(2 * CLOUD)]);
+    let own = first(&rows.values);
+    let data = rows.reference.as_ref().map(|reference| first(reference.rows()));
+    let mut groups = Vec::new();
+    groups.extend(data.as_ref().map(|points| Group { label: "data", points }));
+    groups.push(Group { label: rows.what, points: &own });
+    scatter_2d(path, "", &groups, Layout::SideBySide).map(|()| true)
+}
+
+fn draw_images(rows: &Rows, path: &Path) -> Result<bool> {
+    let Some([height, width]) = rows.images else { return Ok(false) };
+    let images: Vec<&[f32]> = rows.values.chunks_exact(height * width).take(144).collect();
+    let (mut low, mut high) = (f32::MAX, f32::MIN);
+    images.iter().flat_map(|image| image.iter()).for_each(|x| {
+        (low, high) = (low.min(*x), high.max(*x));
+    });
+    let figure = ImageGrid {
+        title: "",
+        images: &images,
+        width,
+        height,
+        columns: 12,
+        captions: &[],
+        range: (low, high.max(low + 1e-3)),
+    };
+    image_grid(path, &figure).map(|()| true)
+}

@@ -1,0 +1,352 @@
+//! What a run will take, before it is run: parameters, arithmetic, memory, data.
+//!
+//! Memory is an estimate of what the device's pool holds after two steps ([`crate::device::Cpu::bytes_held`]). The pool
+//! keeps one block for each tensor that is alive at the same time as others of its size, so the peak is counted size by
+//! size; with L blocks of width C on n rows (one micro-batch):
+//!
+//! ```text
+//! n·C   stage 1      5·L + 4   h, m, z, silu(z), u of every block; the last h and m; two gradients
+//!       stage 2      2·L + 4   h and z of every block; four in flight
+//!       detached           6   nothing is kept
+//!       post-norm    one more for every block kept, or one
+//! P·C   the path, direct or groups: z1, silu(z1), c, silu(c), tables of 3·C (2·C at the end), in stage 1 their gradients
+//! ```
+//! Scratch (packed operands, partial sums) is estimated from the largest products.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::data::source::Source;
+use crate::device::Isa;
+use crate::error::Result;
+use crate::nn::modulation_path::EMBEDDING;
+use crate::nn::{Autoencoder, AutoencoderConfig, Form, Layout, Mlp, MlpConfig};
+use crate::ops::linear::Activation;
+use crate::ops::{rows_per_block, rows_per_partial};
+use crate::optim::OptimKind;
+use crate::tensor::DType;
+use crate::train::config::{Config, Stage, Target};
+use crate::train::cost::{Cost, Purpose, Work};
+use crate::train::features;
+
+/// Bytes of one f32.
+const F32: u64 = size_of::<f32>() as u64;
+
+/// What a run will take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The sizes of a step.
+    pub work: Work,
+    /// Trained parameters by the first part of their names, in order.
+    pub parameters: Vec<(String, u64)>,
+    /// Parameters of the frozen prior, in stage 2.
+    pub frozen: u64,
+    /// Steps of the run.
+    pub steps: u64,
+    /// FLOP of one step.
+    pub cost: Cost,
+    /// Bytes that the device holds after two steps.
+    pub memory: Memory,
+    /// Bytes of features that one step reads.
+    pub data_bytes: u64,
+}
+
+/// Bytes of device memory, by what they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Trained weights in the storage type.
+    pub weights: u64,
+    /// Their gradients, in f32.
+    pub gradients: u64,
+    /// First and second moments, in f32.
+    pub moments: u64,
+    /// Averages of the weights, in f32.
+    pub averages: u64,
+    /// f32 weights beside narrower ones.
+    pub master: u64,
+    /// The frozen prior with its modulation tables.
+    pub prior: u64,
+    /// Activations and their gradients.
+    pub activations: u64,
+    /// Packed operands and partial sums.
+    pub scratch: u64,
+}
+
+impl Plan {
+    /// Plans the run of a configuration; `prior` is the network that stage 2 aligns to, where it is known.
+    ///
+    /// # Errors
+    /// Data that are configured and cannot be opened; sizes that contradict each other.
+    pub fn new(config: &Config, prior: Option<MlpConfig>) -> Result<Self> {
+        let (width, row_bytes) = data(config)?;
+        let work = Work::of(config, width, prior)?;
+        let layout = trained(config, &work)?;
+        let frozen = match config.stage {
+            Stage::Pretrain => 0,
+            Stage::Align => Mlp::new(work.net)?.layout().count() as u64,
+        };
+        let free_latents = config.stage == Stage::Align && config.align.target == Target::Latents;
+        let rows = if free_latents { 0 } else { config.train.batch as u64 };
+        Ok(Self {
+            parameters: groups(&layout),
+            frozen,
+            steps: config.train.steps,
+            cost: work.cost(),
+            memory: memory(config, &work, &layout)?,
+            data_bytes: rows * row_bytes,
+            work,
+        })
+    }
+
+    /// Returns the number of trained parameters.
+    pub fn total_parameters(&self) -> u64 {
+        self.parameters.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Returns the FLOP of the whole run.
+    pub fn total_flop(&self) -> f64 {
+        self.cost.total() as f64 * self.steps as f64
+    }
+
+    /// Returns the seconds that the run takes at a rate in GFLOP/s.
+    pub fn seconds(&self, gflops: f64) -> f64 {
+        self.total_flop() / (gflops * 1e9)
+    }
+}
+
+impl Memory {
+    /// Returns all bytes.
+    pub fn total(&self) -> u64 {
+        let state = self.weights + self.gradients + self.moments + self.averages + self.master;
+        state + self.prior + self.activations + self.scratch
+    }
+}
+
+/// Returns the width of the configured data and the bytes of a row where it is stored.
+fn data(config: &Config) -> Result<(usize, u64)> {
+    if config.data.source().is_err() {
+        let width = config.model.channels;
+        return Ok((width, width as u64 * F32));
+    }
+    let source = features::open_source(config)?;
+    let width = source.width();
+    let bytes = match &source {
+        Source::Dataset(dataset) => dataset.dtype().bytes() as u64,
+        Source::Toy(_) | Source::Memory(_) => F32,
+    };
+    Ok((width, width as u64 * bytes))
+}
+
+/// Lays out what the run trains.
+fn trained(config: &Config, work: &Work) -> Result<Layout> {
+    let mut latents = Layout::default();
+    match (config.stage, config.align.target) {
+        (Stage::Pretrain, _) => Ok(Layout::clone(Mlp::new(work.net)?.layout())),
+        (Stage::Align, Target::Latents) => {
+            let shape = [work.samples, work.net.channels];
+            latents.add(crate::train::align::LATENTS, shape, crate::nn::Init::Zeros);
+            Ok(latents)
+        }
+        (Stage::Align, Target::Autoencoder) => {
+            let [data, hidden @ .., latent] = work.chain.as_ref().map_or(&[][..], |c| &c.widths[..]) else {
+                return Ok(latents);
+            };
+            let activation = Activation::Silu; // has no parameters
+            let sizes =
+                AutoencoderConfig { data: *data, hidden: hidden.to_vec(), latent: *latent, activation };
+            Ok(Layout::clone(Autoencoder::new(sizes)?.layout()))
+        }
+    }
+}
+
+fn groups(layout: &Layout) -> Vec<(String, u64)> {
+    let mut groups: Vec<(String, u64)> = Vec::new();
+    for entry in layout.entries() {
+        let name = entry.name.split('.').next().unwrap_or_default();
+        let count = entry.shape.len() as u64;
+        match groups.last_mut() {
+            Some((last, sum)) if last == name => *sum += count,
+            _ => match groups.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += count,
+                None => groups.push((name.to_owned(), count)),
+            },
+        }
+    }
+    groups
+}
+
+fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
+    let free_latents = work.purpose != Purpose::Params && work.chain.is_none();
+    // Free latents are f32 whatever the storage type of the network.
+    let storage = if free_latents { DType::F32 } else { config.dtype };
+    let count = layout.len() as u64;
+    let moments = if matches!(config.optim.kind, OptimKind::Adam | OptimKind::Adamw) { 2 } else { 1 };
+    let prior = match work.purpose {
+        Purpose::Params => 0,
+        _ => {
+            let tables = if let Form::Nodes(r) = work.form { r * work.table_columns() } else { 0 };
+            Mlp::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64 + tables as u64 * F32
+        }
+    };
+    Ok(Memory {
+        weights: count * storage.bytes() as u64,
+        gradients: count * F32,
+        moments: moments * count * F32,
+        averages: config.optim.ema.len() as u64 * count * F32,
+        master: if storage == DType::F32 { 0 } else { count * F32 },
+        prior,
+        activations: activations(config, work),
+        scratch: products(config, work) + partial_sums(work),
+    })
+}
+
+/// Blocks of memory: bytes of one → how many are alive at once.
+type Blocks = BTreeMap<u64, u64>;
+
+/// Bytes of all activations. An autoencoder's decoder is done before the alignment loss begins, so the two share blocks
+/// of equal size.
+fn activations(config: &Config, work: &Work) -> u64 {
+    let (coder, waiting) = autoencoder(config, work);
+    let mut loss = waiting;
+    for (bytes, count) in network(config, work).into_iter().chain(path(config, work)) {
+        *loss.entry(bytes).or_default() += count;
+    }
+    for (bytes, count) in coder {
+        let entry = loss.entry(bytes).or_default();
+        *entry = count.max(*entry);
+    }
+    loss.into_iter().map(|(bytes, count)| bytes * count).sum()
+}
+
+/// Rows of one micro-batch.
+fn micro_rows(work: &Work) -> usize {
+    work.rows() / work.micro_batches
+}
+
+/// Activations of the trunk, with inputs, outputs and losses.
+fn network(config: &Config, work: &Work) -> Vec<(u64, u64)> {
+    let storage = config.dtype.bytes() as u64;
+    let (n, samples) = (micro_rows(work) as u64, work.samples as u64);
+    let (d, c, depth) = (work.net.channels as u64, work.net.width as u64, work.net.depth as u64);
+    let post = work.net.post_norm as u64;
+    let wide = match work.purpose {
+        Purpose::Params => (5 + post) * depth + 4,
+        Purpose::Latents => (2 + post) * depth + 4,
+        Purpose::Detached => 6 + post,
+    };
+    let nodes = if let Form::Nodes(r) = work.form { r as u64 } else { 0 };
+    vec![
+        (n * c * storage, wide),
+        (n * d * storage, 3),                  // x_t, v and dv; later x_t, dv and dx_t
+        (samples * d * F32, 3),                // data, dy, the sum of dy over micro-batches
+        (n * F32, 2),                          // t, losses
+        (n * 2 * F32, depth * (1 + post) + 1), // mean and rstd of each layer norm
+        (n * nodes * F32, 1),                  // interpolation weights
+    ]
+}
+
+/// Activations of the modulation path, tables and their gradients.
+fn path(config: &Config, work: &Work) -> Vec<(u64, u64)> {
+    let trained = work.purpose == Purpose::Params;
+    let (rows, storage) = match work.form {
+        Form::Nodes(_) if !trained => return Vec::new(), // tables exist, the path is not evaluated
+        Form::Nodes(r) => (r as u64, F32),
+        _ => ((work.path_rows() / work.micro_batches) as u64, config.dtype.bytes() as u64),
+    };
+    let (c, depth, each) = (work.net.width as u64, work.net.depth as u64, 1 + trained as u64);
+    let columns =
+        [(EMBEDDING as u64, 1), (work.net.cond as u64, 1), (c, 4), (3 * c, each * depth), (2 * c, each)];
+    columns.map(|(columns, count)| (rows * columns * storage, count)).to_vec()
+}
+
+/// Activations of the autoencoder: all of them until the decoder's backward, and those that wait for the encoder's.
+fn autoencoder(config: &Config, work: &Work) -> (Blocks, Blocks) {
+    let (mut all, mut waiting) = (Blocks::new(), Blocks::new());
+    let Some(chain) = &work.chain else { return (all, waiting) };
+    let [data, hidden @ .., latent] = &chain.widths[..] else { return (all, waiting) };
+    let storage = config.dtype.bytes() as u64;
+    let samples = (chain.samples / work.micro_batches) as u64;
+    let mut add = |width: usize, element: u64, count: u64, kept: u64| {
+        let bytes = samples * width as u64 * element;
+        *all.entry(bytes).or_default() += count;
+        *waiting.entry(bytes).or_default() += kept;
+    };
+    add(*data, F32, 1, 1); // x
+    add(*data, storage, 3, 1); // x as stored, x̂ and dx̂
+    hidden.iter().for_each(|width| add(*width, storage, 4, 2)); // z and act(z), of the encoder and of the decoder
+    hidden.iter().for_each(|width| add(*width, storage, 1, 0)); // dz
+    add(*latent, storage, 2, 1); // y, dy
+    add(*latent, F32, 2, 2); // y and dy in f32
+    (all, waiting)
+}
+
+/// Packed operands of the matrix products: blocks of a power of two, one for each size that occurs.
+fn products(config: &Config, work: &Work) -> u64 {
+    let pairs = config.dtype == DType::Bf16 && Isa::detect() == Isa::Avx512Bf16;
+    let mut packed = Packed { pairs, sizes: BTreeSet::new() };
+    let (trained, backward) = (work.purpose == Purpose::Params, work.purpose != Purpose::Detached);
+    let (n, c, d) = (micro_rows(work), work.net.width, work.net.channels);
+    packed.layer(n, c, c, backward, trained);
+    packed.layer(n, d, c, backward, trained);
+    packed.layer(n, c, d, backward, trained);
+    if let Some(chain) = &work.chain {
+        let samples = chain.samples / work.micro_batches;
+        chain.widths.windows(2).for_each(|w| packed.layer(samples, w[0], w[1], true, true));
+    }
+    let path_rows = work.path_rows() / work.micro_batches;
+    packed.pairs &= !matches!(work.form, Form::Nodes(_)); // the path at the nodes is f32
+    if path_rows > 0 {
+        packed.layer(path_rows, c, 3 * c, trained, trained);
+        packed.layer(path_rows, EMBEDDING, c, false, trained);
+    }
+    let threads = match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    // Each thread sums tiles of 128 × 192.
+    packed.sizes.iter().sum::<u64>() + (threads * 128 * 192).next_power_of_two() as u64 * F32
+}
+
+/// Sizes of the blocks that products pack their operands into.
+struct Packed {
+    /// Two bf16 numbers take the place of one f32.
+    pairs: bool,
+    sizes: BTreeSet<u64>,
+}
+
+impl Packed {
+    fn layer(&mut self, rows: usize, inputs: usize, outputs: usize, input: bool, weight: bool) {
+        let (n, i, o) = (rows as u64, inputs as u64, outputs as u64);
+        self.product(n, i, o);
+        if input {
+            self.product(n, o, i);
+        }
+        if weight {
+            self.product(o, n, i);
+        }
+    }
+
+    /// Adds (m, k) times (k, n).
+    fn product(&mut self, m: u64, k: u64, n: u64) {
+        /// A product packs at most this many elements of its first operand at a time.
+        const PASS: u64 = 1 << 23;
+        let units = if self.pairs { k.div_ceil(2) } else { k };
+        let length = (m * units).min(PASS) + n * units;
+        self.sizes.insert(length.next_multiple_of(1 << 12).next_power_of_two() * F32);
+    }
+}
+
+/// Work space of layer norm and gated residual, in rows of C (`ops::layer_norm`, `ops::gated_residual`).
+fn partial_sums(work: &Work) -> u64 {
+    let (n, c) = (micro_rows(work), work.net.width);
+    let streaming = n.div_ceil(rows_per_block(c).next_multiple_of(8)) * (17 + 8);
+    let summing = n.div_ceil(rows_per_partial(n, 1));
+    let tables = match (work.form, work.purpose) {
+        (Form::Nodes(r), Purpose::Params) => 3 * r,
+        (Form::Nodes(r), Purpose::Latents) => 2 * r,
+        _ => 3,
+    };
+    let backward = if work.purpose == Purpose::Detached { 0 } else { summing * (37 + 16 + tables) };
+    (streaming + backward) as u64 * c as u64 * F32
+}

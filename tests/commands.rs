@@ -1,0 +1,228 @@
+//! The commands that look, reckon and time: `bench step`, `plan`, `doctor`; their JSON and their exit codes.
+
+use std::process::{Command, Output};
+
+use flowprior::Device;
+use flowprior::train::config::{Config, Sources, Stage};
+use flowprior::train::plan::Plan;
+use flowprior::train::timing::{Steps, completed};
+use serde_json::Value;
+
+fn flowprior(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flowprior")).args(args).output().unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = flowprior(args);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e} in {text}"))
+}
+
+/// Runs a command that must fail: its exit code and what it says.
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = flowprior(args);
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// A network small enough that a step takes a millisecond.
+const TINY: [&str; 6] =
+    ["--set", "model.width=32", "--set", "model.depth=2", "--set", "for.pretrain.train.batch=64"];
+
+fn bench_step(more: &[&str]) -> Value {
+    json(&[&["bench", "step", "--json", "--steps", "6", "--threads", "2"], &TINY[..], more].concat())
+}
+
+#[test]
+fn bench_step_prints_every_documented_key() {
+    let report = bench_step(&["--preset", "toy-moons", "--dtype", "bf16", "--modulation", "groups=8"]);
+    let positive = [
+        "ms_median",
+        "ms_min",
+        "ms_p20",
+        "ms_p80",
+        "samples_per_s",
+        "gflop_per_step",
+        "gflop_per_s",
+        "bytes_held",
+    ];
+    for key in positive {
+        assert!(report[key].as_f64().is_some_and(|x| x > 0.0), "{key} in {report}");
+    }
+    let words = [
+        ("preset", "toy-moons"),
+        ("stage", "pretrain"),
+        ("target", "prior"),
+        ("dtype", "bf16"),
+        ("modulation", "groups=8"),
+        ("device", "cpu"),
+    ];
+    for (key, expected) in words {
+        assert_eq!(report[key], expected);
+    }
+    let numbers =
+        [("threads", 2), ("steps", 6), ("warmup", 3), ("samples_per_step", 64), ("rows_per_step", 64)];
+    for (key, expected) in numbers {
+        assert_eq!(report[key], expected, "{key}");
+    }
+    assert!(report["isa"].is_string() && report["skipped"] == 0);
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_rss_bytes"].as_u64().unwrap() > report["bytes_held"].as_u64().unwrap());
+    }
+    let ms = |key: &str| report[key].as_f64().unwrap();
+    assert!(ms("ms_min") <= ms("ms_p20") && ms("ms_p20") <= ms("ms_median"));
+    assert!(ms("ms_median") <= ms("ms_p80"));
+}
+
+#[test]
+fn reference_presets_are_timed_without_data_or_prior() {
+    let prior = bench_step(&["--preset", "reference-prior", "--set", "train.batch=16"]);
+    assert_eq!((&prior["rows_per_step"], &prior["modulation"]), (&64.into(), &"nodes=16".into()));
+    let align = bench_step(&["--preset", "reference-align", "--modulation", "direct"]);
+    // 8 samples of 64 latents, four times each: the rows of the reference's autoencoder.
+    assert_eq!(align["target"], "latents");
+    assert_eq!((&align["samples_per_step"], &align["rows_per_step"]), (&512.into(), &2048.into()));
+}
+
+#[test]
+fn both_targets_of_stage_2_are_timed() {
+    let toy = bench_step(&["--preset", "toy-grid", "--stage", "align"]);
+    assert_eq!((&toy["target"], &toy["samples_per_step"]), (&"latents".into(), &1000.into()));
+    let demo = ["--preset", "demo", "--stage", "align", "--dtype", "f16"];
+    let autoencoder = bench_step(&demo);
+    assert_eq!(
+        (&autoencoder["target"], &autoencoder["samples_per_step"]),
+        (&"autoencoder".into(), &256.into())
+    );
+    let latents = bench_step(&[&demo[..], &["--target", "latents"]].concat());
+    assert_eq!((&latents["target"], &latents["samples_per_step"]), (&"latents".into(), &256.into()));
+    assert!(latents["gflop_per_step"].as_f64() < autoencoder["gflop_per_step"].as_f64());
+}
+
+#[test]
+fn plan_foresees_the_memory_that_two_steps_hold() {
+    let cases = [
+        ("reference-prior", Stage::Pretrain, "f32", "nodes", "model.post_norm=false"),
+        ("reference-prior", Stage::Pretrain, "f32", "direct", "model.post_norm=true"),
+        ("reference-prior", Stage::Pretrain, "bf16", "nodes", "optim.kind='sgd'"),
+        ("reference-prior", Stage::Pretrain, "bf16", "groups=256", "optim.ema=[0.99, 0.999]"),
+        ("reference-prior", Stage::Pretrain, "f16", "direct", "train.micro_batches=2"),
+        ("reference-align", Stage::Align, "f32", "nodes", "model.post_norm=false"),
+        ("reference-align", Stage::Align, "f32", "direct", "model.post_norm=true"),
+        ("reference-align", Stage::Align, "bf16", "nodes", "train.micro_batches=2"),
+        ("toy-gaussians", Stage::Pretrain, "f32", "nodes", "train.batch=512"),
+        ("toy-gaussians", Stage::Align, "f32", "nodes", "align.std_weight=0.1"),
+        ("demo", Stage::Pretrain, "f32", "nodes", "model.depth=3"),
+        ("demo", Stage::Align, "f32", "nodes", "model.depth=3"),
+    ];
+    let mut wrong = Vec::new();
+    for (preset, stage, dtype, modulation, more) in cases {
+        let sources = Sources { stage: Some(stage), preset: Some(preset.to_owned()), file: None };
+        let small = if preset.starts_with("reference") { "model.width=256" } else { "model.depth=4" };
+        let sets = [
+            &format!("dtype={dtype}"),
+            &format!("model.modulation='{modulation}'"),
+            small,
+            "threads=2",
+            more,
+        ]
+        .map(str::to_owned);
+        let config = completed(Config::load(&sources, &sets).unwrap(), None);
+        let plan = Plan::new(&config, None).unwrap();
+        let mut steps = Steps::prepare(&config).unwrap();
+        (0..2).for_each(|_| drop(steps.advance().unwrap()));
+        let Device::Cpu(cpu) = &steps.device else { continue };
+        let ratio = plan.memory.total() as f64 / cpu.bytes_held() as f64;
+        let line = format!(
+            "{preset} {} {dtype} {modulation} {more}: {} foreseen, {} held, ratio {ratio:.3}",
+            stage.name(),
+            plan.memory.total(),
+            cpu.bytes_held()
+        );
+        println!("{line}\n  {:?}", plan.memory);
+        if !(0.9..=1.1).contains(&ratio) {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn plan_prints_every_documented_key() {
+    let plan = json(&["plan", "--preset", "reference-prior", "--gflops", "100", "--json"]);
+    assert_eq!(plan["parameters"]["total"], 34_978_848);
+    let groups = plan["parameters"]["groups"].as_object().unwrap();
+    assert_eq!(groups.keys().collect::<Vec<_>>(), ["final_layer", "input_proj", "res_blocks", "time_embed"]);
+    assert_eq!(groups.values().map(|n| n.as_u64().unwrap()).sum::<u64>(), 34_978_848);
+    let flop = &plan["flop"];
+    let parts = ["forward", "input_gradient", "weight_gradient", "interpolation"];
+    let sum: u64 = parts.iter().map(|part| flop[part].as_u64().unwrap()).sum();
+    assert_eq!(flop["per_step"], sum);
+    assert_eq!(flop["total"].as_f64().unwrap(), sum as f64 * 1e6);
+    assert_eq!(plan["seconds"].as_f64().unwrap(), sum as f64 * 1e6 / 1e11);
+    let bytes = plan["bytes"].as_object().unwrap();
+    let sum: u64 = bytes.iter().filter(|(key, _)| *key != "total").map(|(_, b)| b.as_u64().unwrap()).sum();
+    assert_eq!(bytes["total"], sum);
+    assert_eq!(bytes.len(), 9);
+    assert_eq!(plan["data_bytes_per_step"], 512 * 32 * 4);
+    assert_eq!((&plan["steps"], &plan["modulation"]), (&1_000_000.into(), &"nodes=16".into()));
+}
+
+#[test]
+fn plan_takes_the_sizes_of_a_prior_that_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("prior");
+    let tiny = [&["pretrain", "--preset", "toy-moons", "--steps", "2", "--quiet"], &TINY[..]].concat();
+    assert!(flowprior(&[&tiny[..], &["--run", run.to_str().unwrap()]].concat()).status.success());
+    let plan = json(&[
+        "plan",
+        "--preset",
+        "toy-moons",
+        "--stage",
+        "align",
+        "--prior",
+        run.to_str().unwrap(),
+        "--json",
+    ]);
+    let known = json(&[&["plan", "--preset", "toy-moons", "--stage", "align", "--json"], &TINY[..]].concat());
+    assert_eq!(plan["parameters"], known["parameters"]);
+    assert_eq!(plan["parameters"]["groups"]["latents"], 2000);
+    let other = json(&["plan", "--preset", "toy-moons", "--stage", "align", "--json"]);
+    assert!(plan["parameters"]["frozen"].as_u64() < other["parameters"]["frozen"].as_u64());
+}
+
+#[test]
+fn doctor_says_what_was_looked_for() {
+    let report = json(&["doctor", "--json"]);
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert!(report["cpu"]["cores"].as_u64().unwrap() > 0 && report["cpu"]["isa"].is_string());
+    assert_eq!(report["cuda"]["back_end"], false);
+    let libraries = report["cuda"]["libraries"].as_object().unwrap();
+    let names: Vec<_> = libraries.keys().map(String::as_str).collect();
+    assert_eq!(names, ["libcuda.so.1", "libnvrtc.so.12", "libnvrtc.so.13"]);
+    assert_eq!(report["data"]["digits"]["rows"], 1797);
+    assert_eq!(report["data"]["tokens"]["rows"], 30_522);
+    assert_eq!((&report["writable"], &report["write_error"]), (&true.into(), &Value::Null));
+    let text = String::from_utf8(flowprior(&["doctor"]).stdout).unwrap();
+    assert!(text.contains("no CUDA back end yet"), "{text}");
+}
+
+#[test]
+fn each_kind_of_mistake_has_its_exit_code() {
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["bench", "step", "--preset", "toy-mons"], 2, "did you mean `toy-moons`"),
+        (&["bench", "step", "--preset", "toy-moons", "--steps", "0"], 2, "--steps must be at least 1"),
+        (&["bench", "step", "--preset", "toy-moons", "--modulation", "shared"], 2, "unknown modulation"),
+        (&["bench", "step", "--preset", "toy-moons", "--device", "cuda"], 4, "no CUDA back end yet"),
+        (&["bench", "step", "--set", "data.path=missing.npy"], 3, "missing.npy"),
+        (&["bench", "step", "--stage", "align", "--target", "autoencoder"], 2, "no data"),
+        (&["plan", "--preset", "toy-moons", "--gflops", "0"], 2, "--gflops"),
+        (&["plan", "--preset", "toy-moons", "--stage", "align", "--prior", "missing"], 3, "missing"),
+    ];
+    for (args, code, words) in cases {
+        let (found, message) = failure(args);
+        assert_eq!(found, code, "{args:?}: {message}");
+        assert!(message.contains(words), "{args:?}: {message}");
+    }
+}

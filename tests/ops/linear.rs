@@ -1,0 +1,259 @@
+//! The linear layer: `y = act(x·wᵀ + b + add)` and its gradients, alone, in a chain and beside a skip connection.
+
+use std::f64::consts::PI;
+
+use flowprior::ops::linear::{
+    Activation, linear_backward_input, linear_backward_input_add, linear_backward_weight, linear_forward,
+};
+use flowprior::{DType, Device, FloatX, Result, Tensor};
+
+use crate::support::oracle::tolerance;
+use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
+
+const ACTIVATIONS: [Activation; 3] = [Activation::Identity, Activation::Silu, Activation::GeluTanh];
+
+/// Shapes (N, C, O) around the blocks of the matrix products: 8 × 48 sums, tiles of 128 × 192, 256 deep.
+const ODD: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (2, 3, 5), (7, 13, 17), (8, 16, 48), (9, 17, 49), (31, 47, 65), (5, 257, 3)];
+const LARGE: [(usize, usize, usize); 2] = [(130, 519, 97), (17, 35, 200)];
+
+/// One layer: x (N, C) → y (N, O).
+#[derive(Debug)]
+struct Linear {
+    shape: (usize, usize, usize),
+    act: Activation,
+    bias: bool,
+    add: bool,
+}
+
+impl Case for Linear {
+    fn inputs(&self) -> Inputs {
+        let (n, c, o) = self.shape;
+        let inputs =
+            Inputs::default().stored("x", [n, c]).stored("w", [o, c]).scaled(1.0 / (c as f64).sqrt());
+        inputs.when(self.bias, |i| i.stored("b", [o])).when(self.add, |i| i.stored("add", [n, o]))
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let (_, c, o) = self.shape;
+        let mut z = product(&x["x"], &x["w"], c);
+        for (e, z) in z.iter_mut().enumerate() {
+            *z += x.get("b").map_or(0.0, |b| b[e % o]) + x.get("add").map_or(0.0, |add| add[e]);
+        }
+        let y = z.iter().map(|z| activate(self.act, *z)).collect();
+        if self.act == Activation::Identity { vec![y] } else { vec![y, z] }
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let (y, z) = self.call(x)?;
+        Ok([Some(y), z].iter().flatten().map(answer).collect())
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        // The layer behind this one applies act'(z) on its way: here that layer is the identity.
+        let dz = match self.call(x)? {
+            (_, Some(z)) => {
+                let eye = identity::<X>(&x.device, self.shape.2)?;
+                linear_backward_input(x.stored("dy"), eye.view(), Some((self.act, &z)))?
+            }
+            (_, None) => x.stored("dy").duplicate()?,
+        };
+        let dx = linear_backward_input(&dz, x.stored("w").view(), None)?;
+        let mut dw = x.accumulator("w")?;
+        let mut db = if self.bias { Some(x.accumulator("b")?) } else { None };
+        linear_backward_weight(dw.view_mut(), db.as_mut().map(|b| b.view_mut()), &dz, x.stored("x"))?;
+
+        let read = |name, sum: &Tensor<f32>| match self.act {
+            Activation::Identity => added(name, sum),
+            _ => added(name, sum).within(tolerance(X::DTYPE), "dz, which it sums, was rounded to storage"),
+        };
+        let mut gradients = vec![fresh("x", &dx), read("w", &dw)];
+        gradients.extend(db.map(|db| read("b", &db)));
+        if self.add {
+            gradients.push(fresh("add", &dz));
+        }
+        Ok(Backward::Gradients(gradients))
+    }
+
+    fn spreads_nan(&self) -> Option<&'static str> {
+        (self.act != Activation::Identity).then_some("the identity behind the layer multiplies it by zeros")
+    }
+}
+
+impl Linear {
+    fn call<X: FloatX>(&self, x: &Tensors<X>) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
+        let b = x.get("b").map(|b| b.view());
+        linear_forward(x.stored("x"), x.stored("w").view(), b, x.get("add"), self.act)
+    }
+}
+
+/// An activation and the layer behind it: z (N, C) → act(z)·wᵀ (N, O), whose backward goes `through` the activation.
+#[derive(Debug)]
+struct Through {
+    shape: (usize, usize, usize),
+    act: Activation,
+}
+
+impl Case for Through {
+    fn inputs(&self) -> Inputs {
+        let (n, c, o) = self.shape;
+        Inputs::default().stored("z", [n, c]).stored("w", [o, c]).scaled(1.0 / (c as f64).sqrt())
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let h: Vec<f64> = x["z"].iter().map(|z| activate(self.act, *z)).collect();
+        vec![product(&h, &x["w"], self.shape.1)]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let h = activated(self.act, x.stored("z"))?;
+        Ok(vec![answer(&linear_forward(&h, x.stored("w").view(), None, None, Activation::Identity)?.0)])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let (dy, w) = (x.stored("dy"), x.stored("w").view());
+        let dz = linear_backward_input(dy, w, Some((self.act, x.stored("z"))))?;
+        let mut dw = x.accumulator("w")?;
+        linear_backward_weight(dw.view_mut(), None, dy, &activated(self.act, x.stored("z"))?)?;
+        let dw = added("w", &dw).within(tolerance(X::DTYPE), "act(z), which it sums, was rounded to storage");
+        Ok([fresh("z", &dz), dw].into())
+    }
+}
+
+/// A layer with a skip connection, y = act(z)·wᵀ + z: z has two consumers, so its gradient is added to.
+#[derive(Debug)]
+struct Skip {
+    n: usize,
+    c: usize,
+    act: Activation,
+}
+
+impl Case for Skip {
+    fn inputs(&self) -> Inputs {
+        let inputs = Inputs::default().stored("z", [self.n, self.c]);
+        inputs.stored("w", [self.c, self.c]).scaled(1.0 / (self.c as f64).sqrt())
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let h: Vec<f64> = x["z"].iter().map(|z| activate(self.act, *z)).collect();
+        vec![product(&h, &x["w"], self.c).iter().zip(&x["z"]).map(|(y, z)| y + z).collect()]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let (h, w) = (activated(self.act, x.stored("z"))?, x.stored("w").view());
+        Ok(vec![answer(&linear_forward(&h, w, None, x.get("z"), Activation::Identity)?.0)])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let (dy, z) = (x.stored("dy"), x.stored("z"));
+        let mut dz = dy.duplicate()?;
+        linear_backward_input_add(&mut dz, dy, x.stored("w").view(), Some((self.act, z)))?;
+        let mut dw = x.accumulator("w")?;
+        linear_backward_weight(dw.view_mut(), None, dy, &activated(self.act, z)?)?;
+        let dw = added("w", &dw).within(tolerance(X::DTYPE), "act(z), which it sums, was rounded to storage");
+        Ok([fresh("z", &dz), dw].into())
+    }
+}
+
+/// f32 activations with weights of the storage type: nothing but the weights is rounded.
+#[derive(Debug)]
+struct Mixed {
+    shape: (usize, usize, usize),
+}
+
+impl Case for Mixed {
+    fn inputs(&self) -> Inputs {
+        let (n, c, o) = self.shape;
+        Inputs::default().single("x", [n, c]).stored("w", [o, c]).stored("b", [o])
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let mut y = product(&x["x"], &x["w"], self.shape.1);
+        for (e, y) in y.iter_mut().enumerate() {
+            *y += x["b"][e % self.shape.2];
+        }
+        vec![y]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let (w, b) = (x.stored("w").view(), x.stored("b").view());
+        Ok(vec![answer(&linear_forward(x.single("x"), w, Some(b), None, Activation::Identity)?.0)])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let dy = x.single("dy");
+        let dx = linear_backward_input(dy, x.stored("w").view(), None)?;
+        let (mut dw, mut db) = (x.accumulator("w")?, x.accumulator("b")?);
+        linear_backward_weight(dw.view_mut(), Some(db.view_mut()), dy, x.single("x"))?;
+        Ok([fresh("x", &dx), added("w", &dw), added("b", &db)].into())
+    }
+
+    fn types(&self) -> &'static [DType] {
+        &[DType::Bf16, DType::F16]
+    }
+}
+
+/// Returns a·bᵀ of a (N, C) and b (O, C).
+fn product(a: &[f64], b: &[f64], c: usize) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| -> f64 {
+        let mut lanes = [0.0; 8];
+        for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+        lanes.iter().sum()
+    };
+    a.chunks_exact(c).flat_map(|a| b.chunks_exact(c).map(move |b| dot(a, b))).collect()
+}
+
+fn activate(act: Activation, z: f64) -> f64 {
+    match act {
+        Activation::Identity => z,
+        Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::GeluTanh => 0.5 * z * (1.0 + ((2.0 / PI).sqrt() * (z + 0.044715 * z.powi(3))).tanh()),
+    }
+}
+
+/// Returns act(z), by a layer whose weights are the identity.
+fn activated<X: FloatX>(act: Activation, z: &Tensor<X>) -> Result<Tensor<X>> {
+    let eye = identity::<X>(z.device(), z.rows_cols().1)?;
+    Ok(linear_forward(z, eye.view(), None, None, act)?.0)
+}
+
+fn identity<X: FloatX>(device: &Device, n: usize) -> Result<Tensor<X>> {
+    let eye: Vec<f32> = (0..n * n).map(|e| if e % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    Tensor::from_f32(device, [n, n], &eye)
+}
+
+#[test]
+fn layers_with_every_epilogue_match() {
+    let parts = [(false, false), (true, false), (true, true)];
+    let cases = ODD.into_iter().flat_map(|shape| {
+        let of_act = move |act| parts.map(|(bias, add)| Linear { shape, act, bias, add });
+        ACTIVATIONS.into_iter().flat_map(of_act)
+    });
+    check_all(cases);
+}
+
+#[test]
+fn layers_larger_than_a_tile_match() {
+    check_all(LARGE.map(|shape| Linear { shape, act: Activation::GeluTanh, bias: true, add: true }));
+}
+
+#[test]
+fn gradients_pass_through_the_activation_before_the_layer() {
+    let cases = ODD.into_iter().flat_map(|shape| ACTIVATIONS.map(|act| Through { shape, act }));
+    check_all(cases);
+}
+
+#[test]
+fn gradients_of_two_consumers_are_added() {
+    let shapes = [(1, 1), (3, 5), (9, 49), (17, 64), (131, 33)];
+    check_all(shapes.into_iter().flat_map(|(n, c)| ACTIVATIONS.map(|act| Skip { n, c, act })));
+}
+
+#[test]
+fn single_precision_activations_meet_low_precision_weights() {
+    check_all(ODD.map(|shape| Mixed { shape }));
+}

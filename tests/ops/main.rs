@@ -1,0 +1,20 @@
+//! Every operation against its definition: one file each, with the same name as in `src/ops`.
+//!
+//! A file states the forward in f64 and the shapes that hurt; `support/case.rs` derives the checks.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod chebyshev;
+mod elementwise;
+mod flow_loss;
+mod flow_path;
+mod gated_residual;
+mod gather;
+mod grad_norm;
+mod layer_norm;
+mod linear;
+mod mse;
+mod normalize;
+mod optimizer;
+mod timestep_embedding;
