@@ -242,18 +242,15 @@ fn a_prior_that_is_missing_or_none_is_refused_and_leaves_nothing_behind() -> Out
     let run = place.path("run");
     let align = ["align", "--run", &run, "--preset", "toy-gaussians"];
     refused(&align, 2, &["no prior to align to: give a run folder of `pretrain` with `--prior RUN`"])?;
-    let with = |prior: &str, parts: &[&str]| refused(&[&align[..], &["--prior", prior]].concat(), 3, parts);
-    with(
-        &place.path("nowhere"),
-        &["nowhere: folder: expected a run, or a checkpoint of one, found nothing"],
-    )?;
+    let with = |name: &str, words: &str| {
+        let prior = place.path(name);
+        refused(&[&align[..], &["--prior", &prior]].concat(), 3, &[&format!("{prior}: {words}")])
+    };
+    with("nowhere", "folder: expected a run, or a checkpoint of one, found nothing")?;
     fs::create_dir(place.path("empty"))?;
-    with(&place.path("empty"), &["empty: folder: expected a run, or a checkpoint of one, found neither"])?;
+    with("empty", "folder: expected a run, or a checkpoint of one, found neither")?;
     fs::write(place.path("text.safetensors"), "not at all")?;
-    with(
-        &place.path("text.safetensors"),
-        &["text.safetensors: header: expected a safetensors file, found "],
-    )?;
+    with("text.safetensors", "header: expected a safetensors file, found ")?;
     place.left_nothing("run");
     Ok(())
 }

@@ -40,6 +40,7 @@ const COMMON: &[&str] = &[
     "train.batch=64",
     "train.log_every=1",
     "train.checkpoint_every=1000",
+    "train.figures=false",
     "model.width=32",
     "model.depth=2",
     "optim.lr=2e-3",
