@@ -6,9 +6,10 @@ use half::{bf16, f16};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::{DType, FloatX};
 use crate::nn::{Mlp, Params};
 use crate::ops::elementwise::cast;
-use crate::tensor::{DType, FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Target};
