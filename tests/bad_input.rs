@@ -1,4 +1,4 @@
-//! Broken input at the command line: one line that names file, field, expected and found, and the right exit code.
+//! Broken input at the command line: one line that names file, field, expected and found, and an exit code.
 #[path = "support/run.rs"]
 mod run;
 
