@@ -251,12 +251,13 @@ fn adamw<X: FloatX>(group: &mut Group, device: &Device, n: usize, moved: usize, 
     let mut master = with_master.then(zeros);
     let (mut m, mut v, mut emas) = (zeros(), zeros(), [(0.9999, zeros())]);
     let g = normal::<f32>(device, n / 1000, 1000).reshaped([n]).unwrap();
+    let decayed = [0..n / 3, n / 2..n];
     let rule = Rule::AdamW(Betas { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
     let step =
         Step { rule, lr: 1e-4, weight_decay: 0.01, count: 5, grad_scale: 1.0, rounding: Rounding::Nearest };
     time(group, format!("adamw with ema {} {n}", X::DTYPE), bytes(moved), || {
         let state = State { master: master.as_mut(), m: &mut m, v: Some(&mut v), emas: &mut emas };
-        optimizer_step(&mut params, state, &g, &[0..n / 2], &step)
+        optimizer_step(&mut params, state, &g, &decayed, &step)
     });
 }
 

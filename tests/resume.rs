@@ -12,13 +12,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use flowprior::rng::{Draw, Stream};
-use flowprior::tensor::{DType, FloatX};
 use flowprior::train::align::{AutoencoderTask, LatentTask};
 use flowprior::train::pretrain::Pretrain;
 use flowprior::train::prior::Prior;
 use flowprior::train::run::train;
 use flowprior::train::signal::StopFlag;
 use flowprior::train::{Config, Resume, RunDir, checkpoint, setup};
+use flowprior::{DType, FloatX};
 use flowprior::{Error, Result};
 use half::{bf16, f16};
 use run::{Hooked, KINDS, Kind, Outcome, assert_same, files, options, random_prior, records, tensors};
@@ -148,7 +148,7 @@ fn a_run_of_one_step_a_session_ends_like_the_unbroken_one() -> Outcome {
 #[test]
 fn the_form_of_modulation_that_the_guard_chose_is_resumed() -> Outcome {
     let dir = tempfile::tempdir()?;
-    // Two nodes cannot interpolate a trained network: the guard looks at step 100 and takes more, for the rest.
+    // Two nodes cannot interpolate: the guard takes more as soon as it looks, for the rest of the run.
     let sets = ["model.modulation=nodes=2", "train.steps=130", "train.log_every=10", "optim.lr=1e-2"];
     let config = Kind::Pretrain.config(None, &sets)?;
     expect_the_same_end(Kind::Pretrain, &config, dir.path(), &[50, 115])?;

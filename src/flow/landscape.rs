@@ -9,12 +9,13 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::flow::objective::{Velocity, total};
 use crate::nn::mlp::Keep;
 use crate::ops::flow_loss::{Target, Weight, flow_loss_forward};
 use crate::ops::flow_path::{Rows, interpolate};
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// What is estimated at each point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

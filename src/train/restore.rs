@@ -4,9 +4,9 @@ use std::path::Path;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::FloatX;
+use crate::float::FloatX;
 use crate::train::align::{AutoencoderTask, LatentTask};
-use crate::train::checkpoint::{self, Loaded, Manifest};
+use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::Engine;
 use crate::train::pretrain::Pretrain;
@@ -33,7 +33,7 @@ impl Restored {
         let Some(loaded) = checkpoint::find(path)?.loaded else {
             return Err(Error::data(path, "checkpoints", "a checkpoint", "none"));
         };
-        Ok(Self { config: config_of(loaded.path(), loaded.manifest())?, loaded })
+        Ok(Self { config: loaded.config()?, loaded })
     }
 
     /// Returns the run folder that the checkpoint lies in.
@@ -97,13 +97,4 @@ impl Restored {
         task.recall(&self.loaded.manifest().data)?;
         Ok((task, engine))
     }
-}
-
-/// Reads the configuration that a checkpoint was trained under.
-///
-/// # Errors
-/// `Error::Data` when it is none.
-pub fn config_of(checkpoint: &Path, manifest: &Manifest) -> Result<Config> {
-    toml::from_str(&manifest.config)
-        .map_err(|e| Error::data(checkpoint, "config", "a configuration", e.to_string().trim_end()))
 }

@@ -6,16 +6,16 @@ use half::{bf16, f16};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::{DType, FloatX};
 use crate::nn::{Mlp, Params};
 use crate::ops::elementwise::cast;
-use crate::tensor::{DType, FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Target};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::{About, Prior, write_network};
 use crate::train::report;
-use crate::train::restore::config_of;
 use crate::train::run::{RunOptions, recalled, train};
 use crate::train::run_dir::RunDir;
 use crate::train::{setup, state};
@@ -144,6 +144,6 @@ pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Res
     }
     let params = Params::from_tensor(net.layout().clone(), cast(&flat)?)?;
     let standardise = recalled(&from.manifest().data, "standardise")?;
-    let data = Some(config_of(from.path(), from.manifest())?.data);
+    let data = Some(from.config()?.data);
     Ok(Prior { data, ..Prior::freeze(net, params, standardise, from.path().to_owned())? })
 }

@@ -181,7 +181,8 @@ fn losses_and_velocity_gradients_match() {
 
 #[test]
 fn losses_of_wide_rows_and_many_blocks_match() {
-    check_all(cases(&[(24, 1, 1, 768), (6, 3, 3, 1030), (530, 1, 1, 33)]));
+    let large = cases(&[(24, 1, 1, 768), (6, 3, 3, 1030), (530, 1, 1, 33)]);
+    check_all(large.filter(|case| case.control_variate == (case.weight != Weight::Uniform)));
 }
 
 #[test]

@@ -66,7 +66,9 @@ fn loss_and_every_gradient_are_pytorchs_on_every_instruction_set() -> Result<()>
 
 #[test]
 fn loss_and_every_gradient_are_pytorchs_to_the_precision_of_bf16() -> Result<()> {
-    // 3e-2: x_t, v and dv are rounded too, before the gradients of the network begin (see network.rs, 2e-2).
+    // 3e-2, not the 2e-2 of network.rs: layer-norm parameters reach 2.1e-2 (post_norm) and 2.7e-2 (time_scale). No one
+    // step is to blame: PyTorch's own dv in the place of ours brings the second to 1.3e-2, but the first to 2.7e-2. f16,
+    // eight times finer, stays below 3.3e-3: it is the rounding of storage.
     check::<bf16>(3e-2)
 }
 

@@ -21,7 +21,7 @@ pub enum Map {
 impl Map {
     /// Lists one map of each kind that fits `n` rows.
     pub fn all(n: usize) -> Vec<Self> {
-        let groups = (n % 3 == 0).then_some(Self::Groups(3));
+        let groups = n.is_multiple_of(3).then_some(Self::Groups(3));
         [Self::Direct, Self::Nodes(5)].into_iter().chain(groups).collect()
     }
 
