@@ -20,7 +20,7 @@ pub enum Modulation<'a, X: FloatX> {
         /// Consecutive rows of the batch that share a table row.
         rows: usize,
     },
-    /// Row i takes Σⱼ weights[i, j] · table[j].
+    /// Row i takes `Σⱼ weights[i, j] · table[j]`.
     Interpolate {
         /// (r, columns), in f32 whatever the storage type: it is small, and its rounding would be seen by every row.
         table: &'a Tensor<f32>,

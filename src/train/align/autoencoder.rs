@@ -124,7 +124,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         Ok(passed)
     }
 
-    /// Returns the alignment losses of latents in batches, as [`Passed`] holds them: each batch under its own draws.
+    /// Returns the alignment losses of latents in batches, in order: each batch under its own draws.
     ///
     /// # Errors
     /// Latents that are no whole batches.
