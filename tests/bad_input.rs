@@ -127,27 +127,22 @@ fn a_bad_device_precision_or_number_is_refused() -> Outcome {
     let place = Place::new()?;
     let run = place.path("run");
     let toy = ["pretrain", "--run", &run, "--preset", "toy-gaussians"];
-    let with = |more: &[&'static str]| [&toy[..], more].concat();
     for device in ["cuda", "cuda:3"] {
         let parts = [format!("device `{device}` was asked for"), "--device cpu".to_owned()];
         let arguments = [&toy[..], &["--device", device]].concat();
         refused(&arguments, 4, &parts.each_ref().map(String::as_str))?;
     }
-    refused(&with(&["--device", "tpu"]), 2, &["device must be `auto`, `cpu` or `cuda[:n]`, but is `tpu`"])?;
-    refused(
-        &with(&["--dtype", "f64"]),
-        2,
-        &["unknown dtype `f64`: expected `f32`, `bf16` or `f16` in `dtype`"],
-    )?;
-    refused(&with(&["--steps", "0"]), 2, &["train.steps must be at least 1, but is 0"])?;
-    refused(&with(&["--modulation", "nodez"]), 2, &["modulation", "nodez"])?;
-    refused(&with(&["--set", "optim.lr=-1"]), 2, &["optim.lr must be greater than 0, but is -1"])?;
-    refused(
-        &with(&["--set", "train.micro_batches=3"]),
-        2,
-        &["train.micro_batches must divide train.batch = 256, but is 3"],
-    )?;
-    refused(&with(&["--threads", "100000000"]), 2, &["threads must be ", "but is 100000000"])?;
+    for (option, value, words) in [
+        ("--device", "tpu", "device must be `auto`, `cpu` or `cuda[:n]`, but is `tpu`"),
+        ("--dtype", "f64", "unknown dtype `f64`: expected `f32`, `bf16` or `f16` in `dtype`"),
+        ("--steps", "0", "train.steps must be at least 1, but is 0"),
+        ("--modulation", "nodez", "unknown modulation `nodez`, expected `auto`"),
+        ("--set", "optim.lr=-1", "optim.lr must be greater than 0, but is -1"),
+        ("--set", "train.micro_batches=3", "train.micro_batches must divide train.batch = 256, but is 3"),
+        ("--threads", "100000000", "threads must be from 0 to 4096, but is 100000000"),
+    ] {
+        refused(&[&toy[..], &[option, value]].concat(), 2, &[words])?;
+    }
     for threads in ["--threads=-1", "--threads=many", "--threads=1.5"] {
         let output = flowprior(&[&toy[..], &[threads]].concat())?;
         assert_eq!(output.status.code(), Some(2));

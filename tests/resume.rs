@@ -9,6 +9,7 @@ use std::io::Read;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use flowprior::rng::{Draw, Stream};
@@ -168,6 +169,22 @@ fn a_finished_run_that_is_resumed_changes_nothing() -> Outcome {
     assert_same(&before, &tensors(&run, 24)?, "resumed after its end");
     assert_eq!(log, fs::read(run.join("metrics.jsonl"))?);
     Ok(())
+}
+
+#[test]
+fn a_run_folder_is_free_as_soon_as_its_run_ends_even_while_other_processes_start() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        let starts = (0..300).try_for_each(|_| RunDir::start(dir.path(), &Resume::Auto).map(|_| ()));
+        over.store(true, Ordering::Relaxed);
+        Ok(starts?)
+    })
 }
 
 // ---- The program itself, in processes that are killed.

@@ -62,7 +62,7 @@ pub struct Start {
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl RunDir {
@@ -79,7 +79,7 @@ impl RunDir {
             )));
         }
         fs::create_dir_all(root).map_err(Error::io(root, "create folder"))?;
-        let run = Self { root: root.to_owned(), _lock: Some(lock(root)?) };
+        let run = Self { root: root.to_owned(), lock: Some(lock(root)?) };
         let start = match resume {
             Resume::Never => run.start_new()?,
             Resume::Auto => run.start_latest()?,
@@ -101,7 +101,7 @@ impl RunDir {
             let found = if root.exists() { "none" } else { "no such folder" };
             return Err(Error::data(root, CONFIG, "the configuration of a run", found));
         }
-        Ok(Self { root: root.to_owned(), _lock: None })
+        Ok(Self { root: root.to_owned(), lock: None })
     }
 
     /// Returns the folder itself.
@@ -188,6 +188,15 @@ impl RunDir {
                 path.display()
             ))),
             _ => Ok(Start { checkpoint, notes: Vec::new() }),
+        }
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Some(file) = &self.lock {
+            // Closing is not enough: a process that this one starts just now holds a copy of the file until it runs.
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
         }
     }
 }
