@@ -6,6 +6,7 @@
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod float;
 pub mod flow;
 pub mod metrics;
 pub mod nn;
@@ -18,4 +19,5 @@ pub mod train;
 
 pub use device::Device;
 pub use error::{Error, Result};
-pub use tensor::{DType, FloatX, Tensor, View, ViewMut};
+pub use float::{DType, FloatX};
+pub use tensor::{Tensor, View, ViewMut};

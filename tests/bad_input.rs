@@ -1,8 +1,4 @@
-//! Broken input at the command line: one line that names file, field, expected and found, and the right exit code.
-//!
-//! What is wrong inside data sets and checkpoints is in `tests/data` and `tests/checkpoint`; here is the program as a user
-//! meets it, and what it leaves behind.
-
+//! Broken input at the command line: one line that names file, field, expected and found, and an exit code.
 #[path = "support/run.rs"]
 mod run;
 
@@ -23,8 +19,8 @@ fn flowprior(arguments: &[&str]) -> Outcome<Output> {
 /// Runs the program, which must end with `code` and say one line that holds all of `parts`.
 fn refused(arguments: &[&str], code: i32, parts: &[&str]) -> Outcome<String> {
     let output = flowprior(arguments)?;
+    let what = format!("{arguments:?}\n{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     let words = String::from_utf8(output.stderr)?;
-    let what = format!("{arguments:?}\n{}\n{words}", output.status);
     assert_eq!(output.status.code(), Some(code), "{what}");
     assert!(words.starts_with("error: ") && words.trim_end().lines().count() == 1, "{what}");
     for part in parts {
@@ -491,12 +487,13 @@ fn a_full_disk_ends_the_run_with_three_and_the_last_good_checkpoint_continues_it
 
     let saved = Path::new(&saved);
     let latest = checkpoint::latest(&saved.join("checkpoints"))?;
-    assert!(latest.broken.is_empty(), "{:?}", latest.broken);
+    assert!(latest.broken.is_empty());
     let step = latest.loaded.ok_or("no checkpoint is left")?.manifest().step;
     assert!((2..24).contains(&step), "the disk was full after step {step}");
     assert_same(&tensors(Path::new(&whole), step)?, &tensors(saved, step)?, "the last good checkpoint");
-    let run = saved.display().to_string();
-    assert!(flowprior(&["pretrain", "--quiet", "--run", &run, "--resume", "auto"])?.status.success());
+    assert!(
+        flowprior(&["pretrain", "-q", "--run", &saved.display().to_string(), "--resume"])?.status.success()
+    );
     assert_same(&tensors(Path::new(&whole), 24)?, &tensors(saved, 24)?, "after the disk had room again");
     assert_eq!(records(Path::new(&whole))?, records(saved)?);
     Ok(())

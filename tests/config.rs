@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use flowprior::DType;
 use flowprior::Error;
 use flowprior::optim::schedule::ScheduleKind;
 use flowprior::optim::{OptimKind, Rounding};
-use flowprior::tensor::DType;
 use flowprior::train::config::{
     Activation, Builtin, Config, DataSource, Gradient, Modulation, Reduction, Sources, Stage, Target,
     TimeSampling, Toy, Weight,
@@ -379,7 +379,7 @@ fn differences_name_each_key_with_both_values() -> Outcome {
         load(&of(Stage::Pretrain, "toy-grid"), &["train.steps=9", "data.path=x", "optim.schedule.kind=wsd"]);
     assert!(b.is_err()); // 9 steps do not hold its warm-up
     let b = load(&of(Stage::Pretrain, "toy-grid"), &["train.steps=9", "data.path=x"])?;
-    let expected = ["data.toy: \"grid\" -> (none)", "train.steps: 6000 -> 9", "data.path: (none) -> \"x\""];
+    let expected = ["data.toy: \"grid\" -> (none)", "train.steps: 12000 -> 9", "data.path: (none) -> \"x\""];
     assert_eq!(a.differences(&b)?, expected);
     assert_eq!(a.differences(&a)?, Vec::<String>::new());
     Ok(())

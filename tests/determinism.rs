@@ -102,7 +102,12 @@ fn both_stages_have_the_same_bits_for_one_two_and_seven_shards() -> Outcome {
             // 24 steps of 64 rows: three epochs, whose ends lie inside batches.
             let source = format!("data.path='{}'", data.display());
             let config = kind.config(Some(&prior), &[&source, "data.standardise=true"])?;
-            let left = left_by(kind, &config, &dir.path().join(&name))?;
+            let mut left = left_by(kind, &config, &dir.path().join(&name))?;
+            if let Some(network) = left.get_mut("prior.safetensors") {
+                // Its header names the data, which lie in another folder; the weights behind it must be the same.
+                let header = u64::from_le_bytes(network[..8].try_into()?) as usize;
+                network.drain(..8 + header);
+            }
             match &first {
                 None => first = Some(left),
                 Some(one) => assert_same(one, &left, &format!("{kind:?}, {shards} shards")),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up; each may import those of lower rows.
 const LAYERS: [&[&str]; 8] = [
     &["error"],
-    &["device"],
+    &["device", "float"],
     &["tensor", "rng"],
     &["ops"],
     &["flow", "optim", "data", "metrics", "plot", "nn"],
@@ -21,9 +21,14 @@ const LAYERS: [&[&str]; 8] = [
 /// Files of `src/ops` that are shared by operations and are none themselves.
 const OPERATION_HELPERS: [&str; 3] = ["mod", "rows", "modulation"];
 
-/// The only files with `unsafe`: vector instructions, matrix kernels and the tiles they share, mapped files.
-const UNSAFE: [&str; 4] =
-    ["src/device/simd.rs", "src/ops/linear/kernel.rs", "src/ops/linear/shared.rs", "src/data/map.rs"];
+/// The only files with `unsafe`: vector instructions, huge pages, matrix kernels and the tiles they share, mapped files.
+const UNSAFE: [&str; 5] = [
+    "src/device/simd.rs",
+    "src/device/cpu.rs",
+    "src/ops/linear/kernel.rs",
+    "src/ops/linear/shared.rs",
+    "src/data/map.rs",
+];
 
 /// The only places that print.
 const PRINTING: [&str; 3] = ["src/cli/", "src/main.rs", "src/train/log.rs"];
@@ -229,7 +234,8 @@ fn module_of(name: &str) -> String {
     let module = match name {
         "Device" => "device",
         "Error" | "Result" => "error",
-        "DType" | "FloatX" | "Tensor" | "View" | "ViewMut" => "tensor",
+        "DType" | "FloatX" => "float",
+        "Tensor" | "View" | "ViewMut" => "tensor",
         module => module,
     };
     module.into()

@@ -12,13 +12,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use flowprior::rng::{Draw, Stream};
-use flowprior::tensor::{DType, FloatX};
 use flowprior::train::align::{AutoencoderTask, LatentTask};
 use flowprior::train::pretrain::Pretrain;
 use flowprior::train::prior::Prior;
 use flowprior::train::run::train;
 use flowprior::train::signal::StopFlag;
 use flowprior::train::{Config, Resume, RunDir, checkpoint, setup};
+use flowprior::{DType, FloatX};
 use flowprior::{Error, Result};
 use half::{bf16, f16};
 use run::{Hooked, KINDS, Kind, Outcome, assert_same, files, options, random_prior, records, tensors};

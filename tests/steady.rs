@@ -9,7 +9,6 @@ use std::sync::{Mutex, PoisonError};
 
 use flowprior::Result;
 use flowprior::device::{Cpu, Device};
-use flowprior::tensor::{DType, FloatX};
 use flowprior::train::align::{AutoencoderTask, LatentTask};
 use flowprior::train::engine::Engine;
 use flowprior::train::pretrain::Pretrain;
@@ -17,6 +16,7 @@ use flowprior::train::prior::Prior;
 use flowprior::train::run::{Trainee, train};
 use flowprior::train::signal::StopFlag;
 use flowprior::train::{Config, Resume, RunDir, setup};
+use flowprior::{DType, FloatX};
 use half::f16;
 use run::{Hooked, KINDS, Kind, Outcome, options, random_prior};
 

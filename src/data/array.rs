@@ -12,7 +12,7 @@ use half::{bf16, f16};
 
 use crate::data::map::Map;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, FloatX};
+use crate::float::{DType, FloatX};
 
 /// Names the number type of stored elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::data::map::Map;
 use crate::data::projection::Projection;
 use crate::data::stats::{Moments, Stats};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, FloatX};
+use crate::float::{DType, FloatX};
 
 /// Values that are read at a time, about, where a pass over everything is made.
 const BLOCK: usize = 1 << 18;

@@ -16,7 +16,7 @@ use crate::data::projection::{Kind, Projection};
 use crate::data::stats::Moments;
 use crate::data::writer::{DatasetWriter, Labels, NonFinite, Spec};
 use crate::error::{Error, Result};
-use crate::tensor::DType;
+use crate::float::DType;
 
 /// Values that are read at a time, about.
 const BLOCK: usize = 1 << 20;

@@ -17,7 +17,7 @@ use crate::data::map::Map;
 use crate::data::projection::Kind;
 use crate::data::stats::Stats;
 use crate::error::{Error, Result};
-use crate::tensor::DType;
+use crate::float::DType;
 
 /// The name of the manifest in a data set folder.
 pub const FILE: &str = "dataset.json";

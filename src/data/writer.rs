@@ -14,7 +14,7 @@ use crate::data::manifest::{Classes, FILE, Manifest, ShardInfo, checksum};
 use crate::data::projection::Projection;
 use crate::data::stats::Moments;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, FloatX};
+use crate::float::{DType, FloatX};
 
 /// The size of a shard's features unless told otherwise: large to read, small to hold in memory while writing.
 pub const SHARD_BYTES: usize = 64 << 20;

@@ -15,10 +15,11 @@ use rayon::prelude::*;
 
 use crate::device::{Device, Isa};
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::flow::objective::Velocity;
 use crate::nn::mlp::Keep;
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Widest data whose noise is a lattice; in more dimensions lattices of this kind are no better than chance.
 const LATTICE: usize = 6;

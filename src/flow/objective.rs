@@ -10,13 +10,14 @@
 //! the target distribution, up to a constant; with the uniform weight it is not, and is no bound either.
 
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::nn::mlp::{Keep, Mlp};
 use crate::nn::modulation_path::{Form, NodeTables};
 use crate::nn::params::{Grads, Params};
 use crate::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
 use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// How times are drawn, apart from sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::nn::linear::Linear;
 use crate::nn::params::{Grads, Init, Layout, Params};
 use crate::ops::grad_norm::grad_norm;
 use crate::ops::linear::{Activation, linear_backward_weight};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Sizes of an autoencoder.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,9 +1,10 @@
 //! A linear layer with named weight and bias: `y = act(x·Wᵀ + b)`.
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
 use crate::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
-use crate::tensor::{FloatX, Tensor, View};
+use crate::tensor::{Tensor, View};
 
 /// Weight (out, in) and bias (out).
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::nn::linear::Linear;
 use crate::nn::modulation_path::{EMBEDDING, Form, ModulationPath, Modulations, NodeTables, TableGrads};
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
@@ -21,7 +22,7 @@ use crate::ops::gated_residual::{gated_residual_backward, gated_residual_forward
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads, RowStats, layer_norm_backward, layer_norm_forward};
 use crate::ops::linear::Activation;
 use crate::ops::modulation::Modulation;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Sizes and variants of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

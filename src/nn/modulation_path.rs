@@ -18,13 +18,14 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::nn::linear::Linear;
 use crate::nn::params::{Grads, Params};
 use crate::ops::chebyshev::{chebyshev_coefficients, chebyshev_nodes, chebyshev_weights};
 use crate::ops::linear::{Activation, linear_backward_input_add};
 use crate::ops::modulation::{Modulation, ModulationGrad};
 use crate::ops::timestep_embedding::timestep_embedding;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Width of the sinusoidal embedding (FEATURES 1.7).
 pub const EMBEDDING: usize = 256;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Shape, Tensor, View, ViewMut};
+use crate::tensor::{Shape, Tensor, View, ViewMut};
 
 /// Elements that offsets are a multiple of: a cache line of the narrowest storage type.
 const ALIGN: usize = 32;

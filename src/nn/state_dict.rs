@@ -14,10 +14,10 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::nn::mlp::{Mlp, MlpConfig};
 use crate::nn::modulation_path::EMBEDDING;
 use crate::nn::params::{Layout, Params};
-use crate::tensor::FloatX;
 
 /// Prefixes that are stripped, again and again until none is left.
 const PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "flow_loss.", "diffloss.", "net."];

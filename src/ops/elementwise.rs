@@ -7,8 +7,9 @@ use rayon::prelude::*;
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::ops::rows_per_block;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// `x: (..)` in storage X → the same in storage Y.
 pub fn cast<X: FloatX, Y: FloatX>(x: &Tensor<X>) -> Result<Tensor<Y>> {

@@ -14,10 +14,11 @@ use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Device};
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::ops::flow_path::{Rows, target_velocity};
 use crate::ops::rows_per_block;
 use crate::rng::{Draw, NORMAL_TILE};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// The weight w(t) of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,9 +11,10 @@ use rayon::prelude::*;
 
 use crate::device::{Cpu, Device};
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::ops::rows_per_block;
 use crate::rng::{Draw, MAX_REPLICAS};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Returns x_t.
 #[inline(always)]

@@ -7,9 +7,10 @@ use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Device};
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::ops::modulation::{GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad};
 use crate::ops::{rows_per_block, rows_per_partial};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// `u, h: (N, C)`, gate in columns `offset .. offset + C` of the table → `y: (N, C)`.
 pub fn gated_residual_forward<X: FloatX>(

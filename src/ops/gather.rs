@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::ops::rows_per_block;
-use crate::tensor::{FloatX, Tensor, ViewMut};
+use crate::tensor::{Tensor, ViewMut};
 
 /// An affine map applied while gathering.
 #[derive(Clone, Copy, Debug, PartialEq)]

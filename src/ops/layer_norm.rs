@@ -13,9 +13,10 @@ use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Device};
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::ops::modulation::{GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad};
 use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, widen};
-use crate::tensor::{FloatX, Tensor, View, ViewMut};
+use crate::tensor::{Tensor, View, ViewMut};
 
 /// Added to the variance (FEATURES 1.7).
 const EPS: f32 = 1e-6;

@@ -6,8 +6,9 @@
 
 use crate::device::{Arch, Device};
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::ops::{narrow, widen};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// A table and its row map. Gradients are fresh: each operation writes the columns it read.
 #[derive(Clone, Copy, Debug)]

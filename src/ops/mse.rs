@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::ops::rows_per_block;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Residuals held on the stack at a time.
 const TILE: usize = 1024;

@@ -17,8 +17,9 @@ use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Device};
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::rng::Draw;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Elements that one block covers: its seven streams fit L2.
 const BLOCK: usize = 1 << 14;

@@ -1,7 +1,7 @@
 //! Fixed splits of rows into blocks, and casts between storage and f32 rows.
 
 use crate::device::Arch;
-use crate::tensor::FloatX;
+use crate::float::FloatX;
 
 /// Elements that one block of a streaming operation covers: big enough to be worth a thread, small enough for L2.
 const BLOCK: usize = 16 * 1024;

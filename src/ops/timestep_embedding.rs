@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::tensor::{FloatX, Tensor};
+use crate::float::FloatX;
+use crate::tensor::Tensor;
 
 /// Longest wavelength of the embedding, in units of t / 2π.
 const MAX_PERIOD: f64 = 10_000.0;

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::nn::params::{Grads, Params};
 use crate::ops::elementwise::cast;
 use crate::ops::optimizer::{Rounding, Rule, State, Step, optimizer_step};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// The constants of an optimizer.
 #[derive(Clone, Debug)]

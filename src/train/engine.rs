@@ -4,6 +4,7 @@
 //! that decides the next step is in [`Engine`] and in the step number, so saving it is enough to continue bit for bit.
 
 use crate::error::{Error, Result};
+use crate::float::{DType, FloatX};
 use crate::nn::params::{Grads, Params};
 use crate::ops::grad_norm::{clip_factor, grad_norm};
 use crate::ops::optimizer::Rounding;
@@ -11,7 +12,7 @@ use crate::optim::scaler::{Scaler, ScalerConfig};
 use crate::optim::schedule::Schedule;
 use crate::optim::{self, Optimizer, OptimizerConfig};
 use crate::rng::{Draw, Stream};
-use crate::tensor::{DType, FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::config::Config;
 use crate::train::skips::Skips;
 

@@ -9,9 +9,9 @@ use half::{bf16, f16};
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::float::{DType, FloatX};
 use crate::flow::{Estimate, Weight};
 use crate::metrics;
-use crate::tensor::{DType, FloatX};
 use crate::train::config::{Stage, Target, TimeSampling};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::Prior;

@@ -11,7 +11,8 @@ use crate::data::stats::{Moments, Stats};
 use crate::data::{builtin, toy};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{FloatX, Tensor};
+use crate::float::FloatX;
+use crate::tensor::Tensor;
 use crate::train::config::{Builtin, Config, DataSource};
 
 /// Subtracts a mean from each column and divides by its standard deviation; kept in checkpoints, so that samples come

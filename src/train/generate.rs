@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::device::{CpuOptions, Device};
 use crate::error::Result;
+use crate::float::{DType, FloatX};
 use crate::plot::{Group, ImageGrid, Layout, image_grid, scatter_2d};
-use crate::tensor::{DType, FloatX};
 use crate::train::config::{Stage, Target};
 use crate::train::export::{check_ending, write_rows};
 use crate::train::features::Standardise;

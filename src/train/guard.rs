@@ -4,8 +4,8 @@
 //! tables' range (f32 rounding) the next larger number of nodes takes over, and past 64 the direct form; the run says so.
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::nn::{Form, Mlp, Params};
-use crate::tensor::FloatX;
 
 /// Largest error that hides in f32 rounding (PERFORMANCE section 5).
 const TOLERANCE: f64 = 1e-7;

@@ -7,10 +7,11 @@ use serde::de::DeserializeOwned;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::flow::objective::Velocity;
 use crate::nn::{Form, Mlp, NodeTables, Params, StateDict, TimeConvention};
 use crate::ops::elementwise::cast;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::atomic::write_atomically;
 use crate::train::config::{DataConfig, Stage};
 use crate::train::features::Standardise;

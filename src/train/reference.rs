@@ -86,7 +86,8 @@ impl Reference {
     }
 
     fn log_rk_of(&self, points: &[f32], k: usize) -> Result<f64> {
-        if points.iter().any(|x| !x.is_finite()) {
+        // Data with non-finite rows train (their steps are skipped), but have no distances.
+        if points.iter().chain(&self.rows).any(|x| !x.is_finite()) {
             return Ok(f64::NAN);
         }
         let distances = metrics::kth_distances(points, &self.rows, self.width, k)?;

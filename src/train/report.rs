@@ -17,13 +17,13 @@ use half::{bf16, f16};
 
 use crate::data::source::Source;
 use crate::error::{Error, Result};
+use crate::float::{DType, FloatX};
 use crate::flow::{Estimate, Weight};
 use crate::metrics::spearman;
 use crate::plot::{
     Curves, Group, ImageGrid, Join, Layout, Relation, Scale, Series, ToyPanels, ValueAxis, curves,
     image_grid, scatter_2d, scatter_xy, toy_panels,
 };
-use crate::tensor::{DType, FloatX};
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::config::{Stage, Target};
 use crate::train::engine::Engine;

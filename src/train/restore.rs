@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::FloatX;
+use crate::float::FloatX;
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Stage};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::tensor::FloatX;
+use crate::float::FloatX;
 use crate::train::checkpoint::{self, Loaded, Manifest};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Report, Task};

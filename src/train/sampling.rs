@@ -5,12 +5,13 @@
 
 use crate::device::Isa;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::flow::sampler::{Method, sample};
 use crate::nn::mlp::Keep;
 use crate::nn::{Form, Mlp, Params};
 use crate::ops::elementwise::cast;
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 
 /// Rows that go through the network together: large enough to fill the products, small enough for the cache.
 const CHUNK: usize = 1024;

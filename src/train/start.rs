@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+use crate::float::{DType, FloatX};
 use crate::ops::elementwise::cast;
-use crate::tensor::{DType, FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::Loaded;
 use crate::train::config::{Config, Target};

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::nn::params::Layout;
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::checkpoint::{Group, Loaded, TensorRef};
 use crate::train::engine::Engine;
 

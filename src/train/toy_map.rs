@@ -1,11 +1,11 @@
 //! The plane of a two-dimensional toy as a grid of points: where data are likely, and where the alignment loss is low.
 
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::flow::objective::Velocity;
 use crate::flow::{Estimate, Landscape};
 use crate::metrics::spearman;
 use crate::plot::{heat_grid, padded_extent};
-use crate::tensor::FloatX;
 use crate::train::reference::Reference;
 
 /// Nodes per side: the reference's figures.

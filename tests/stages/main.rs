@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flowprior::FloatX;
 use flowprior::Result;
 use flowprior::device::Device;
 use flowprior::nn::{Form, Grads};
-use flowprior::tensor::FloatX;
 use flowprior::train::align::{AutoencoderTask, LATENTS};
 use flowprior::train::engine::{Engine, Task};
 use flowprior::train::pretrain::Pretrain;

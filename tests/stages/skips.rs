@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flowprior::FloatX;
 use flowprior::Result;
-use flowprior::tensor::FloatX;
 use flowprior::train::align::AutoencoderTask;
 use flowprior::train::engine::Report;
 use flowprior::train::pretrain::Pretrain;

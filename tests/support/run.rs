@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flowprior::FloatX;
 use flowprior::data::writer::{DatasetWriter, NonFinite, Spec};
 use flowprior::device::Isa;
 use flowprior::nn::{Grads, Mlp, MlpConfig, Params};
 use flowprior::rng::{Draw, Stream};
-use flowprior::tensor::FloatX;
 use flowprior::train::config::Target;
 use flowprior::train::engine::{Engine, Losses, Task};
 use flowprior::train::log::{Console, WALL_CLOCK};

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu};
+use crate::float::FloatX;
 use crate::ops::linear::activation::Activation;
-use crate::tensor::FloatX;
 
 /// What becomes of the sums of a row.
 pub(super) trait Finish: Sync {

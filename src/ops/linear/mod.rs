@@ -23,10 +23,11 @@ use std::marker::PhantomData;
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::ops::linear::finish::{Forward, Through, column_sums};
 use crate::ops::linear::pack::{columns_of, rows_of};
 use crate::ops::linear::product::{by_depth, by_rows};
-use crate::tensor::{FloatX, Shape, Tensor, View, ViewMut};
+use crate::tensor::{Shape, Tensor, View, ViewMut};
 
 /// Computes z = x·wᵀ + b (+ add) and y = act(z).
 ///

@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::device::Isa;
+use crate::float::{DType, FloatX};
 use crate::ops::linear::kernel::{CHUNK, COLS, Format, LANES, Panel, ROWS, transpose};
-use crate::tensor::{DType, FloatX};
 
 /// An operand where it lies: element (across, depth) is `data[across·stride + depth]` if `along_depth`, else
 /// `data[depth·stride + across]`.

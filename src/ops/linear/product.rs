@@ -13,11 +13,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::device::{Arch, Cpu, Isa};
+use crate::float::{DType, FloatX};
 use crate::ops::linear::finish::{Add, Finish};
 use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
-use crate::tensor::{DType, FloatX};
 
 /// Depth of a block in units. 256 × 48 × 4 bytes of B are 48 KiB, read 16 times from the first two cache levels, and
 /// 128 rows of A are 128 KiB of the second; longer blocks were not faster, shorter ones pay for loading the sums.

@@ -62,9 +62,9 @@ fn slope(a: Activation, z: f64) -> f64 {
 /// Storage type's half unit in the last place, with some room; f32 has to hold the error of the sums too.
 fn tolerance<X: FloatX>() -> f64 {
     match X::DTYPE {
-        crate::tensor::DType::F32 => 1e-5,
-        crate::tensor::DType::Bf16 => 5e-3,
-        crate::tensor::DType::F16 => 6e-4,
+        crate::float::DType::F32 => 1e-5,
+        crate::float::DType::Bf16 => 5e-3,
+        crate::float::DType::F16 => 6e-4,
     }
 }
 

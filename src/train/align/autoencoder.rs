@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::flow::objective::total;
 use crate::nn::autoencoder::ChainSaved;
 use crate::nn::{Autoencoder, AutoencoderConfig, Grads, Params};
@@ -13,7 +14,7 @@ use crate::ops::mse::mse;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, std_penalty,
 };
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::align::Alignment;
 use crate::train::config::{self, AlignConfig, Config, Stage};
 use crate::train::engine::{Engine, Losses, Task};

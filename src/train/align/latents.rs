@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::float::FloatX;
 use crate::nn::{Grads, Init, Layout, Params};
 use crate::ops::normalize::std_penalty;
 use crate::rng::{Draw, Stream};
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::align::{Alignment, LATENTS};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Losses, Task};

@@ -16,12 +16,13 @@ pub use autoencoder::AutoencoderTask;
 pub use latents::LatentTask;
 
 use crate::error::{Error, Result};
+use crate::float::FloatX;
 use crate::flow::{Batch, Draws, LatentGradient, Objective, Want};
 use crate::nn::Form;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
 };
-use crate::tensor::{FloatX, Tensor};
+use crate::tensor::Tensor;
 use crate::train::config::{Config, Gradient, Target};
 use crate::train::guard::Guard;
 use crate::train::prior::Prior;

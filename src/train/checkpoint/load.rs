@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::save::SEAL;
 use super::{FORMAT, FileEntry, LoadedTensor, MANIFEST, Manifest, TIME_CONVENTION, dtype_of, file_name};
 use crate::error::{Error, Result};
-use crate::tensor::FloatX;
+use crate::float::FloatX;
 use crate::train::config::{Config, Stage};
 
 /// A checkpoint in memory, valid as a whole.

@@ -31,8 +31,8 @@ use serde_json::Value;
 
 use super::config::Stage;
 use super::skips::Skips;
+use crate::float::{DType, FloatX};
 use crate::optim::scaler::Scaler;
-use crate::tensor::{DType, FloatX};
 
 /// The version of the format that this program writes, and the only one it reads.
 pub const FORMAT: u32 = 1;

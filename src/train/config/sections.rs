@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::align::AlignConfig;
 use crate::error::{Error, Result};
+use crate::float::DType;
 use crate::optim::scaler::ScalerConfig;
 use crate::optim::schedule::Schedule;
 use crate::optim::{OptimKind, Rounding};
-use crate::tensor::DType;
 
 /// The two stages of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -446,7 +446,7 @@ mod dtype {
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use crate::tensor::DType;
+    use crate::float::DType;
 
     pub fn serialize<S: Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(dtype.name())

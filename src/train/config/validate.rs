@@ -5,10 +5,10 @@ use std::fmt::Display;
 use super::align::{AlignConfig, Gradient, Target};
 use super::sections::{Config, DataConfig, FlowConfig, ModelConfig, Modulation, OptimConfig, Stage, Weight};
 use crate::error::{Error, Result};
+use crate::float::DType;
 use crate::optim::schedule::ScheduleKind;
 use crate::optim::{OptimKind, Rounding};
 use crate::rng::MAX_REPLICAS;
-use crate::tensor::DType;
 
 /// Chebyshev nodes that make sense: below 2 there is nothing to interpolate, above 64 `direct` is cheaper.
 const NODES: std::ops::RangeInclusive<usize> = 2..=64;
