@@ -13,9 +13,10 @@ use flowprior::train::signal::StopFlag;
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Folder of the runs and figures; an interrupted demo goes on in it
-    #[arg(long, value_name = "DIR", default_value = "flowprior-demo")]
-    out: PathBuf,
+    /// Folder of the runs and figures; an interrupted demo goes on in it [default: flowprior-demo, or
+    /// flowprior-demo-quick]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Train for a moment only: seconds instead of minutes, and no figure to be proud of
     #[arg(long)]
     quick: bool,
@@ -26,7 +27,9 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let begun = Instant::now();
     // Without a terminal, a line for each part is enough.
     let console = if std::io::stderr().is_terminal() { Console::Auto } else { Console::Quiet };
-    let demo = Demo { out: args.out, quick: args.quick, console, stop: StopFlag::listen()? };
+    let name = if args.quick { "flowprior-demo-quick" } else { "flowprior-demo" };
+    let out = args.out.unwrap_or_else(|| PathBuf::from(name));
+    let demo = Demo { out, quick: args.quick, console, stop: StopFlag::listen()? };
     let summary = demo::run(&demo, |line| eprintln!("{line}"))?;
     println!();
     summary.iter().for_each(|line| println!("{line}"));

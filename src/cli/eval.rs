@@ -22,6 +22,9 @@ pub struct EvalArgs {
     /// Draws of noise and time for each of the 2,500 points of a loss landscape
     #[arg(long, default_value_t = Options::default().draws, value_name = "K")]
     draws: usize,
+    /// Largest t of the landscape with weight t/(1-t): beyond it the weight multiplies the network's own error
+    #[arg(long, default_value_t = Options::default().truncation, value_name = "T")]
+    truncation: f64,
     /// Samples of a prior
     #[arg(long, default_value_t = Options::default().samples, value_name = "N")]
     samples: usize,
@@ -35,7 +38,7 @@ const KEYS: [(&str, &str); 23] = [
     ("step", "finished steps"),
     ("seed", "the seed of all draws"),
     ("loss", "what the run minimises (alignment in stage 2): averaged weights, fresh data and draws"),
-    ("loss_stderr", "its standard error, below 0.3 % of it"),
+    ("loss_stderr", "its standard error, below 0.3 % of it but for extreme variance"),
     ("loss_weights", "prior: the same with the weights of the last step"),
     ("loss_floor", "prior of a toy that is a mixture: the smallest loss that any network can reach"),
     ("reconstruction", "autoencoder: mean squared error of fresh data"),
@@ -46,7 +49,7 @@ const KEYS: [(&str, &str); 23] = [
         "spearman_uniform",
         "prior of a toy: Spearman's correlation of the alignment loss with the true -ln p, 50 x 50 grid",
     ),
-    ("spearman_likelihood", "the same for the weight t/(1-t), truncated at t = 0.98"),
+    ("spearman_likelihood", "the same for the weight t/(1-t), t up to --truncation"),
     ("log_rk", "mean log of the distance of a point to its fifth nearest data row, exact"),
     ("log_rk_data", "the same of data among themselves"),
     ("sliced_w2", "sliced Wasserstein-2 distance of points and data"),
@@ -70,13 +73,22 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if args.draws < 2 || args.samples == 0 {
         return Err(Error::Usage("eval: --draws needs at least 2, --samples at least 1".into()));
     }
-    let options = Options { seed: args.seed, draws: args.draws, samples: args.samples };
+    if !(args.truncation > 0.0 && args.truncation < 1.0) {
+        return Err(Error::Usage(format!("eval: --truncation needs 0 to 1, found {}", args.truncation)));
+    }
+    let EvalArgs { seed, draws, truncation, samples, .. } = args;
+    let options = Options { seed, draws, truncation, samples, ..Default::default() };
     let found = evaluate(&args.run, &options)?;
     match args.json {
-        true => println!("{}", to_json(&found)?),
+        true => println!("{}", in_order(&found)?),
         false => print_text(&found)?,
     }
     Ok(())
+}
+
+/// The object with its keys in the order above.
+fn in_order(found: &Evaluation) -> Result<String> {
+    serde_json::to_string(found).map_err(|e| Error::data("eval", "json", "values that JSON can hold", e))
 }
 
 fn to_json(found: &Evaluation) -> Result<serde_json::Value> {

@@ -19,7 +19,7 @@ use crate::train::reference::{Reference, mean, standard_error};
 use crate::train::restore::Restored;
 use crate::train::sampling::{Sampling, points, sample_rows};
 use crate::train::setup;
-use crate::train::toy_map::ToyMap;
+use crate::train::toy_map::{TRUNCATION, ToyMap};
 
 /// What an evaluation draws.
 #[derive(Clone, Copy, Debug)]
@@ -28,14 +28,18 @@ pub struct Options {
     pub seed: u64,
     /// Draws of (t, noise) of the landscapes, common to all points of the grid.
     pub draws: usize,
+    /// Largest t of the likelihood's landscape.
+    pub truncation: f64,
     /// Samples of a prior.
     pub samples: usize,
+    /// Batches (stage 2: draws for all latents) of a loss, at most; fewer where they are precise enough.
+    pub most: u64,
 }
 
 impl Default for Options {
-    /// 256 draws: more do not raise the correlation of a trained prior's landscape any further.
+    /// 128 draws: more do not raise the correlation of a trained prior's landscape any further.
     fn default() -> Self {
-        Self { seed: 0, draws: 256, samples: 4096 }
+        Self { seed: 0, draws: 128, truncation: TRUNCATION, samples: 4096, most: 1024 }
     }
 }
 
@@ -68,7 +72,7 @@ pub struct Evaluation {
     pub seed: u64,
     /// The loss that the run minimises, alignment for stage 2: averaged (EMA) weights, fresh data and draws.
     pub loss: f64,
-    /// Its standard error, below 0.3 % of it but for extreme variance.
+    /// Its standard error: below 0.3 % of it, unless that takes more than [`Options::most`] batches.
     pub loss_stderr: f64,
     /// The same with the weights of the last step (`prior`).
     pub loss_weights: Option<f64>,
@@ -138,7 +142,7 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     found.target = "prior";
     let (mut task, engine) = run.pretrain::<X>(&run.device()?)?;
     let averaged = engine.optimizer.averaged()?;
-    let losses = precise(|batches| task.fresh_losses(&averaged, options.seed, batches))?;
+    let losses = precise(options.most, |batches| task.fresh_losses(&averaged, options.seed, batches))?;
     let batches = 0..losses.len() as u64;
     let last = task.fresh_losses(&engine.optimizer.params, options.seed, batches)?;
     found.set_loss(&losses);
@@ -153,7 +157,7 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let frozen = Prior::freeze(task.net.clone(), averaged, None, run.loaded.path().to_owned())?;
     let velocity = frozen.velocity(frozen.net.default_form());
     let correlation = |estimate| {
-        let landscape = map.landscape(velocity, estimate, options.draws, options.seed)?;
+        let landscape = map.landscape(velocity, estimate, options.draws, options.truncation, options.seed)?;
         Ok::<_, crate::Error>(Some(map.spearman(&landscape)))
     };
     found.spearman_uniform = correlation(Estimate::UniformLoss)?;
@@ -179,7 +183,7 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
     found.target = "latents";
     let (task, engine) = run.latents::<X>(&run.device()?)?;
     let y = task.latents(&engine.optimizer.params)?;
-    found.set_loss(&precise(|draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
+    found.set_loss(&precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
     task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(y.host()?, reference))
 }
 
@@ -189,7 +193,7 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     let averaged = engine.optimizer.averaged()?;
     let passed = task.fresh(&averaged, options.seed, BATCHES)?;
     found.reconstruction = Some(mean(&passed.reconstruction));
-    found.set_loss(&precise(|rounds| {
+    found.set_loss(&precise(options.most, |rounds| {
         let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
         task.alignment_losses(&passed.latents, options.seed, rounds)
     })?);
@@ -199,14 +203,14 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
 
 /// Batches that pass through an autoencoder; a power of two, as the numbers of draws are.
 const BATCHES: u64 = 8;
-/// The first batches (or draws) of a loss, and the most of them.
-const DRAWS: (u64, u64) = (16, 4096);
+/// The first batches (or draws) of a loss.
+const FIRST: u64 = 16;
 /// The standard error that is aimed at, as a share of the mean.
 const PRECISION: f64 = 0.0025;
 
 /// Doubles the number of draws until the standard error is small enough.
-fn precise(losses: impl Fn(Range<u64>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
-    let (mut count, most) = DRAWS;
+fn precise(most: u64, losses: impl Fn(Range<u64>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    let mut count = FIRST;
     let mut all = losses(0..count)?;
     while count < most && standard_error(&all) > PRECISION * mean(&all).abs() {
         all.extend(losses(count..2 * count)?);

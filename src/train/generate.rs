@@ -12,12 +12,11 @@ use crate::plot::{Group, ImageGrid, Layout, image_grid, scatter_2d};
 use crate::train::config::{Stage, Target};
 use crate::train::export::{check_ending, write_rows};
 use crate::train::features::Standardise;
-use crate::train::prior::Prior;
+use crate::train::prior::{Prior, open_prior};
 use crate::train::reference::{Reference, mean};
 use crate::train::report::image_shape;
 use crate::train::restore::Restored;
 use crate::train::sampling::{Sampling, points, sample_rows};
-use crate::train::start::open_prior;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]

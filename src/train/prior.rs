@@ -13,9 +13,14 @@ use crate::nn::{Form, Mlp, NodeTables, Params, StateDict, TimeConvention};
 use crate::ops::elementwise::cast;
 use crate::tensor::Tensor;
 use crate::train::atomic::write_atomically;
-use crate::train::config::DataConfig;
+use crate::train::config::{DataConfig, Stage};
 use crate::train::features::Standardise;
 use crate::train::guard::Guard;
+use crate::train::run::recalled;
+use crate::train::{checkpoint, state};
+
+/// The averaged network that a finished (or stopped) `pretrain` leaves in its run folder.
+pub const NETWORK: &str = "prior.safetensors";
 
 /// A frozen prior: no gradients of it exist.
 #[derive(Debug)]
@@ -91,6 +96,40 @@ impl<X: FloatX> Prior<X> {
         let tables = self.tables.as_ref().filter(|_| matches!(form, Form::Nodes(_)));
         Velocity { net: &self.net, params: &self.params, tables }
     }
+}
+
+/// Opens a trained prior: a run folder, one checkpoint of it, or a safetensors file that names its time convention.
+///
+/// # Errors
+/// A path that is none of these; a checkpoint of stage 2; a damaged file.
+pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Result<Prior<X>> {
+    if path.is_file() {
+        return Prior::read(device, path, None);
+    }
+    let latest = checkpoint::find(path)?;
+    let Some(from) = latest.loaded else {
+        return Err(Error::data(path, "checkpoints", "a checkpoint of `pretrain`", "none"));
+    };
+    from.expect_stage(Stage::Pretrain)?;
+    let config = serde_json::from_value(from.manifest().architecture["velocity"].clone());
+    let net = Mlp::new(
+        config.map_err(|e| Error::data(from.path(), "architecture.velocity", "sizes of the network", e))?,
+    )?;
+    let mut flat = Tensor::<f32>::zeros(device, [net.layout().len()]);
+    let average = state::ema_group(0);
+    if use_ema && from.has(&average) {
+        state::read(&mut flat, &average, net.layout(), &from)?;
+    } else if from.has(state::MASTER) {
+        state::read(&mut flat, state::MASTER, net.layout(), &from)?;
+    } else {
+        let mut stored = Tensor::<X>::zeros(device, [net.layout().len()]);
+        state::read(&mut stored, state::MODEL, net.layout(), &from)?;
+        flat = cast(&stored)?;
+    }
+    let params = Params::from_tensor(net.layout().clone(), cast(&flat)?)?;
+    let standardise = recalled(&from.manifest().data, "standardise")?;
+    let data = Some(from.config()?.data);
+    Ok(Prior { data, ..Prior::freeze(net, params, standardise, from.path().to_owned())? })
 }
 
 /// Reads a field of a file's metadata, which is JSON; `None` where it is not there.

@@ -31,8 +31,7 @@ use crate::train::evaluate::EXTENT_ROWS;
 use crate::train::records::{Records, Track};
 use crate::train::restore::Restored;
 use crate::train::sampling::{Sampling, points, sample_rows};
-use crate::train::setup;
-use crate::train::toy_map::{SIDE, ToyMap};
+use crate::train::toy_map::{SIDE, TRUNCATION, ToyMap};
 
 /// Width of the moving average over noisy curves: the reference's.
 const SMOOTH: usize = 17;
@@ -85,6 +84,17 @@ impl Page<'_> {
         }
     }
 
+    /// Names the run's data as a title does.
+    fn source(&self) -> String {
+        let data = &self.run.config.data;
+        match (&data.path, data.toy, data.builtin) {
+            (Some(path), _, _) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            (_, Some(toy), _) => toy.name().to_owned(),
+            (_, _, Some(builtin)) => builtin.name().to_owned(),
+            _ => "data".to_owned(),
+        }
+    }
+
     /// Names a figure of this run.
     fn path(&mut self, name: &str) -> PathBuf {
         let path = self.folder.join(name);
@@ -106,7 +116,7 @@ impl Page<'_> {
         let Some(reference) = task.reference()? else { return Ok(()) };
         let data = first_points(reference.rows(), CLOUD);
         let groups = [Group { label: "data", points: &data }, Group { label: "samples", points: &samples }];
-        let title = format!("Prior of {}", setup::source_name(&self.run.config));
+        let title = format!("Prior of {}", self.source());
         scatter_2d(self.path("samples.png"), &title, &groups, Layout::SideBySide)
     }
 
@@ -122,11 +132,11 @@ impl Page<'_> {
             vec![series("batches", &train, SMOOTH), series("fresh data, averaged weights", &fresh, 0)];
         left.extend(floor.as_ref().map(|floor| series("smallest possible", floor, 0)));
         let right = [series("log r_k of samples", &log_rk, 0)];
-        let title = format!("Flow matching on {}", setup::source_name(&self.run.config));
+        let title = format!("Flow matching on {}", self.source());
         let figure = Curves {
             title: &title,
             x_label: "step",
-            x_scale: Scale::Log,
+            x_scale: Scale::Linear,
             left: ValueAxis { label: "flow-matching loss", scale: Scale::Linear, series: &left },
             right: ValueAxis {
                 label: "mean log r_k of samples to data",
@@ -149,13 +159,13 @@ impl Page<'_> {
             false => (Estimate::UniformLoss, "uniform weight"),
         };
         let velocity = alignment.prior.velocity(alignment.objective.form);
-        let loss = map.landscape(velocity, estimate, DRAWS, self.run.config.seed)?;
+        let loss = map.landscape(velocity, estimate, DRAWS, TRUNCATION, self.run.config.seed)?;
         let curve = self.records.track("train", "loss").from_one();
         let nll = self.records.track("eval", "nll").from_one();
         let title = format!(
             "{} latents aligned to the prior of {}, {name}; Spearman's correlation of the maps (a) and (b): {:.3}",
             latents.len(),
-            setup::source_name(&self.run.config),
+            self.source(),
             map.spearman(&loss)
         );
         let narrow = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<_>>();
@@ -269,7 +279,7 @@ impl Page<'_> {
         let (low, high) =
             passed.data.iter().fold((f32::MAX, f32::MIN), |(lo, hi), x| (lo.min(*x), hi.max(*x)));
         let figure = ImageGrid {
-            title: &format!("Autoencoder of {}, aligned to its prior", setup::source_name(&self.run.config)),
+            title: &format!("Autoencoder of {}, aligned to its prior", self.source()),
             images: &images,
             width,
             height,

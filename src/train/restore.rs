@@ -10,9 +10,8 @@ use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::Engine;
 use crate::train::pretrain::Pretrain;
-use crate::train::prior::Prior;
+use crate::train::prior::{NETWORK, Prior, open_prior};
 use crate::train::run::Trainee;
-use crate::train::start::{NETWORK, open_prior};
 use crate::train::{setup, state};
 
 /// A checkpoint with the configuration that it was trained under.

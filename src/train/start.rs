@@ -1,27 +1,21 @@
 //! The two commands that train: from a configuration and a run folder to a finished run.
 
-use std::path::Path;
-
 use half::{bf16, f16};
 
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
-use crate::nn::{Mlp, Params};
 use crate::ops::elementwise::cast;
 use crate::tensor::Tensor;
 use crate::train::align::{AutoencoderTask, LatentTask};
-use crate::train::checkpoint::{self, Loaded};
+use crate::train::checkpoint::Loaded;
 use crate::train::config::{Config, Target};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::{About, Prior, write_network};
+pub use crate::train::prior::{NETWORK, open_prior};
 use crate::train::report;
-use crate::train::run::{RunOptions, recalled, train};
+use crate::train::run::{RunOptions, train};
 use crate::train::run_dir::RunDir;
-use crate::train::{setup, state};
-
-/// The averaged network that a finished (or stopped) `pretrain` leaves in its run folder.
-pub const NETWORK: &str = "prior.safetensors";
+use crate::train::setup;
 
 /// Runs stage 1 in the folder of `options`.
 ///
@@ -112,38 +106,4 @@ fn begin(options: &RunOptions) -> Result<(RunDir, Option<Loaded>)> {
         crate::train::log::warn(&note, options.console);
     }
     Ok((run, start.checkpoint))
-}
-
-/// Opens a trained prior: a run folder, one checkpoint of it, or a safetensors file that names its time convention.
-///
-/// # Errors
-/// A path that is none of these; a checkpoint of stage 2; a damaged file.
-pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Result<Prior<X>> {
-    if path.is_file() {
-        return Prior::read(device, path, None);
-    }
-    let latest = checkpoint::find(path)?;
-    let Some(from) = latest.loaded else {
-        return Err(Error::data(path, "checkpoints", "a checkpoint of `pretrain`", "none"));
-    };
-    from.expect_stage(crate::train::Stage::Pretrain)?;
-    let config = serde_json::from_value(from.manifest().architecture["velocity"].clone());
-    let net = Mlp::new(
-        config.map_err(|e| Error::data(from.path(), "architecture.velocity", "sizes of the network", e))?,
-    )?;
-    let mut flat = Tensor::<f32>::zeros(device, [net.layout().len()]);
-    let average = state::ema_group(0);
-    if use_ema && from.has(&average) {
-        state::read(&mut flat, &average, net.layout(), &from)?;
-    } else if from.has(state::MASTER) {
-        state::read(&mut flat, state::MASTER, net.layout(), &from)?;
-    } else {
-        let mut stored = Tensor::<X>::zeros(device, [net.layout().len()]);
-        state::read(&mut stored, state::MODEL, net.layout(), &from)?;
-        flat = cast(&stored)?;
-    }
-    let params = Params::from_tensor(net.layout().clone(), cast(&flat)?)?;
-    let standardise = recalled(&from.manifest().data, "standardise")?;
-    let data = Some(from.config()?.data);
-    Ok(Prior { data, ..Prior::freeze(net, params, standardise, from.path().to_owned())? })
 }

@@ -1,0 +1,287 @@
+//! The commands of a run from end to end: `demo`, `sample`, `eval`, and the figures that a run leaves.
+//!
+//! One quick demonstration is made for all tests: five runs of both stages, on toy and real data.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use flowprior::data::Dataset;
+use flowprior::train::demo::figure_names;
+use serde_json::Value;
+
+fn flowprior(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flowprior")).args(args).output().unwrap()
+}
+
+/// Runs a command that must succeed, and returns what it printed.
+fn printed(args: &[&str]) -> String {
+    let output = flowprior(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that prints one JSON object.
+fn json(args: &[&str]) -> Value {
+    let text = printed(args);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e} in {text}"))
+}
+
+/// Runs a command that must fail: its exit code and what it says.
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = flowprior(args);
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+struct Quick {
+    dir: tempfile::TempDir,
+    summary: String,
+}
+
+impl Quick {
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+/// The demonstration that all tests share.
+fn quick() -> &'static Quick {
+    static QUICK: OnceLock<Quick> = OnceLock::new();
+    QUICK.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let summary = printed(&["demo", "--quick", "--out", dir.path().to_str().unwrap()]);
+        Quick { dir, summary }
+    })
+}
+
+/// Width, height and number of different colours of a PNG.
+fn picture(path: &Path) -> (u32, u32, usize) {
+    let file = std::io::BufReader::new(fs::File::open(path).unwrap_or_else(|e| panic!("{path:?}: {e}")));
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    let channels = info.color_type.samples();
+    let colours: BTreeSet<&[u8]> = pixels.chunks_exact(channels).collect();
+    (info.width, info.height, colours.len())
+}
+
+#[test]
+fn the_demo_leaves_every_figure_it_names() {
+    let quick = quick();
+    assert_eq!(figure_names().count(), 7);
+    for name in figure_names() {
+        let (width, height, colours) = picture(&quick.dir.path().join("figures").join(name));
+        assert!((400..4000).contains(&width) && (300..3000).contains(&height), "{name}: {width} x {height}");
+        assert!(colours > 50, "{name} has {colours} colours");
+        assert!(quick.summary.contains(name), "{name} is not in the summary:\n{}", quick.summary);
+    }
+}
+
+#[test]
+fn the_demo_says_whether_distances_fell_with_the_loss() {
+    let summary = &quick().summary;
+    for words in ["smallest possible 1.275", "uniform weight", "rank correlation", "log r_k", "All in "] {
+        assert!(summary.contains(words), "`{words}` is not in\n{summary}");
+    }
+}
+
+#[test]
+fn every_run_fills_its_folder_of_figures() {
+    let expected: [(&str, &[&str]); 5] = [
+        ("toy-prior", &["samples.png", "training.png"]),
+        ("toy-latents-uniform", &["alignment.png"]),
+        ("toy-latents-likelihood", &["alignment.png"]),
+        ("tokens-prior", &["training.png"]),
+        ("digits", &["images.png", "log-rk.png", "neighbours.png", "training.png"]),
+    ];
+    for (run, names) in expected {
+        let folder = quick().dir.path().join(run).join("figures");
+        let mut found: Vec<String> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, names, "{run}");
+    }
+}
+
+#[test]
+fn a_run_records_its_measures_from_step_0_to_the_last() {
+    let text = fs::read_to_string(quick().path("digits/metrics.jsonl")).unwrap();
+    let evals: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|record| record["kind"] == "eval")
+        .collect();
+    let steps: Vec<u64> = evals.iter().map(|record| record["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [0, 20, 40, 60]);
+    for record in &evals {
+        for key in ["reconstruction", "alignment", "log_rk"] {
+            assert!(record[key].as_f64().is_some_and(f64::is_finite), "{key} in {record}");
+        }
+    }
+}
+
+const KEYS: [&str; 23] = [
+    "stage",
+    "target",
+    "source",
+    "step",
+    "seed",
+    "loss",
+    "loss_stderr",
+    "loss_weights",
+    "loss_floor",
+    "reconstruction",
+    "nll",
+    "nll_stderr",
+    "nll_data",
+    "spearman_uniform",
+    "spearman_likelihood",
+    "log_rk",
+    "log_rk_data",
+    "sliced_w2",
+    "occupancy",
+    "spread",
+    "std_ratio",
+    "rank",
+    "nearest_share",
+];
+
+/// Evaluates a run of the demonstration: the object, which must have all keys, and the names of those that are null.
+fn evaluated(run: &str) -> (Value, Vec<String>) {
+    let found = json(&["eval", &quick().path(run), "--json", "--draws", "8", "--samples", "300"]);
+    let object = found.as_object().unwrap();
+    assert_eq!(object.len(), KEYS.len(), "{found}");
+    assert!(KEYS.iter().all(|key| object.contains_key(*key)), "{found}");
+    let null = object.iter().filter(|(_, v)| v.is_null()).map(|(key, _)| key.clone()).collect();
+    (found, null)
+}
+
+#[test]
+fn eval_of_a_toy_prior_has_everything_but_a_reconstruction() {
+    let (found, null) = evaluated("toy-prior");
+    assert_eq!(null, ["reconstruction"]);
+    assert_eq!(
+        (&found["target"], &found["step"], &found["loss_floor"]),
+        (&"prior".into(), &60.into(), &1.2749.into())
+    );
+    let number = |key: &str| found[key].as_f64().unwrap();
+    assert!((1.27..2.5).contains(&number("loss")), "{found}");
+    assert!(number("loss_stderr") < 0.003 * number("loss"), "{found}");
+    assert!((number("nll_data") - 0.5155).abs() < 0.05, "{found}");
+    assert!((-1.0..=1.0).contains(&number("spearman_likelihood")), "{found}");
+    assert_eq!(found["occupancy"]["modes"], 5);
+}
+
+#[test]
+fn eval_of_stage_2_says_null_to_what_belongs_to_a_prior() {
+    let of_priors = ["loss_floor", "loss_weights", "spearman_likelihood", "spearman_uniform"];
+    let (found, null) = evaluated("toy-latents-uniform");
+    assert!(of_priors.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
+    assert_eq!((null.len(), found["target"].as_str()), (5, Some("latents")), "{null:?}"); // and the reconstruction
+    let (found, null) = evaluated("digits");
+    let of_toys = ["nll", "nll_data", "nll_stderr", "occupancy", "spread"];
+    assert!(of_toys.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
+    assert_eq!((null.len(), found["target"].as_str()), (9, Some("autoencoder")), "{null:?}");
+    assert!(found["reconstruction"].as_f64().is_some_and(|x| x > 0.0 && x < 1.0), "{found}");
+}
+
+#[test]
+fn eval_repeats_for_one_seed_and_changes_with_another() {
+    let run = quick().path("toy-latents-uniform");
+    let eval = |seed: &str| printed(&["eval", &run, "--json", "--seed", seed]);
+    assert_eq!(eval("1"), eval("1"));
+    assert_ne!(eval("1"), eval("2"));
+    let text = printed(&["eval", &run]);
+    assert!(text.starts_with("stage                align\n") && !text.contains("null"), "{text}");
+}
+
+fn sampled(run: &str, out: &Path, more: &[&str]) -> Value {
+    let args = ["sample", &quick().path(run), "--json", "--out", out.to_str().unwrap()];
+    json(&[&args[..], more].concat())
+}
+
+fn rows(path: &Path) -> (u64, Vec<f32>) {
+    let data = Dataset::open(path).unwrap();
+    let mut values = vec![0.0; data.rows() as usize * data.width()];
+    data.gather(&(0..data.rows()).collect::<Vec<_>>(), &mut values).unwrap();
+    (data.rows(), values)
+}
+
+#[test]
+fn samples_read_back_and_the_first_do_not_depend_on_their_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = |name: &str| dir.path().join(name);
+    let made = sampled("toy-prior", &out("many.npy"), &["--count", "300", "--steps", "8"]);
+    assert_eq!((&made["what"], &made["count"], &made["width"]), (&"samples".into(), &300.into(), &2.into()));
+    assert!(made["nll"].is_f64() && made["log_rk"].is_f64(), "{made}");
+    assert!(picture(&PathBuf::from(made["figure"].as_str().unwrap())).2 > 50);
+    sampled("toy-prior", &out("few.safetensors"), &["--count", "7", "--steps", "8"]);
+    sampled("toy-prior", &out("same.npy"), &["--count", "300", "--steps", "8"]);
+    sampled("toy-prior", &out("other.npy"), &["--count", "300", "--steps", "8", "--seed", "1"]);
+    sampled("toy-prior/prior.safetensors", &out("file.npy"), &["--count", "300", "--steps", "8"]);
+    let bytes = |name: &str| fs::read(out(name)).unwrap();
+    assert_eq!(bytes("many.npy"), bytes("same.npy"));
+    assert_eq!(bytes("many.npy"), bytes("file.npy"));
+    assert_ne!(bytes("many.npy"), bytes("other.npy"));
+    let ((count, many), (_, few)) = (rows(&out("many.npy")), rows(&out("few.safetensors")));
+    assert_eq!((count, many.len()), (300, 600));
+    assert_eq!(few, many[..14]);
+}
+
+#[test]
+fn samples_of_standardised_data_come_in_the_units_of_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tokens.npy");
+    let made = sampled("tokens-prior", &out, &["--count", "500", "--steps", "4", "--method", "euler"]);
+    assert_eq!((&made["width"], &made["figure"]), (&16.into(), &Value::Null));
+    // The columns of the tokens have means up to 0.8; noise that the barely trained network moved has none.
+    let (_, values) = rows(&out);
+    let mean = |column: usize| values.iter().skip(column).step_by(16).sum::<f32>() / 500.0;
+    let largest = (0..16).map(|column| mean(column).abs()).fold(0.0, f32::max);
+    assert!(largest > 0.15, "{largest}");
+}
+
+#[test]
+fn latents_and_decoded_samples_are_written_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = sampled("toy-latents-uniform", &dir.path().join("latents.npy"), &[]);
+    assert_eq!((&made["what"], &made["count"]), (&"latents".into(), &1000.into()));
+    let made = sampled("digits", &dir.path().join("digits.npy"), &["--count", "24"]);
+    assert_eq!((&made["what"], &made["count"], &made["width"]), (&"decoded".into(), &24.into(), &64.into()));
+    assert!(picture(&dir.path().join("digits.png")).2 > 20);
+}
+
+#[test]
+fn what_cannot_be_sampled_or_measured_is_refused_with_the_right_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let (empty, prior) = (dir.path().to_str().unwrap(), quick().path("toy-prior"));
+    let (code, text) = failure(&["eval", empty]);
+    assert!(code == 3 && text.contains("a run, or a checkpoint of one"), "{code} {text}");
+    let (code, text) = failure(&["sample", &prior, "--out", "samples.csv"]);
+    assert!(code == 2 && text.contains("`.npy` or `.safetensors`"), "{code} {text}");
+    let (code, text) = failure(&["sample", &prior, "--method", "dopri5"]);
+    assert!(code == 2 && text.contains("`euler`, `midpoint`, `heun` or `rk4`"), "{code} {text}");
+    let (code, text) = failure(&["sample", &prior, "--class", "3"]);
+    assert!(code == 2 && text.contains("0 classes"), "{code} {text}");
+    let (code, text) = failure(&["eval", &prior, "--truncation", "1"]);
+    assert!(code == 2 && text.contains("--truncation"), "{code} {text}");
+}
+
+#[test]
+fn a_second_demo_in_the_same_folder_trains_nothing_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-r").arg(quick().dir.path()).arg(dir.path().join("demo")).status();
+    assert!(copied.unwrap().success());
+    let demo = dir.path().join("demo");
+    let records = || fs::read_to_string(demo.join("digits/metrics.jsonl")).unwrap();
+    let (before, out) = (records(), demo.to_str().unwrap());
+    let summary = printed(&["demo", "--quick", "--out", out]);
+    assert_eq!(records(), before);
+    let lines = |text: &str| text.lines().take(10).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(lines(&summary), lines(&quick().summary));
+}
