@@ -1,0 +1,1 @@
+//! Arithmetic: one function of 32 lanes for each opcode form.

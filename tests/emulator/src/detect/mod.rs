@@ -1,0 +1,1 @@
+//! Finds races by happens-before.

@@ -1,0 +1,1 @@
+//! Runs kernels: warps, blocks, grids.

@@ -1,0 +1,1 @@
+//! Device memory: allocations, bounds, bytes never written.

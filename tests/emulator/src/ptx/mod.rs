@@ -1,0 +1,1 @@
+//! Reads PTX text into a syntax tree.
