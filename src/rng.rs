@@ -79,6 +79,11 @@ impl Draw {
         self.key
     }
 
+    /// Returns the step, for a kernel.
+    pub fn step(self) -> u64 {
+        self.step
+    }
+
     /// Returns the counter of elements `4·block .. 4·block + 4` of one sample.
     #[inline(always)]
     pub fn counter(self, sample: u64, replica: u32, block: u32) -> [u32; 4] {

@@ -1,11 +1,14 @@
 //! Dense tensors: contiguous, row-major, owning, of one storage type, on one device.
 //!
 //! Storage is `f32`, `bf16` or `f16`; arithmetic is always f32. Memory comes from the device's pool and returns to it.
+//! Elements in host memory are slices; those of a CUDA device are addresses that launchers take.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use crate::device::Device;
 use crate::device::cpu::HostBuf;
+use crate::device::cuda::{DeviceBuf, Read, Write};
+use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 
@@ -65,11 +68,18 @@ pub struct Tensor<X: FloatX> {
     shape: Shape,
     device: Device,
     storage: Storage,
-    element: std::marker::PhantomData<X>,
+    element: PhantomData<X>,
 }
 
 enum Storage {
     Host(HostBuf),
+    /// `None`: there was no memory, and whatever uses the device next says so.
+    Device(Option<DeviceBuf>),
+}
+
+/// Says that a tensor lives elsewhere than an operation was told.
+fn elsewhere(expected: &'static str, device: &Device) -> Error {
+    Error::argument("a tensor", "device", expected, format!("{device:?}"))
 }
 
 impl<X: FloatX> Tensor<X> {
@@ -78,8 +88,9 @@ impl<X: FloatX> Tensor<X> {
         let shape = shape.into();
         let storage = match device {
             Device::Cpu(cpu) => Storage::Host(cpu.take(shape.len() * size_of::<X>())),
+            Device::Cuda(queue) => Storage::Device(queue.take(shape.len() * size_of::<X>())),
         };
-        Self { shape, device: device.clone(), storage, element: std::marker::PhantomData }
+        Self { shape, device: device.clone(), storage, element: PhantomData }
     }
 
     /// Returns a tensor of zeros.
@@ -116,12 +127,19 @@ impl<X: FloatX> Tensor<X> {
                     *y = X::from_f32(*x);
                 }
             }
+            Storage::Device(_) => {
+                let rounded: Vec<X> = values.iter().map(|x| X::from_f32(*x)).collect();
+                tensor.view_mut().upload(&rounded)?;
+            }
         }
         Ok(tensor)
     }
 
     /// Copies the content to the host as f32.
-    pub fn to_f32_vec(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         self.view().to_f32_vec()
     }
 
@@ -131,7 +149,11 @@ impl<X: FloatX> Tensor<X> {
     /// Another shape.
     pub fn copy_from(&mut self, other: &Self) -> Result<()> {
         other.expect("copy_from", "other", self.shape)?;
-        self.host_mut()?.copy_from_slice(other.host()?);
+        let bytes = self.shape.len() * size_of::<X>();
+        match other.device() {
+            Device::Cpu(_) => self.host_mut()?.copy_from_slice(other.host()?),
+            Device::Cuda(queue) => queue.copy(self.write()?.address(), other.read()?.address(), bytes)?,
+        }
         Ok(())
     }
 
@@ -188,22 +210,20 @@ impl<X: FloatX> Tensor<X> {
 
     /// Borrows it.
     pub fn view(&self) -> View<'_, X> {
-        match &self.storage {
-            Storage::Host(buf) => {
-                View { shape: self.shape, device: &self.device, host: &buf.as_slice()[..self.shape.len()] }
-            }
-        }
+        let elements = match &self.storage {
+            Storage::Host(buf) => Elements::Host(&buf.as_slice()[..self.shape.len()]),
+            Storage::Device(buf) => Elements::Device(buf.as_ref().map_or(0, DeviceBuf::address)),
+        };
+        View { shape: self.shape, device: &self.device, elements }
     }
 
     /// Borrows it to write.
     pub fn view_mut(&mut self) -> ViewMut<'_, X> {
-        match &mut self.storage {
-            Storage::Host(buf) => ViewMut {
-                shape: self.shape,
-                device: &self.device,
-                host: &mut buf.as_mut_slice()[..self.shape.len()],
-            },
-        }
+        let elements = match &mut self.storage {
+            Storage::Host(buf) => ElementsMut::Host(&mut buf.as_mut_slice()[..self.shape.len()]),
+            Storage::Device(buf) => ElementsMut::Device(buf.as_ref().map_or(0, DeviceBuf::address)),
+        };
+        ViewMut { shape: self.shape, device: &self.device, elements }
     }
 
     /// Returns the elements in host memory.
@@ -211,10 +231,7 @@ impl<X: FloatX> Tensor<X> {
     /// # Errors
     /// A tensor of another device.
     pub fn host(&self) -> Result<&[X]> {
-        let len = self.shape.len();
-        match &self.storage {
-            Storage::Host(buf) => Ok(&buf.as_slice()[..len]),
-        }
+        self.view().host()
     }
 
     /// Returns the elements in host memory, to write.
@@ -225,7 +242,18 @@ impl<X: FloatX> Tensor<X> {
         let len = self.shape.len();
         match &mut self.storage {
             Storage::Host(buf) => Ok(&mut buf.as_mut_slice()[..len]),
+            Storage::Device(_) => Err(elsewhere("one in host memory", &self.device)),
         }
+    }
+
+    /// Returns the elements for a kernel to read.
+    pub(crate) fn read(&self) -> Result<Read<'_, X>> {
+        self.view().read()
+    }
+
+    /// Returns the elements for a kernel to write.
+    pub(crate) fn write(&mut self) -> Result<Write<'_, X>> {
+        self.view_mut().into_write()
     }
 
     /// Checks the shape of the argument `arg` of operation `op`.
@@ -248,7 +276,19 @@ impl<X: FloatX> fmt::Debug for Tensor<X> {
 pub struct View<'a, X: FloatX> {
     shape: Shape,
     device: &'a Device,
-    host: &'a [X],
+    elements: Elements<'a, X>,
+}
+
+#[derive(Clone, Copy)]
+enum Elements<'a, X> {
+    Host(&'a [X]),
+    /// Where they begin.
+    Device(u64),
+}
+
+enum ElementsMut<'a, X> {
+    Host(&'a mut [X]),
+    Device(u64),
 }
 
 impl<'a, X: FloatX> View<'a, X> {
@@ -267,12 +307,34 @@ impl<'a, X: FloatX> View<'a, X> {
     /// # Errors
     /// A tensor of another device.
     pub fn host(&self) -> Result<&'a [X]> {
-        Ok(self.host)
+        match self.elements {
+            Elements::Host(host) => Ok(host),
+            Elements::Device(_) => Err(elsewhere("one in host memory", self.device)),
+        }
+    }
+
+    /// Returns the elements for a kernel to read.
+    pub(crate) fn read(&self) -> Result<Read<'a, X>> {
+        match self.elements {
+            Elements::Host(_) => Err(elsewhere("one on the CUDA device", self.device)),
+            Elements::Device(address) => Ok(Read::at(address)),
+        }
     }
 
     /// Copies the content to the host as f32.
-    pub fn to_f32_vec(&self) -> Vec<f32> {
-        self.host.iter().map(|x| x.to_f32()).collect()
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        match (self.elements, self.device) {
+            (Elements::Host(host), _) => Ok(host.iter().map(|x| x.to_f32()).collect()),
+            (Elements::Device(address), Device::Cuda(queue)) => {
+                let mut values = vec![X::from_f32(0.0); self.shape.len()];
+                queue.download(&mut values, address)?;
+                Ok(values.into_iter().map(X::to_f32).collect())
+            }
+            (Elements::Device(_), device) => Err(elsewhere("one on the CUDA device", device)),
+        }
     }
 
     /// Borrows `shape.len()` elements from `offset` on, as a tensor of that shape.
@@ -280,7 +342,14 @@ impl<'a, X: FloatX> View<'a, X> {
     /// Panics when they are not inside: offsets come from a layout that was checked when it was built.
     pub fn part(&self, offset: usize, shape: impl Into<Shape>) -> View<'a, X> {
         let shape = shape.into();
-        View { shape, device: self.device, host: &self.host[offset..offset + shape.len()] }
+        let elements = match self.elements {
+            Elements::Host(host) => Elements::Host(&host[offset..offset + shape.len()]),
+            Elements::Device(address) => {
+                assert!(offset + shape.len() <= self.shape.len(), "a part outside of its tensor");
+                Elements::Device(address + (offset * size_of::<X>()) as u64)
+            }
+        };
+        View { shape, device: self.device, elements }
     }
 
     /// Checks the shape of the argument `arg` of operation `op`.
@@ -300,7 +369,7 @@ impl<'a, X: FloatX> View<'a, X> {
 pub struct ViewMut<'a, X: FloatX> {
     shape: Shape,
     device: &'a Device,
-    host: &'a mut [X],
+    elements: ElementsMut<'a, X>,
 }
 
 impl<'a, X: FloatX> ViewMut<'a, X> {
@@ -316,12 +385,20 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
 
     /// Borrows it to read.
     pub fn as_view(&self) -> View<'_, X> {
-        View { shape: self.shape, device: self.device, host: self.host }
+        let elements = match &self.elements {
+            ElementsMut::Host(host) => Elements::Host(host),
+            ElementsMut::Device(address) => Elements::Device(*address),
+        };
+        View { shape: self.shape, device: self.device, elements }
     }
 
     /// Borrows it again, for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, X> {
-        ViewMut { shape: self.shape, device: self.device, host: self.host }
+        let elements = match &mut self.elements {
+            ElementsMut::Host(host) => ElementsMut::Host(host),
+            ElementsMut::Device(address) => ElementsMut::Device(*address),
+        };
+        ViewMut { shape: self.shape, device: self.device, elements }
     }
 
     /// Returns the elements in host memory, to write.
@@ -329,12 +406,48 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
     /// # Errors
     /// A tensor of another device.
     pub fn host_mut(&mut self) -> Result<&mut [X]> {
-        Ok(self.host)
+        match &mut self.elements {
+            ElementsMut::Host(host) => Ok(host),
+            ElementsMut::Device(_) => Err(elsewhere("one in host memory", self.device)),
+        }
     }
 
-    /// Sets every element to zero.
+    /// Returns the elements for a kernel to write.
+    pub(crate) fn write(&mut self) -> Result<Write<'_, X>> {
+        self.reborrow().into_write()
+    }
+
+    fn into_write(self) -> Result<Write<'a, X>> {
+        match self.elements {
+            ElementsMut::Host(_) => Err(elsewhere("one on the CUDA device", self.device)),
+            ElementsMut::Device(address) => Ok(Write::at(address)),
+        }
+    }
+
+    /// Returns the device's queue and the address of the first element.
+    fn on_device(&self) -> Result<(&'a Queue, u64)> {
+        match (&self.elements, self.device) {
+            (ElementsMut::Device(address), Device::Cuda(queue)) => Ok((queue, *address)),
+            (_, device) => Err(elsewhere("one on the CUDA device", device)),
+        }
+    }
+
+    /// Copies elements from host memory to the device.
+    fn upload(&mut self, values: &[X]) -> Result<()> {
+        let (queue, address) = self.on_device()?;
+        queue.upload(address, values)
+    }
+
+    /// Sets every element to zero. A device that fails says so when it is used next.
     pub fn fill_zero(&mut self) {
-        self.host.fill(X::from_f32(0.0));
+        match &mut self.elements {
+            ElementsMut::Host(host) => host.fill(X::from_f32(0.0)),
+            ElementsMut::Device(_) => {
+                if let Ok((queue, address)) = self.on_device() {
+                    queue.zero(address, self.shape.len() * size_of::<X>());
+                }
+            }
+        }
     }
 
     /// Splits off non-overlapping parts, each given by offset and shape, in the order asked for.
@@ -342,12 +455,22 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
     /// Panics when parts overlap or lie outside: offsets come from a layout that was checked when it was built.
     pub fn parts<const P: usize>(self, wanted: [(usize, Shape); P]) -> [ViewMut<'a, X>; P] {
         let ranges = wanted.map(|(offset, shape)| offset..offset + shape.len());
-        let slices =
-            self.host.get_disjoint_mut(ranges).unwrap_or_else(|e| panic!("parts of a flat buffer: {e}"));
+        let parts = match self.elements {
+            ElementsMut::Host(host) => {
+                host.get_disjoint_mut(ranges).map(|parts| parts.map(ElementsMut::Host))
+            }
+            // Checked by the same rule, on elements without a size.
+            ElementsMut::Device(address) => {
+                vec![(); self.shape.len()].get_disjoint_mut(ranges.clone()).map(|_| {
+                    ranges.map(|range| ElementsMut::Device(address + (range.start * size_of::<X>()) as u64))
+                })
+            }
+        };
+        let parts = parts.unwrap_or_else(|e| panic!("parts of a flat buffer: {e}"));
         let mut shapes = wanted.iter();
-        slices.map(|host| {
+        parts.map(|elements| {
             let shape = shapes.next().map_or(Shape::from([0]), |(_, shape)| *shape);
-            ViewMut { shape, device: self.device, host }
+            ViewMut { shape, device: self.device, elements }
         })
     }
 }

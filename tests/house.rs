@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 8] = [
     &["error"],
     &["device", "float"],
-    &["tensor", "rng"],
+    &["tensor", "rng", "kernels"],
     &["ops"],
     &["flow", "optim", "data", "metrics", "plot", "nn"],
     &["train"],
@@ -21,10 +21,16 @@ const LAYERS: [&[&str]; 8] = [
 /// Files of `src/ops` that are shared by operations and are none themselves.
 const OPERATION_HELPERS: [&str; 3] = ["mod", "rows", "modulation"];
 
-/// The only files with `unsafe`: vector instructions, huge pages, matrix kernels and the tiles they share, mapped files.
-const UNSAFE: [&str; 5] = [
+/// The only files with `unsafe`: vector instructions, huge pages, the team's borrowed job, the CUDA boundary, matrix
+/// kernels and the tiles they share, mapped files.
+const UNSAFE: [&str; 10] = [
     "src/device/simd.rs",
     "src/device/cpu.rs",
+    "src/device/team.rs",
+    "src/device/cuda/library.rs",
+    "src/device/cuda/memory.rs",
+    "src/device/cuda/nvrtc.rs",
+    "src/device/cuda/queue.rs",
     "src/ops/linear/kernel.rs",
     "src/ops/linear/shared.rs",
     "src/data/map.rs",

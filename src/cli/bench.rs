@@ -117,7 +117,6 @@ pub(super) fn load(args: &ConfigArgs, stage: Option<Stage>) -> Result<Config> {
 
 fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> Value {
     let work = &steps.work;
-    let (isa, threads) = steps.processor();
     let median = timing.quantile(0.5);
     let gflop = work.cost().total() as f64 / 1e9;
     let Device::Cpu(cpu) = &steps.device else { return Value::Null };
@@ -131,8 +130,8 @@ fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> V
         },
         "dtype": config.dtype.name(),
         "modulation": work.form.to_string(),
-        "threads": threads,
-        "isa": isa.name(),
+        "threads": cpu.threads(),
+        "isa": cpu.isa().name(),
         "device": "cpu",
         "samples_per_step": work.counted_samples(),
         "rows_per_step": work.rows(),

@@ -1,11 +1,15 @@
 //! Where tensors live and operations run, chosen at run time.
 
 pub mod cpu;
+pub mod cuda;
 pub mod simd;
 pub mod survey;
 mod team;
 
+use std::sync::Arc;
+
 pub use cpu::{Cpu, CpuOptions};
+pub use cuda::{CudaOptions, Queue};
 pub use simd::{Arch, Isa};
 
 use crate::error::{Error, Result};
@@ -16,6 +20,8 @@ use crate::error::{Error, Result};
 pub enum Device {
     /// The processor, with SIMD kernels over a thread pool.
     Cpu(Cpu),
+    /// An NVIDIA card, with kernels of `kernels/*.cu`.
+    Cuda(Arc<Queue>),
 }
 
 impl Device {
@@ -38,6 +44,14 @@ impl Device {
         Ok(Self::Cpu(Cpu::new(CpuOptions::default())?))
     }
 
+    /// Opens a CUDA device.
+    ///
+    /// # Errors
+    /// What [`Queue::open`] says.
+    pub fn cuda(options: &CudaOptions) -> Result<Self> {
+        Ok(Self::Cuda(Arc::new(Queue::open(options)?)))
+    }
+
     /// Returns the CPU with `threads` worker threads.
     pub fn cpu_with_threads(threads: usize) -> Result<Self> {
         Ok(Self::Cpu(Cpu::new(CpuOptions { threads, ..Default::default() })?))
@@ -47,6 +61,7 @@ impl Device {
     pub fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match self {
             Self::Cpu(cpu) => cpu.install(f),
+            Self::Cuda(_) => f(),
         }
     }
 }

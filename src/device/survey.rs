@@ -163,6 +163,12 @@ fn matching(pattern: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Returns where Python's NVIDIA packages have a library of this name.
+pub(super) fn python_libraries(name: &str) -> Vec<PathBuf> {
+    let packages = python_packages().into_iter().flat_map(|packages| entries(&packages.join("nvidia")));
+    packages.map(|package| package.join("lib").join(name)).filter(|path| path.exists()).collect()
+}
+
 /// Returns the places where Python keeps packages.
 fn python_packages() -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"]

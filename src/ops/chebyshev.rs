@@ -8,7 +8,9 @@
 use std::f64::consts::PI;
 
 use crate::device::Device;
+use crate::device::cuda::Grid;
 use crate::error::Result;
+use crate::kernels;
 use crate::tensor::Tensor;
 
 /// Rows of a task: some ten microseconds.
@@ -26,14 +28,26 @@ pub fn chebyshev_weights(t: &Tensor<f32>, r: usize) -> Result<Tensor<f32>> {
     let mut weights = Tensor::uninit(t.device(), [n, r]);
     match t.device() {
         Device::Cpu(cpu) => {
-            let nodes = chebyshev_nodes(r);
-            let signs: Vec<f64> =
-                (0..r).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 } * theta(k, r).sin()).collect();
+            let (nodes, signs) = (chebyshev_nodes(r), signs(r));
             let (weights, t) = (weights.host_mut()?, t.host()?);
             cpu.each(weights.chunks_mut((ROWS * r).max(1)).zip(t.chunks(ROWS)), |(weights, t)| {
                 let rows = weights.chunks_exact_mut(r.max(1)).zip(t);
                 rows.for_each(|(w, t)| barycentric(w, *t as f64, &nodes, &signs));
             });
+        }
+        Device::Cuda(queue) => {
+            let (nodes, signs) = (queue.constant(&chebyshev_nodes(r))?, queue.constant(&signs(r))?);
+            let grid = Grid::covering(n, 1, 128);
+            kernels::chebyshev_weights(
+                queue,
+                grid,
+                weights.write()?,
+                t.read()?,
+                nodes,
+                signs,
+                n as u32,
+                r as u32,
+            )?;
         }
     }
     Ok(weights)
@@ -49,6 +63,11 @@ pub fn chebyshev_coefficients(values: &[f64]) -> Vec<f64> {
             sum * if m == 0 { 1.0 } else { 2.0 } / r as f64
         })
         .collect()
+}
+
+/// Returns the weights of the barycentric formula, (−1)^k·sin θ_k.
+fn signs(r: usize) -> Vec<f64> {
+    (0..r).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 } * theta(k, r).sin()).collect()
 }
 
 fn theta(k: usize, r: usize) -> f64 {

@@ -3,9 +3,11 @@
 //! `cast`: y = x in another storage type. `axpy`: y += a·x. Both are linear; the backward of a cast is a cast, that of
 //! `axpy` is an `axpy`.
 
-use crate::device::Device;
+use crate::device::cuda::Grid;
+use crate::device::{Device, Queue};
 use crate::error::Result;
-use crate::float::FloatX;
+use crate::float::{DType, FloatX};
+use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::tensor::Tensor;
 
@@ -26,8 +28,28 @@ pub fn cast<X: FloatX, Y: FloatX>(x: &Tensor<X>) -> Result<Tensor<Y>> {
                 );
             });
         }
+        Device::Cuda(queue) => cast_cuda(queue, &mut y, x)?,
     }
     Ok(y)
+}
+
+/// Elements of a thread and threads of a block: see `kernels/elementwise.cu`.
+const EACH: usize = 8;
+const THREADS: u32 = 256;
+
+/// Kernels cast from and to f32; between bf16 and f16, which no run does, f32 is the way.
+fn cast_cuda<X: FloatX, Y: FloatX>(queue: &Queue, y: &mut Tensor<Y>, x: &Tensor<X>) -> Result<()> {
+    let n = x.len();
+    let grid = Grid::covering(n, EACH, THREADS);
+    match (X::DTYPE, Y::DTYPE) {
+        (from, to) if from == to => queue.copy(y.write()?.address(), x.read()?.address(), n * size_of::<X>()),
+        (DType::F32, _) => kernels::cast_from_f32(queue, grid, y.write()?, x.read()?.retyped(), n as u64),
+        (_, DType::F32) => kernels::cast_to_f32(queue, grid, y.write()?.retyped(), x.read()?, n as u64),
+        _ => {
+            let wide = cast::<X, f32>(x)?;
+            cast_cuda(queue, y, &wide)
+        }
+    }
 }
 
 /// `y += a·x`, both `(..)`.
@@ -46,6 +68,10 @@ pub fn axpy<X: FloatX>(y: &mut Tensor<f32>, a: f32, x: &Tensor<X>) -> Result<()>
                     },
                 );
             });
+        }
+        Device::Cuda(queue) => {
+            let n = y.len();
+            kernels::axpy(queue, Grid::covering(n, EACH, THREADS), y.write()?, x.read()?, a, n as u64)?;
         }
     }
     Ok(())

@@ -10,9 +10,11 @@
 //! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
 //! clipped at t ≤ clip. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
 
-use crate::device::{Arch, Cpu, Device};
+use crate::device::cuda::{Grid, Read, Write};
+use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::Result;
 use crate::float::FloatX;
+use crate::kernels;
 use crate::ops::flow_path::{Rows, target_velocity};
 use crate::ops::rows_per_block;
 use crate::rng::{Draw, NORMAL_TILE};
@@ -93,6 +95,7 @@ pub fn flow_loss_forward<X: FloatX>(v: &Tensor<X>, target: &Target<'_>) -> Resul
     let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
     match v.device() {
         Device::Cpu(cpu) => loss_cpu::<X>(cpu, loss.host_mut()?, None, v.host()?, target, 0.0)?,
+        Device::Cuda(queue) => loss_cuda(queue, &mut loss, Write::none(), v, target, 0.0)?,
     }
     Ok(loss)
 }
@@ -110,6 +113,7 @@ pub fn flow_loss_backward<X: FloatX>(
         Device::Cpu(cpu) => {
             loss_cpu(cpu, loss.host_mut()?, Some(dv.host_mut()?), v.host()?, target, scale)?;
         }
+        Device::Cuda(queue) => loss_cuda(queue, &mut loss, dv.write()?, v, target, scale)?,
     }
     Ok((loss, dv))
 }
@@ -136,8 +140,40 @@ pub fn latent_gradient<X: FloatX>(
             let dx_t = dx_t.map(|x| x.host()).transpose()?;
             latents_cpu(cpu, dy.host_mut()?, dv.host()?, dx_t, t.host()?, rows, unscale);
         }
+        Device::Cuda(queue) => {
+            let grid = Grid::covering(dy.len(), 1, 256);
+            let dx_t = dx_t.map_or(Ok(Read::none()), Tensor::read)?;
+            let (b, k, share) = (rows.samples as u32, rows.replicas as u32, rows.share as u32);
+            let (dy, dv, t) = (dy.write()?, dv.read()?, t.read()?);
+            kernels::latent_gradient(queue, grid, dy, dv, dx_t, t, b, k, share, d as u32, unscale)?;
+        }
     }
     Ok(dy)
+}
+
+fn loss_cuda<X: FloatX>(
+    queue: &Queue,
+    loss: &mut Tensor<f32>,
+    dv: Write<'_, X>,
+    v: &Tensor<X>,
+    target: &Target<'_>,
+    scale: f32,
+) -> Result<()> {
+    let (rows, d) = (target.rows, target.data.rows_cols().1 as u32);
+    let (weight, clip) = match target.weight {
+        Weight::Uniform => (0, 1.0),
+        Weight::Likelihood { clip } => (1, clip),
+        Weight::Kl { clip } => (2, clip),
+    };
+    let ([key0, key1], step, counter) = (target.noise.key(), target.noise.step(), Read::none());
+    let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
+    let (data, t, variate) = (target.data.read()?, target.t.read()?, target.control_variate as u32);
+    let (grid, loss, v, first) =
+        (Grid::covering(32 * rows.len(), 1, 256), loss.write()?, v.read()?, rows.first);
+    kernels::flow_loss(
+        queue, grid, loss, dv, v, data, t, key0, key1, step, counter, first, n, b, share, d, weight, clip,
+        variate, scale,
+    )
 }
 
 fn loss_cpu<X: FloatX>(

@@ -7,9 +7,11 @@
 //! draws the same numbers again. `flow_mul` (FEATURES 1.1) is index arithmetic: row i of the N = samples · replicas
 //! rows is sample `i mod samples`, replica `i div samples`, the reference's order of tiling.
 
-use crate::device::{Cpu, Device};
+use crate::device::cuda::{Grid, Read};
+use crate::device::{Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::rng::{Draw, MAX_REPLICAS};
 use crate::tensor::Tensor;
@@ -139,6 +141,7 @@ pub fn draw_times(
                 *t = range.0 + (range.1 - range.0) * u;
             }
         }
+        Device::Cuda(queue) => draw_times_cuda(queue, &mut t, draw, rows, sampler, range)?,
     }
     Ok(t)
 }
@@ -160,8 +163,40 @@ pub fn interpolate<X: FloatX>(
     let mut x_t = Tensor::uninit(data.device(), [rows.len(), d]);
     match data.device() {
         Device::Cpu(cpu) => interpolate_cpu(cpu, x_t.host_mut()?, data.host()?, t.host()?, noise, rows),
+        Device::Cuda(queue) => {
+            let grid = Grid::covering(rows.len() * d.div_ceil(4), 1, 256);
+            let ([key0, key1], step) = (noise.key(), noise.step());
+            let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
+            let (x_t, data, t) = (x_t.write()?, data.read()?, t.read()?);
+            let counter = Read::none();
+            kernels::interpolate(
+                queue, grid, x_t, data, t, key0, key1, step, counter, rows.first, n, b, share, d as u32,
+            )?;
+        }
     }
     Ok(x_t)
+}
+
+fn draw_times_cuda(
+    queue: &Queue,
+    t: &mut Tensor<f32>,
+    draw: Draw,
+    rows: Rows,
+    sampler: TimeSampler,
+    (low, high): (f32, f32),
+) -> Result<()> {
+    let (kind, total, global, mean, std) = match sampler {
+        TimeSampler::Uniform => (0, 1, 0, 0.0, 0.0),
+        TimeSampler::Stratified { total, samples } => (1, total as u64, samples as u64, 0.0, 0.0),
+        TimeSampler::LogitNormal { mean, std } => (2, 1, 0, mean, std),
+    };
+    let ([key0, key1], step, counter) = (draw.key(), draw.step(), Read::none());
+    let (times, b, share) = (rows.times() as u32, rows.samples as u32, rows.share as u32);
+    let (grid, t, first) = (Grid::covering(rows.times(), 1, 256), t.write()?, rows.first);
+    kernels::draw_times(
+        queue, grid, t, key0, key1, step, counter, first, times, b, share, kind, total, global, mean, std,
+        low, high,
+    )
 }
 
 fn interpolate_cpu<X: FloatX>(cpu: &Cpu, x_t: &mut [X], data: &[f32], t: &[f32], noise: Draw, rows: Rows) {

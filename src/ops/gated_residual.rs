@@ -29,6 +29,7 @@ pub fn gated_residual_forward<X: FloatX>(
             let h = h.map(|h| h.host()).transpose()?;
             forward_cpu(cpu, y.host_mut()?, u.host()?, h, Gate { table: gate.host()?, offset, c })?;
         }
+        Device::Cuda(queue) => return Err(queue.lacks("gated_residual_forward")),
     }
     Ok(y)
 }
@@ -51,6 +52,7 @@ pub fn gated_residual_backward<X: FloatX>(
     let mut du = Tensor::like(dy);
     match dy.device() {
         Device::Cpu(cpu) => backward_cpu(cpu, &mut du, dy, gate, offset, dgate)?,
+        Device::Cuda(queue) => return Err(queue.lacks("gated_residual_backward")),
     }
     Ok(du)
 }

@@ -3,8 +3,10 @@
 //! Squares are added in f64 over fixed blocks, so the norm has the same bits on any number of threads; a NaN or ∞
 //! anywhere makes it non-finite, which is how a bad step is found before it touches the weights.
 
-use crate::device::Device;
+use crate::device::cuda::{Grid, Read, Write};
+use crate::device::{Device, Queue};
 use crate::error::Result;
+use crate::kernels;
 use crate::tensor::Tensor;
 
 /// Elements in one partial sum.
@@ -31,7 +33,22 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
             cpu.each(partials.iter_mut().zip(g.chunks(BLOCK)), |(p, xs)| *p = block(xs));
             Ok(partials.iter().sum::<f64>().sqrt() * unscale as f64)
         }
+        Device::Cuda(queue) => Ok(sum_of_squares(queue, g)?.sqrt() * unscale as f64),
     }
+}
+
+fn sum_of_squares(queue: &Queue, g: &Tensor<f32>) -> Result<f64> {
+    let blocks = g.len().div_ceil(BLOCK);
+    // The partial sums, and behind them their sum.
+    let sums = queue.block((blocks + 1) * size_of::<f64>())?;
+    let total = sums.address() + (blocks * size_of::<f64>()) as u64;
+    let grid = Grid { blocks: [blocks as u32, 1, 1], threads: 256, shared: 0 };
+    kernels::squares(queue, grid, Write::at(sums.address()), g.read()?, g.len() as u64)?;
+    let one = Grid { blocks: [1, 1, 1], ..grid };
+    kernels::finish(queue, one, Write::at(total), Read::at(sums.address()), blocks as u32)?;
+    let mut sum = [0.0f64];
+    queue.download(&mut sum, total)?;
+    Ok(sum[0])
 }
 
 /// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping). NaN for NaN.

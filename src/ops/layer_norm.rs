@@ -68,6 +68,7 @@ pub fn layer_norm_forward<X: FloatX>(
                 residual,
             )?;
         }
+        Device::Cuda(queue) => return Err(queue.lacks("layer_norm_forward")),
     }
     Ok((y, RowStats { stats }))
 }
@@ -98,6 +99,7 @@ pub fn layer_norm_backward<X: FloatX>(
     let mut dx = Tensor::like(x);
     match x.device() {
         Device::Cpu(cpu) => backward_cpu(cpu, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
+        Device::Cuda(queue) => return Err(queue.lacks("layer_norm_backward")),
     }
     Ok(dx)
 }

@@ -3,8 +3,10 @@
 //! Row loss `ℓ_i = ‖x̂_i − x_i‖²` in f32, `dx̂ = scale·(x̂ − x)`; scale = 2/M for a mean over M elements.
 
 use crate::device::Device;
+use crate::device::cuda::Grid;
 use crate::error::Result;
 use crate::float::FloatX;
+use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::tensor::Tensor;
 
@@ -47,6 +49,11 @@ pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<
                     },
                 );
             });
+        }
+        Device::Cuda(queue) => {
+            let grid = Grid::covering(32 * n, 1, 256);
+            let (loss, dx) = (loss.write()?, dx.write()?);
+            kernels::mse(queue, grid, loss, dx, x_hat.read()?, x.read()?, n as u32, d as u32, scale)?;
         }
     }
     Ok((loss, dx))

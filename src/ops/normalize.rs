@@ -4,8 +4,10 @@
 //! deviation of all elements, both detached, so `dx = dy/(std + 1e-8)`.
 //! `unit_norm`: `y = x/max(‖x‖, 1e-12)` for each row; `dx = (dy − y·⟨y, dy⟩)/‖x‖`.
 
-use crate::device::Device;
+use crate::device::cuda::{Grid, Write};
+use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::tensor::Tensor;
 
@@ -31,25 +33,48 @@ pub fn batch_stats(x: &Tensor<f32>) -> Result<BatchStats> {
             format!("shape {}", x.shape()),
         ));
     }
-    let n = x.len() as f64;
-    let xs = x.host()?;
-    let mean = xs.iter().map(|x| *x as f64).sum::<f64>() / n;
-    let variance = xs.iter().map(|x| (*x as f64 - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let (mean, variance) = match x.device() {
+        Device::Cpu(_) => moments(x.host()?),
+        Device::Cuda(queue) => moments_cuda(queue, x)?,
+    };
     Ok(BatchStats { mean: mean as f32, inv_std: (1.0 / (variance.sqrt() + 1e-8)) as f32 })
+}
+
+/// Returns mean and unbiased variance.
+fn moments(xs: &[f32]) -> (f64, f64) {
+    let n = xs.len() as f64;
+    let mean = xs.iter().map(|x| *x as f64).sum::<f64>() / n;
+    (mean, xs.iter().map(|x| (*x as f64 - mean).powi(2)).sum::<f64>() / (n - 1.0))
+}
+
+fn moments_cuda(queue: &Queue, x: &Tensor<f32>) -> Result<(f64, f64)> {
+    let mut found = [0.0f64; 2];
+    let block = queue.block(size_of_val(&found))?;
+    let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 0 };
+    kernels::moments(queue, grid, Write::at(block.address()), x.read()?, x.len() as u64)?;
+    queue.download(&mut found, block.address())?;
+    Ok((found[0], found[1]))
 }
 
 /// `x: (..)` → `(x − mean)·inv_std`.
 pub fn standardize_forward(x: &Tensor<f32>, stats: BatchStats) -> Result<Tensor<f32>> {
-    map(x, |x| (x - stats.mean) * stats.inv_std)
+    scale_shift(x, stats.mean, stats.inv_std)
 }
 
 /// `dy: (..)` → `dx = dy·inv_std`; the statistics are detached.
 pub fn standardize_backward(dy: &Tensor<f32>, stats: BatchStats) -> Result<Tensor<f32>> {
-    map(dy, |dy| dy * stats.inv_std)
+    scale_shift(dy, 0.0, stats.inv_std)
 }
 
 /// `x: (B, D)` → rows of norm 1.
 pub fn unit_norm_forward(x: &Tensor<f32>) -> Result<Tensor<f32>> {
+    if let Device::Cuda(queue) = x.device() {
+        let mut y = Tensor::like(x);
+        let (n, d) = x.rows_cols();
+        let grid = Grid::covering(32 * n, 1, 256);
+        kernels::unit_norm_forward(queue, grid, y.write()?, x.read()?, n as u32, d as u32)?;
+        return Ok(y);
+    }
     by_rows(x, x, |y, x, _| {
         let inv = 1.0 / norm(x);
         for (y, x) in y.iter_mut().zip(x) {
@@ -61,6 +86,13 @@ pub fn unit_norm_forward(x: &Tensor<f32>) -> Result<Tensor<f32>> {
 /// `dy, x: (B, D)` → `dx: (B, D)`.
 pub fn unit_norm_backward(dy: &Tensor<f32>, x: &Tensor<f32>) -> Result<Tensor<f32>> {
     dy.expect("unit_norm_backward", "dy", x.shape())?;
+    if let Device::Cuda(queue) = x.device() {
+        let mut dx = Tensor::like(x);
+        let (n, d) = x.rows_cols();
+        let grid = Grid::covering(32 * n, 1, 256);
+        kernels::unit_norm_backward(queue, grid, dx.write()?, dy.read()?, x.read()?, n as u32, d as u32)?;
+        return Ok(dx);
+    }
     by_rows(dy, x, |dx, dy, x| {
         let inv = 1.0 / norm(x);
         let along: f32 = dy.iter().zip(x).map(|(d, x)| d * x * inv).sum();
@@ -75,7 +107,8 @@ fn norm(x: &[f32]) -> f32 {
     if norm < 1e-12 { 1e-12 } else { norm } // `max` would hide a NaN
 }
 
-fn map(x: &Tensor<f32>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor<f32>> {
+/// Returns (x − shift)·scale.
+fn scale_shift(x: &Tensor<f32>, shift: f32, scale: f32) -> Result<Tensor<f32>> {
     let mut y = Tensor::like(x);
     match x.device() {
         Device::Cpu(cpu) => {
@@ -83,9 +116,13 @@ fn map(x: &Tensor<f32>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor<f32>> {
             let block = rows_per_block(1);
             cpu.each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
                 for (y, x) in y.iter_mut().zip(x) {
-                    *y = f(*x);
+                    *y = (x - shift) * scale;
                 }
             });
+        }
+        Device::Cuda(queue) => {
+            let (grid, n) = (Grid::covering(x.len(), 1, 256), x.len() as u64);
+            kernels::scale_shift(queue, grid, y.write()?, x.read()?, shift, scale, n)?;
         }
     }
     Ok(y)
@@ -107,6 +144,7 @@ fn by_rows(
                 rows.for_each(|((y, a), b)| f(y, a, b));
             });
         }
+        Device::Cuda(queue) => return Err(queue.lacks("by_rows")),
     }
     Ok(y)
 }
@@ -121,8 +159,17 @@ pub fn std_penalty(dy: &mut Tensor<f32>, y: &Tensor<f32>, weight: f32) -> Result
     let stats = batch_stats(y)?;
     let std = 1.0 / stats.inv_std as f64;
     let slope = weight as f64 * 2.0 * (std - 1.0) / ((y.len() - 1) as f64 * std);
-    for (dy, y) in dy.host_mut()?.iter_mut().zip(y.host()?) {
-        *dy += (slope * (*y as f64 - stats.mean as f64)) as f32;
+    match y.device() {
+        Device::Cpu(_) => {
+            for (dy, y) in dy.host_mut()?.iter_mut().zip(y.host()?) {
+                *dy += (slope * (*y as f64 - stats.mean as f64)) as f32;
+            }
+        }
+        Device::Cuda(queue) => {
+            let (grid, n) = (Grid::covering(y.len(), 1, 256), y.len() as u64);
+            let slope = slope as f32; // the sum is f32
+            kernels::add_deviation(queue, grid, dy.write()?, y.read()?, stats.mean, slope, n)?;
+        }
     }
     Ok((std - 1.0).powi(2))
 }

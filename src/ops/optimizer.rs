@@ -135,6 +135,7 @@ pub fn optimizer_step<X: FloatX>(
     let device = params.device().clone();
     match &device {
         Device::Cpu(cpu) => step_cpu(cpu, params, state, grads, decayed, step),
+        Device::Cuda(queue) => return Err(queue.lacks("optimizer_step")),
     }
 }
 

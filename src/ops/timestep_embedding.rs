@@ -4,8 +4,10 @@
 //! parameters; t is drawn, not learned, so there is no backward.
 
 use crate::device::Device;
+use crate::device::cuda::Grid;
 use crate::error::Result;
 use crate::float::FloatX;
+use crate::kernels;
 use crate::tensor::Tensor;
 
 /// Longest wavelength of the embedding, in units of t / 2π.
@@ -27,6 +29,12 @@ pub fn timestep_embedding<X: FloatX>(t: &Tensor<f32>, h: usize, time_scale: f32)
                 let rows = e.chunks_exact_mut(h.max(1)).zip(t);
                 rows.for_each(|(e, t)| embed(e, t * time_scale, &frequencies));
             });
+        }
+        Device::Cuda(queue) => {
+            let frequencies = queue.constant(&frequencies(h / 2))?;
+            let grid = Grid::covering(g * h.div_ceil(2), 1, 256);
+            let (g, h) = (g as u32, h as u32);
+            kernels::timestep_embedding(queue, grid, e.write()?, t.read()?, frequencies, g, h, time_scale)?;
         }
     }
     Ok(e)

@@ -106,7 +106,7 @@ fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows
     let (task, engine) = run.latents::<f32>(device)?;
     let y = task.latents(&engine.optimizer.params)?;
     let width = y.rows_cols().1;
-    let mut values = y.to_f32_vec();
+    let mut values = y.to_f32_vec()?;
     values.truncate(count.unwrap_or(usize::MAX).saturating_mul(width));
     let reference = task.alignment.reference;
     Ok(Rows { what: "latents", values, width, standardise: None, reference, images: None })

@@ -131,13 +131,6 @@ impl Steps {
         timing.ms.sort_by(f64::total_cmp);
         Ok(timing)
     }
-
-    /// Returns the instruction set and the threads of the device.
-    pub fn processor(&self) -> (Isa, usize) {
-        match &self.device {
-            Device::Cpu(cpu) => (cpu.isa(), cpu.threads()),
-        }
-    }
 }
 
 impl Timing {

@@ -69,6 +69,7 @@ pub fn linear_forward<A: FloatX, W: FloatX>(
             let second = z.as_mut().map(|z| z.host_mut()).transpose()?;
             by_rows(cpu, x, w, &finish, y.host_mut()?, second);
         }
+        Device::Cuda(queue) => return Err(queue.lacks("linear_forward")),
     }
     Ok((y, z))
 }
@@ -100,6 +101,7 @@ pub fn linear_backward_input<A: FloatX, W: FloatX>(
             let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
             by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
+        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_input")),
     }
     Ok(dx)
 }
@@ -133,6 +135,7 @@ pub fn linear_backward_input_add<A: FloatX, W: FloatX>(
             let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
             by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
+        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_input_add")),
     }
     Ok(())
 }
@@ -165,6 +168,7 @@ pub fn linear_backward_weight<A: FloatX>(
                 column_sums(cpu, db.host_mut()?, dy);
             }
         }
+        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_weight")),
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ impl<X: FloatX> AutoencoderTask<X> {
             let (row_loss, _) = mse(&x_hat, &x, 0.0)?;
             passed.reconstruction.push(total(&row_loss)? / x.len() as f64);
             passed.data.extend_from_slice(&rows);
-            passed.reconstructed.extend(x_hat.to_f32_vec());
+            passed.reconstructed.extend(x_hat.to_f32_vec()?);
             passed.latents.extend_from_slice(encoded.latents.host()?);
         }
         Ok(passed)
@@ -154,7 +154,7 @@ impl<X: FloatX> AutoencoderTask<X> {
     pub fn decode(&self, params: &Params<X>, latents: &[f32]) -> Result<Vec<f32>> {
         let width = self.net.config().latent;
         let y = Tensor::from_f32(&self.device, [latents.len() / width, width], latents)?;
-        Ok(self.net.decode(params, y)?.0.to_f32_vec())
+        self.net.decode(params, y)?.0.to_f32_vec()
     }
 
     /// Adds one micro-batch: samples `first ..` of the step's batch, `x: (B, data)`.

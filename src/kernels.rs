@@ -1,0 +1,7 @@
+//! The CUDA kernels: their sources and a typed launcher of each, which `build.rs` makes from `kernels/*.cu`.
+
+use crate::device::cuda::{Argument, Grid, Kernel, Queue, Read, Source, Write};
+use crate::error::Result;
+use crate::float::{DType, FloatX};
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
