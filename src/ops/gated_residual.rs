@@ -3,10 +3,14 @@
 //! Backward: `du = gate · dy`, `dgate = dy · u`, `dh = dy` (the caller keeps dy). Elementwise: forward reads h and u and
 //! writes y, backward reads dy and u and writes du: memory bound.
 
-use crate::device::{Arch, Cpu, Device};
+use crate::device::cuda::{Grid, Read, Write};
+use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::Result;
 use crate::float::FloatX;
-use crate::ops::modulation::{GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad};
+use crate::kernels;
+use crate::ops::modulation::{
+    GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, table_gradient_cuda,
+};
 use crate::ops::{rows_per_block, rows_per_partial};
 use crate::tensor::Tensor;
 
@@ -29,7 +33,14 @@ pub fn gated_residual_forward<X: FloatX>(
             let h = h.map(|h| h.host()).transpose()?;
             forward_cpu(cpu, y.host_mut()?, u.host()?, h, Gate { table: gate.host()?, offset, c })?;
         }
-        Device::Cuda(queue) => return Err(queue.lacks("gated_residual_forward")),
+        Device::Cuda(queue) => {
+            let (grid, m) = (Grid::covering(n * c, 1, 256), gate.on_device()?);
+            let (y, u, h) = (y.write()?, u.read()?, h.map_or(Ok(Read::none()), Tensor::read)?);
+            let (offset, n, c) = (offset as u32, n as u32, c as u32);
+            kernels::gated_residual_forward(
+                queue, grid, y, u, h, m.table, m.nodes, m.weights, m.columns, m.share, m.r, offset, n, c,
+            )?;
+        }
     }
     Ok(y)
 }
@@ -52,9 +63,32 @@ pub fn gated_residual_backward<X: FloatX>(
     let mut du = Tensor::like(dy);
     match dy.device() {
         Device::Cpu(cpu) => backward_cpu(cpu, &mut du, dy, gate, offset, dgate)?,
-        Device::Cuda(queue) => return Err(queue.lacks("gated_residual_backward")),
+        Device::Cuda(queue) => backward_cuda(queue, &mut du, dy, gate, offset, dgate)?,
     }
     Ok(du)
+}
+
+fn backward_cuda<X: FloatX>(
+    queue: &Queue,
+    du: &mut Tensor<X>,
+    dy: &Tensor<X>,
+    gate: &Modulation<'_, X>,
+    offset: usize,
+    dgate: Option<(&Tensor<X>, ModulationGrad<'_, X>)>,
+) -> Result<()> {
+    let (n, c) = dy.rows_cols();
+    let mut dmod = dgate.is_some().then(|| Tensor::<f32>::uninit(dy.device(), [n, c]));
+    let (grid, m) = (Grid::covering(n * c, 1, 256), gate.on_device()?);
+    let write = dmod.as_mut().map_or(Ok(Write::none()), |t| t.write())?;
+    let u = dgate.as_ref().map_or(Ok(Read::none()), |(u, _)| u.read())?;
+    let (du, dy, at, rows, width) = (du.write()?, dy.read()?, offset as u32, n as u32, c as u32);
+    kernels::gated_residual_backward(
+        queue, grid, du, write, dy, u, m.table, m.nodes, m.weights, m.columns, m.share, m.r, at, rows, width,
+    )?;
+    match (dgate, &dmod) {
+        (Some((_, mut grad)), Some(dmod)) => table_gradient_cuda(queue, &mut grad, gate, offset, dmod),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -48,6 +48,7 @@ pub fn gather_forward<S: FloatX, X: FloatX>(
                 );
             });
         }
+        Device::Cuda(queue) => return Err(queue.lacks("gather_forward")),
     }
     Ok(y)
 }
@@ -79,6 +80,7 @@ pub fn gather_backward<X: FloatX>(
                 );
             }
         }
+        Device::Cuda(queue) => return Err(queue.lacks("gather_backward")),
     }
     Ok(())
 }

@@ -9,10 +9,15 @@
 //! `dx̂ = dn·gamma`, `dx = rstd·(dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) [+ add]`. The residual's gradient is dy itself.
 //! Forward reads x (and residual) once and writes y; backward reads x, dy (and add) once and writes dx: memory bound.
 
-use crate::device::{Arch, Cpu, Device};
+use crate::device::cuda::{Grid, Read, Write};
+use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::ops::modulation::{GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad};
+use crate::kernels;
+use crate::ops::modulation::{
+    DeviceModulation, GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, SLICE,
+    table_gradient_cuda,
+};
 use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, widen};
 use crate::tensor::{Tensor, View, ViewMut};
 
@@ -68,7 +73,16 @@ pub fn layer_norm_forward<X: FloatX>(
                 residual,
             )?;
         }
-        Device::Cuda(queue) => return Err(queue.lacks("layer_norm_forward")),
+        Device::Cuda(queue) => {
+            let grid = Grid::covering(32 * n, 1, 256);
+            let (m, offset, gamma, beta) = norm.on_device()?;
+            let (y, stats, x) = (y.write()?, stats.write()?, x.read()?);
+            let (residual, n, c) = (residual.map_or(Ok(Read::none()), Tensor::read)?, n as u32, c as u32);
+            kernels::layer_norm_forward(
+                queue, grid, y, stats, x, gamma, beta, residual, m.table, m.nodes, m.weights, m.columns,
+                m.share, m.r, offset, n, c,
+            )?;
+        }
     }
     Ok((y, RowStats { stats }))
 }
@@ -99,9 +113,97 @@ pub fn layer_norm_backward<X: FloatX>(
     let mut dx = Tensor::like(x);
     match x.device() {
         Device::Cpu(cpu) => backward_cpu(cpu, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
-        Device::Cuda(queue) => return Err(queue.lacks("layer_norm_backward")),
+        Device::Cuda(queue) => backward_cuda(queue, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
     }
     Ok(dx)
+}
+
+impl<'a, X: FloatX> LayerNorm<'a, X> {
+    /// Returns the optional parts for CUDA kernels: modulation and its offset, gamma, beta.
+    #[allow(clippy::type_complexity)] // four arguments of a kernel
+    fn on_device(&self) -> Result<(DeviceModulation<'a, X>, u32, Read<'a, X>, Read<'a, X>)> {
+        let (m, offset) = match &self.modulation {
+            Some((modulation, offset)) => (modulation.on_device()?, *offset as u32),
+            None => (DeviceModulation::none(), 0),
+        };
+        let (gamma, beta) = match &self.affine {
+            Some((gamma, beta)) => (gamma.read()?, beta.read()?),
+            None => (Read::none(), Read::none()),
+        };
+        Ok((m, offset, gamma, beta))
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // those of `layer_norm_backward`, and where to write
+fn backward_cuda<X: FloatX>(
+    queue: &Queue,
+    dx: &mut Tensor<X>,
+    dy: &Tensor<X>,
+    x: &Tensor<X>,
+    stats: &Tensor<f32>,
+    norm: &LayerNorm<'_, X>,
+    add: Option<&Tensor<X>>,
+    grads: LayerNormGrads<'_, '_, X>,
+) -> Result<()> {
+    let (n, c) = x.rows_cols();
+    let rows = |wanted: bool, width| wanted.then(|| Tensor::<f32>::uninit(x.device(), [n, width]));
+    let mut dmod = rows(grads.modulation.is_some(), 2 * c);
+    let mut dn = rows(grads.affine.is_some(), c);
+    let grid = Grid::covering(32 * n, 1, 256);
+    let (m, offset, gamma, beta) = norm.on_device()?;
+    let write =
+        |rows: &mut Option<Tensor<f32>>| rows.as_mut().map_or(Ok(0), |t| t.write().map(|w| w.address()));
+    let (dmod_out, dn_out) = (Write::at(write(&mut dmod)?), Write::at(write(&mut dn)?));
+    let add = add.map_or(Ok(Read::none()), Tensor::read)?;
+    let (rows, width) = (n as u32, c as u32);
+    kernels::layer_norm_backward(
+        queue,
+        grid,
+        dx.write()?,
+        dmod_out,
+        dn_out,
+        dy.read()?,
+        x.read()?,
+        stats.read()?,
+        gamma,
+        beta,
+        add,
+        m.table,
+        m.nodes,
+        m.weights,
+        m.columns,
+        m.share,
+        m.r,
+        offset,
+        rows,
+        width,
+    )?;
+    if let (Some(mut grad), Some((modulation, offset)), Some(dmod)) =
+        (grads.modulation, &norm.modulation, &dmod)
+    {
+        table_gradient_cuda(queue, &mut grad, modulation, *offset, dmod)?;
+    }
+    if let (Some((mut dgamma, mut dbeta)), Some(dn)) = (grads.affine, &dn) {
+        let slices = n.div_ceil(SLICE);
+        let mut partials = Tensor::<f32>::uninit(x.device(), [slices, 2 * c]);
+        let grid = Grid { blocks: [c.div_ceil(64) as u32, slices as u32, 1], threads: 64, shared: 0 };
+        let (out, each) = (partials.write()?, SLICE as u32);
+        kernels::affine_gradient_partial(
+            queue,
+            grid,
+            out,
+            dn.read()?,
+            x.read()?,
+            stats.read()?,
+            rows,
+            each,
+            width,
+        )?;
+        let (grid, slices) = (Grid::covering(c, 1, 256), slices as u32);
+        let (dgamma, dbeta) = (dgamma.write()?, dbeta.write()?);
+        kernels::affine_gradient_finish(queue, grid, dgamma, dbeta, partials.read()?, slices, width)?;
+    }
+    Ok(())
 }
 
 fn check<X: FloatX>(op: &'static str, x: &Tensor<X>, norm: &LayerNorm<'_, X>) -> Result<(usize, usize)> {

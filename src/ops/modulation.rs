@@ -4,9 +4,11 @@
 //! from rows of the batch to rows of the table. Both operations read tables only through `fetch` and write table
 //! gradients only through `GradBlock`, so the two maps are implemented once.
 
-use crate::device::{Arch, Device};
+use crate::device::cuda::{Grid, Read};
+use crate::device::{Arch, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::kernels;
 use crate::ops::{narrow, widen};
 use crate::tensor::Tensor;
 
@@ -79,6 +81,29 @@ impl<'a, X: FloatX> Modulation<'a, X> {
         }
     }
 
+    /// Returns what CUDA kernels read.
+    pub(crate) fn on_device(&self) -> Result<DeviceModulation<'a, X>> {
+        let columns = self.columns() as u32;
+        Ok(match self {
+            Self::Index { table, rows } => DeviceModulation {
+                table: table.read()?,
+                nodes: Read::none(),
+                weights: Read::none(),
+                columns,
+                share: *rows as u32,
+                r: 0,
+            },
+            Self::Interpolate { table, weights } => DeviceModulation {
+                table: Read::none(),
+                nodes: table.read()?,
+                weights: weights.read()?,
+                columns,
+                share: 1,
+                r: table.rows_cols().0 as u32,
+            },
+        })
+    }
+
     /// Returns the host view that kernels read.
     pub(crate) fn host(&self) -> Result<HostModulation<'a, X>> {
         Ok(match self {
@@ -92,6 +117,92 @@ impl<'a, X: FloatX> Modulation<'a, X> {
                 nodes: table.rows_cols().0,
             },
         })
+    }
+}
+
+/// A modulation in device memory: the arguments of `struct Modulation` in `kernels/modulation.cuh`.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceModulation<'a, X> {
+    pub(crate) table: Read<'a, X>,
+    pub(crate) nodes: Read<'a, f32>,
+    pub(crate) weights: Read<'a, f32>,
+    pub(crate) columns: u32,
+    pub(crate) share: u32,
+    pub(crate) r: u32,
+}
+
+impl<X> DeviceModulation<'_, X> {
+    /// Is no modulation: no columns.
+    pub(crate) fn none() -> Self {
+        let (table, nodes, weights) = (Read::none(), Read::none(), Read::none());
+        Self { table, nodes, weights, columns: 0, share: 1, r: 0 }
+    }
+}
+
+/// Rows that one block of a column sum goes through on a CUDA device.
+pub(crate) const SLICE: usize = 64;
+
+/// Writes columns `offset .. offset + width` of a table's gradient from the gradients `dmod` (N, width) of its uses.
+pub(crate) fn table_gradient_cuda<X: FloatX>(
+    queue: &Queue,
+    grad: &mut ModulationGrad<'_, X>,
+    modulation: &Modulation<'_, X>,
+    offset: usize,
+    dmod: &Tensor<f32>,
+) -> Result<()> {
+    let (n, width) = dmod.rows_cols();
+    let (columns, offset, columns_written) = (modulation.columns() as u32, offset as u32, width as u32);
+    match (grad, modulation) {
+        (ModulationGrad::Index(dtable), Modulation::Index { rows, .. }) => {
+            let groups = n / rows;
+            let (grid, dtable) = (Grid::covering(groups * width, 1, 256), dtable.write()?);
+            let (groups, share) = (groups as u32, *rows as u32);
+            kernels::table_gradient_index(
+                queue,
+                grid,
+                dtable,
+                dmod.read()?,
+                groups,
+                share,
+                columns,
+                offset,
+                columns_written,
+            )
+        }
+        (ModulationGrad::Interpolate(dtable), Modulation::Interpolate { weights, table }) => {
+            let (r, slices) = (table.rows_cols().0, n.div_ceil(SLICE));
+            let mut partials = Tensor::<f32>::uninit(dmod.device(), [slices, r * width]);
+            let blocks = [width.div_ceil(64) as u32, slices as u32, 1];
+            let grid = Grid { blocks, threads: 64, shared: 0 };
+            let (weights, rows, each, nodes) = (weights.read()?, n as u32, SLICE as u32, r as u32);
+            let (write, dmod) = (partials.write()?, dmod.read()?);
+            kernels::table_gradient_partial(
+                queue,
+                grid,
+                write,
+                dmod,
+                weights,
+                rows,
+                each,
+                nodes,
+                columns_written,
+            )?;
+            let grid = Grid::covering(r * width, 1, 256);
+            let (dtable, partials) = (dtable.write()?, partials.read()?);
+            let slices = slices as u32;
+            kernels::table_gradient_finish(
+                queue,
+                grid,
+                dtable,
+                partials,
+                slices,
+                nodes,
+                columns,
+                offset,
+                columns_written,
+            )
+        }
+        _ => Ok(()), // refused by `ModulationGrad::check`
     }
 }
 

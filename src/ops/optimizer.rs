@@ -13,9 +13,11 @@
 
 use std::ops::Range;
 
-use crate::device::{Arch, Cpu, Device};
+use crate::device::cuda::{Grid, Read, Write};
+use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::kernels;
 use crate::rng::Draw;
 use crate::tensor::Tensor;
 
@@ -135,7 +137,7 @@ pub fn optimizer_step<X: FloatX>(
     let device = params.device().clone();
     match &device {
         Device::Cpu(cpu) => step_cpu(cpu, params, state, grads, decayed, step),
-        Device::Cuda(queue) => return Err(queue.lacks("optimizer_step")),
+        Device::Cuda(queue) => step_cuda(queue, params, state, grads, decayed, step),
     }
 }
 
@@ -147,6 +149,68 @@ struct Block<'a, X> {
     m: &'a mut [f32],
     v: Option<&'a mut [f32]>,
     grads: &'a [f32],
+}
+
+fn step_cuda<X: FloatX>(
+    queue: &Queue,
+    params: &mut Tensor<X>,
+    mut state: State<'_>,
+    grads: &Tensor<f32>,
+    decayed: &[Range<usize>],
+    step: &Step,
+) -> Result<()> {
+    let n = params.len();
+    let k = Scalars::new(step);
+    let (rule, beta1, beta2, eps) = match step.rule {
+        Rule::Adam(b) => (0, b.beta1, b.beta2, b.eps),
+        Rule::AdamW(b) => (1, b.beta1, b.beta2, b.eps),
+        Rule::Sgd { momentum, nesterov } => (2 + nesterov as u32, momentum, 0.0, 0.0),
+        Rule::Lion { beta1, beta2 } => (4, beta1, beta2, 0.0),
+    };
+    let numbers =
+        queue.uploaded(&[k.lr, k.weight_decay, k.grad_scale, k.step_size, k.inv_root2, beta1, beta2, eps])?;
+    let ranges: Vec<u64> = decayed.iter().flat_map(|r| [r.start as u64, r.end as u64]).collect();
+    let ranges = queue.constant(&ranges)?;
+    let (stochastic, [key0, key1], at) = match step.rounding {
+        Rounding::Nearest => (0, [0, 0], 0),
+        Rounding::Stochastic(draw) => (1, draw.key(), draw.step()),
+    };
+    let (fused, others) = state.emas.split_at_mut(state.emas.len().min(2));
+    let mut fused = fused.iter_mut().map(|(decay, ema)| Ok((*decay, ema.write()?)));
+    let mut next = || fused.next().unwrap_or(Ok((0.0, Write::none())));
+    let ((decay0, ema0), (decay1, ema1)) = (next()?, next()?);
+    let master = state.master.as_mut().map_or(Ok(Write::none()), |t| t.write())?;
+    let v = state.v.map_or(Ok(Write::none()), Tensor::write)?;
+    let (grid, numbers) = (Grid::covering(n, 4, 256), Read::at(numbers.address()));
+    kernels::optimizer_step(
+        queue,
+        grid,
+        params.write()?,
+        master,
+        state.m.write()?,
+        v,
+        ema0,
+        ema1,
+        grads.read()?,
+        ranges,
+        decayed.len() as u32,
+        numbers,
+        rule,
+        decay0,
+        decay1,
+        stochastic,
+        key0,
+        key1,
+        at,
+        Read::none(),
+        n as u64,
+    )?;
+    for (decay, ema) in others {
+        let master = state.master.as_ref().map_or(Ok(Read::none()), |t| t.read())?;
+        let grid = Grid::covering(n, 1, 256);
+        kernels::average(queue, grid, ema.write()?, master, params.read()?, *decay, n as u64)?;
+    }
+    Ok(())
 }
 
 fn step_cpu<X: FloatX>(

@@ -7,6 +7,7 @@
 //! Storage is f32, bf16 or f16; every sum is f32.
 
 mod activation;
+mod cuda;
 mod finish;
 mod kernel;
 mod pack;
@@ -69,7 +70,7 @@ pub fn linear_forward<A: FloatX, W: FloatX>(
             let second = z.as_mut().map(|z| z.host_mut()).transpose()?;
             by_rows(cpu, x, w, &finish, y.host_mut()?, second);
         }
-        Device::Cuda(queue) => return Err(queue.lacks("linear_forward")),
+        Device::Cuda(queue) => cuda::forward(queue, (&mut y, z.as_mut()), x, w, b, add, act)?,
     }
     Ok((y, z))
 }
@@ -101,7 +102,7 @@ pub fn linear_backward_input<A: FloatX, W: FloatX>(
             let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
             by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
-        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_input")),
+        Device::Cuda(queue) => cuda::backward_input(queue, &mut dx, dy, w, through, false)?,
     }
     Ok(dx)
 }
@@ -135,7 +136,7 @@ pub fn linear_backward_input_add<A: FloatX, W: FloatX>(
             let (dy, w) = (rows_of(dy.host()?, n, o), columns_of(w.host()?, o, c));
             by_rows(cpu, dy, w, &finish, dx.host_mut()?, None);
         }
-        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_input_add")),
+        Device::Cuda(queue) => cuda::backward_input(queue, dx, dy, w, through, true)?,
     }
     Ok(())
 }
@@ -168,7 +169,7 @@ pub fn linear_backward_weight<A: FloatX>(
                 column_sums(cpu, db.host_mut()?, dy);
             }
         }
-        Device::Cuda(queue) => return Err(queue.lacks("linear_backward_weight")),
+        Device::Cuda(queue) => cuda::backward_weight(queue, &mut dw, db, dy, x)?,
     }
     Ok(())
 }
