@@ -3,6 +3,7 @@
 //! Storage is `f32`, `bf16` or `f16`; arithmetic is always f32. Memory comes from the device's pool and returns to it.
 //! Elements in host memory are slices; those of a CUDA device are addresses that launchers take.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -129,7 +130,7 @@ impl<X: FloatX> Tensor<X> {
             }
             Storage::Device(_) => {
                 let rounded: Vec<X> = values.iter().map(|x| X::from_f32(*x)).collect();
-                tensor.view_mut().upload(&rounded)?;
+                tensor.view_mut().copy_from_host(&rounded)?;
             }
         }
         Ok(tensor)
@@ -148,13 +149,7 @@ impl<X: FloatX> Tensor<X> {
     /// # Errors
     /// Another shape.
     pub fn copy_from(&mut self, other: &Self) -> Result<()> {
-        other.expect("copy_from", "other", self.shape)?;
-        let bytes = self.shape.len() * size_of::<X>();
-        match other.device() {
-            Device::Cpu(_) => self.host_mut()?.copy_from_slice(other.host()?),
-            Device::Cuda(queue) => queue.copy(self.write()?.address(), other.read()?.address(), bytes)?,
-        }
-        Ok(())
+        self.view_mut().copy_from(other.view())
     }
 
     /// Returns a copy.
@@ -232,6 +227,14 @@ impl<X: FloatX> Tensor<X> {
     /// A tensor of another device.
     pub fn host(&self) -> Result<&[X]> {
         self.view().host()
+    }
+
+    /// Returns the elements for the host to read: where they lie, or a copy from the device.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn on_host(&self) -> Result<Cow<'_, [X]>> {
+        self.view().on_host()
     }
 
     /// Returns the elements in host memory, to write.
@@ -313,6 +316,22 @@ impl<'a, X: FloatX> View<'a, X> {
         }
     }
 
+    /// Returns the elements for the host to read: where they lie, or a copy from the device.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn on_host(&self) -> Result<Cow<'a, [X]>> {
+        match (self.elements, self.device) {
+            (Elements::Host(host), _) => Ok(Cow::Borrowed(host)),
+            (Elements::Device(address), Device::Cuda(queue)) => {
+                let mut values = vec![X::from_f32(0.0); self.shape.len()];
+                queue.download(&mut values, address)?;
+                Ok(Cow::Owned(values))
+            }
+            (Elements::Device(_), device) => Err(elsewhere("one on the CUDA device", device)),
+        }
+    }
+
     /// Returns the elements for a kernel to read.
     pub(crate) fn read(&self) -> Result<Read<'a, X>> {
         match self.elements {
@@ -326,15 +345,7 @@ impl<'a, X: FloatX> View<'a, X> {
     /// # Errors
     /// A device that failed.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
-        match (self.elements, self.device) {
-            (Elements::Host(host), _) => Ok(host.iter().map(|x| x.to_f32()).collect()),
-            (Elements::Device(address), Device::Cuda(queue)) => {
-                let mut values = vec![X::from_f32(0.0); self.shape.len()];
-                queue.download(&mut values, address)?;
-                Ok(values.into_iter().map(X::to_f32).collect())
-            }
-            (Elements::Device(_), device) => Err(elsewhere("one on the CUDA device", device)),
-        }
+        Ok(self.on_host()?.iter().map(|x| x.to_f32()).collect())
     }
 
     /// Borrows `shape.len()` elements from `offset` on, as a tensor of that shape.
@@ -432,10 +443,44 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
         }
     }
 
-    /// Copies elements from host memory to the device.
-    fn upload(&mut self, values: &[X]) -> Result<()> {
-        let (queue, address) = self.on_device()?;
-        queue.upload(address, values)
+    /// Copies elements from host memory.
+    ///
+    /// # Errors
+    /// Another number of elements; a device that failed.
+    pub fn copy_from_host(&mut self, values: &[X]) -> Result<()> {
+        if values.len() != self.shape.len() {
+            let (expected, found) = (self.shape.len(), values.len());
+            return Err(Error::argument(
+                "copy_from_host",
+                "values",
+                format!("{expected} elements"),
+                format!("{found} elements"),
+            ));
+        }
+        match &mut self.elements {
+            ElementsMut::Host(host) => host.copy_from_slice(values),
+            ElementsMut::Device(_) => {
+                let (queue, address) = self.on_device()?;
+                queue.upload(address, values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the content of another view on the same device.
+    ///
+    /// # Errors
+    /// Another shape or device.
+    pub fn copy_from(&mut self, other: View<'_, X>) -> Result<()> {
+        other.expect("copy_from", "other", self.shape)?;
+        match self.device {
+            Device::Cpu(_) => self.host_mut()?.copy_from_slice(other.host()?),
+            Device::Cuda(queue) => {
+                let bytes = self.shape.len() * size_of::<X>();
+                queue.copy(self.write()?.address(), other.read()?.address(), bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets every element to zero. A device that fails says so when it is used next.

@@ -137,7 +137,7 @@ fn micro_batches_see_the_rows_of_the_whole_batch_bit_for_bit() -> Outcome {
                 let rows = Rows { first: first as u64, samples, replicas, share };
                 let t = draw_times(&device, time, rows, sampler, (0.0, 1.0))?;
                 let x_t: Tensor<f32> = interpolate(&data, &t, noise, rows)?;
-                Ok((t.to_f32_vec(), x_t.to_f32_vec()))
+                Ok((t.to_f32_vec().unwrap(), x_t.to_f32_vec().unwrap()))
             };
             let (whole_t, whole) = rows_of(0, samples)?;
             for parts in [2, 4] {
@@ -180,7 +180,7 @@ fn gradients(kind: Kind, config: &Config) -> Outcome<(Losses, Grads)> {
 }
 
 fn shaken(mut task: impl Task<f32>, params: &Params<f32>) -> Outcome<(Losses, Grads)> {
-    let mut flat = params.flat().to_f32_vec();
+    let mut flat = params.flat().to_f32_vec().unwrap();
     let mut shake = vec![0.0; flat.len()];
     normals(&mut shake, 5);
     flat.iter_mut().zip(shake).for_each(|(w, s)| *w += 0.05 * s);
@@ -218,8 +218,8 @@ fn micro_batches_agree_with_the_whole_batch_in_loss_and_every_gradient() -> Outc
                 }
                 for entry in whole_grads.layout().entries() {
                     let (a, b) = (
-                        grads.named(&entry.name)?.to_f32_vec(),
-                        whole_grads.named(&entry.name)?.to_f32_vec(),
+                        grads.named(&entry.name)?.to_f32_vec().unwrap(),
+                        whole_grads.named(&entry.name)?.to_f32_vec().unwrap(),
                     );
                     let error = distance(&a, &b);
                     worst = worst.max(error);

@@ -59,7 +59,7 @@ impl Case {
     /// The same network with `change` done to its flat buffer and its time scale.
     fn changed(&self, name: &str, time_scale: f32, change: impl Fn(&str) -> f32) -> Result<Self> {
         let net = Mlp::new(MlpConfig { time_scale, ..*self.net.config() })?;
-        let mut flat = self.params.flat().to_f32_vec();
+        let mut flat = self.params.flat().to_f32_vec().unwrap();
         for entry in net.layout().entries() {
             flat[entry.range()].iter_mut().for_each(|x| *x *= change(&entry.name));
         }
@@ -89,7 +89,7 @@ fn trained() -> Result<Case> {
     let (first, last) = (mean(&losses[..10]), mean(&losses[350..]));
     assert!(last < 0.8 * first, "nothing was learned: {first} to {last}");
     assert_eq!((task.objective.form, task.notes.len()), (Form::Nodes(16), 0), "{:?}", task.notes);
-    let flat = engine.optimizer.params.flat().to_f32_vec();
+    let flat = engine.optimizer.params.flat().to_f32_vec().unwrap();
     let params = Params::from_flat(&engine::device(None)?, task.net.layout().clone(), &flat)?;
     Ok(Case { name: "trained".into(), net: task.net, params })
 }

@@ -108,7 +108,8 @@ impl Shared {
             None => net.modulations(params, net.default_form(), &t, 1, None)?,
         };
         let (v, _) = net.forward(params, x_t, modulations, Keep::Nothing)?;
-        let of_points = v.host()?.chunks_exact(k * d).zip(points.chunks_exact(d));
+        let v = v.on_host()?;
+        let of_points = v.chunks_exact(k * d).zip(points.chunks_exact(d));
         Ok(of_points.map(|(v, point)| self.constant + self.weighted(v, point)).collect())
     }
 

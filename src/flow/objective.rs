@@ -255,15 +255,16 @@ impl Objective {
 
 /// Adds row losses in order, in f64.
 pub(crate) fn total(rows: &Tensor<f32>) -> Result<f64> {
-    Ok(rows.host()?.iter().map(|x| *x as f64).sum())
+    Ok(rows.on_host()?.iter().map(|x| *x as f64).sum())
 }
 
 /// `z: (B, z)` → `(B·m, z)`, the order of `Rows`.
 fn tiled<X: FloatX>(z: &Tensor<X>, m: usize) -> Result<Tensor<X>> {
     let (b, width) = z.rows_cols();
     let mut out = Tensor::uninit(z.device(), [b * m, width]);
-    for copy in out.host_mut()?.chunks_exact_mut((b * width).max(1)) {
-        copy.copy_from_slice(z.host()?);
+    for copy in 0..m {
+        let [mut part] = out.view_mut().parts([(copy * b * width, z.shape())]);
+        part.copy_from(z.view())?;
     }
     Ok(out)
 }

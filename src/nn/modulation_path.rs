@@ -272,10 +272,10 @@ impl ModulationPath {
         for head in &self.heads {
             let (w, b) = (head.weight(params), head.bias(params));
             for tail in &tails {
-                error = error.max(max_abs(&affine(w.host()?, None, tail)));
+                error = error.max(max_abs(&affine(&w.on_host()?, None, tail)));
             }
             for s in places {
-                largest = largest.max(max_abs(&affine(w.host()?, Some(b.host()?), s)));
+                largest = largest.max(max_abs(&affine(&w.on_host()?, Some(&b.on_host()?), s)));
             }
         }
         Ok(own.max(share(error, largest)))
@@ -290,7 +290,10 @@ impl ModulationPath {
             (0..half).map(|i| phase(i).cos()).chain((0..half).map(|i| phase(i).sin())).collect();
         let layer = |layer: &Linear, x: &[f64]| -> Result<Vec<f64>> {
             let (w, b) = (layer.weight(params), layer.bias(params));
-            Ok(affine(w.host()?, Some(b.host()?), x).into_iter().map(|z| z / (1.0 + (-z).exp())).collect())
+            Ok(affine(&w.on_host()?, Some(&b.on_host()?), x)
+                .into_iter()
+                .map(|z| z / (1.0 + (-z).exp()))
+                .collect())
         };
         layer(&self.time2, &layer(&self.time1, &e)?)
     }

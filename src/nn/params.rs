@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::ops::elementwise::axpy;
 use crate::rng::{Draw, Stream};
 use crate::tensor::{Shape, Tensor, View, ViewMut};
 
@@ -247,10 +248,7 @@ impl Grads {
         let id = id_of(&self.layout, name)?;
         let [mut grad] = self.views_mut([id]);
         values.expect("add_named", "values", grad.shape())?;
-        for (g, x) in grad.host_mut()?.iter_mut().zip(values.host()?) {
-            *g += x;
-        }
-        Ok(())
+        axpy(grad.reborrow(), 1.0, values)
     }
 
     /// Returns a gradient by its parameter's state-dict key.

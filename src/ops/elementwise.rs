@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::kernels;
 use crate::ops::rows_per_block;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, ViewMut};
 
 /// `x: (..)` in storage X → the same in storage Y.
 pub fn cast<X: FloatX, Y: FloatX>(x: &Tensor<X>) -> Result<Tensor<Y>> {
@@ -53,7 +53,7 @@ fn cast_cuda<X: FloatX, Y: FloatX>(queue: &Queue, y: &mut Tensor<Y>, x: &Tensor<
 }
 
 /// `y += a·x`, both `(..)`.
-pub fn axpy<X: FloatX>(y: &mut Tensor<f32>, a: f32, x: &Tensor<X>) -> Result<()> {
+pub fn axpy<X: FloatX>(mut y: ViewMut<'_, f32>, a: f32, x: &Tensor<X>) -> Result<()> {
     x.expect("axpy", "x", y.shape())?;
     match x.device() {
         Device::Cpu(cpu) => {
@@ -70,7 +70,7 @@ pub fn axpy<X: FloatX>(y: &mut Tensor<f32>, a: f32, x: &Tensor<X>) -> Result<()>
             });
         }
         Device::Cuda(queue) => {
-            let n = y.len();
+            let n = x.len();
             kernels::axpy(queue, Grid::covering(n, EACH, THREADS), y.write()?, x.read()?, a, n as u64)?;
         }
     }

@@ -148,7 +148,7 @@ impl<P: FloatX> Engine<P> {
         if norm.is_finite() {
             return Ok(None);
         }
-        let name = self.grads.layout().first_where(self.grads.flat().host()?, |g| !g.is_finite());
+        let name = self.grads.layout().first_where(&self.grads.flat().on_host()?, |g| !g.is_finite());
         Ok(Some(match name {
             Some(name) => format!("gradient of `{name}`"),
             None => "gradient norm".to_owned(),

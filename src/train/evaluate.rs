@@ -184,7 +184,7 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
     let (task, engine) = run.latents::<X>(&run.device()?)?;
     let y = task.latents(&engine.optimizer.params)?;
     found.set_loss(&precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
-    task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(y.host()?, reference))
+    task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference))
 }
 
 fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {

@@ -88,7 +88,7 @@ impl<X: FloatX> Prior<X> {
     pub fn write(&self, path: &Path) -> Result<()> {
         let flat: Tensor<f32> = cast(self.params.flat())?;
         let about = About { standardise: self.standardise.as_ref(), data: self.data.as_ref() };
-        write_network(path, &self.net, flat.host()?, Some(about))
+        write_network(path, &self.net, &flat.on_host()?, Some(about))
     }
 
     /// Returns the network as an objective takes it; tables serve every form but `direct`.

@@ -149,7 +149,7 @@ impl Page<'_> {
 
     fn latents<X: FloatX>(&mut self, task: &LatentTask<X>, engine: &Engine<f32>) -> Result<()> {
         let alignment = &task.alignment;
-        let latents = points(task.latents(&engine.optimizer.params)?.host()?);
+        let latents = points(&task.latents(&engine.optimizer.params)?.on_host()?);
         let Some(reference) = alignment.reference.as_ref() else { return self.alignment_training() };
         let data = first_points(reference.rows(), EXTENT_ROWS);
         let Some(map) = ToyMap::new(reference, &[&data, &latents])? else { return self.alignment_training() };

@@ -164,8 +164,8 @@ fn save<P: FloatX, T: Trainee<P>>(
     manifest.scaler = engine.scaler.clone();
     manifest.skipped = engine.skips;
     manifest.data = task.memory();
-    let emas = state::ema_groups(engine);
-    checkpoint::save(&run.checkpoints(), &manifest, &state::groups(engine, &emas)?, config.train.keep)
+    let buffers = state::Buffers::of(engine)?;
+    checkpoint::save(&run.checkpoints(), &manifest, &buffers.groups(), config.train.keep)
 }
 
 /// Returns a field of what a task remembered.

@@ -57,17 +57,17 @@ pub fn sample_rows<X: FloatX>(net: &Mlp, params: &Params<X>, how: &Sampling) -> 
     let mut samples = Vec::with_capacity(how.count * d);
     for first in (0..how.count).step_by(CHUNK) {
         let rows = CHUNK.min(how.count - first);
-        let mut x = Tensor::<f32>::uninit(device, [rows, d]);
-        let values = x.host_mut()?;
+        let mut values = vec![0.0; rows * d];
         Isa::detect().run(
             #[inline(always)]
-            |arch| noise.fill_normal_rows(arch, values, d, 0, |i| ((first + i) as u64, 0)),
+            |arch| noise.fill_normal_rows(arch, &mut values, d, 0, |i| ((first + i) as u64, 0)),
         );
+        let x = Tensor::<f32>::from_f32(device, [rows, d], &values)?;
         let class = |i: usize| how.class.unwrap_or((first + i) % classes.max(1));
         let x = sample(x, how.method, how.steps, (0.0, 1.0), |x, t| {
             cast(&velocity(net, params, x, t as f32, class)?)
         })?;
-        samples.extend_from_slice(x.host()?);
+        samples.extend_from_slice(&x.on_host()?);
     }
     Ok(samples)
 }

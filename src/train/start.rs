@@ -51,7 +51,7 @@ fn pretrain_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
         write_network(
             &run.root().join(NETWORK),
             &task.net,
-            flat.host()?,
+            &flat.on_host()?,
             Some(About { standardise: task.features.standardise.as_ref(), data: Some(&config.data) }),
         )?;
     }

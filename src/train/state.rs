@@ -1,5 +1,7 @@
 //! Between an engine and a checkpoint: every buffer by the names of its parameters.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::error::Result;
@@ -23,36 +25,45 @@ pub fn ema_group(i: usize) -> String {
     format!("ema{i}")
 }
 
-/// The names of an engine's averages, kept alive for [`groups`].
-pub fn ema_groups<P: FloatX>(engine: &Engine<P>) -> Vec<String> {
-    (0..engine.optimizer.emas.len()).map(ema_group).collect()
+/// An engine's buffers for the host to read, each with the name of its group.
+pub struct Buffers<'a, P: FloatX> {
+    layout: &'a Layout,
+    model: Cow<'a, [P]>,
+    others: Vec<(String, Cow<'a, [f32]>)>,
 }
 
-/// Borrows all buffers as the groups of a checkpoint.
-///
-/// # Errors
-/// None on the CPU.
-pub fn groups<'a, P: FloatX>(engine: &'a Engine<P>, emas: &'a [String]) -> Result<Vec<Group<'a>>> {
-    let o = &engine.optimizer;
-    let layout = o.params.layout();
-    let mut groups = vec![group(MODEL, layout, o.params.flat())?, group(FIRST, layout, &o.m)?];
-    if let Some(master) = &o.master {
-        groups.push(group(MASTER, layout, master)?);
+impl<'a, P: FloatX> Buffers<'a, P> {
+    /// Borrows all buffers, or copies them from the device.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn of(engine: &'a Engine<P>) -> Result<Self> {
+        let o = &engine.optimizer;
+        let mut others = vec![(FIRST.to_owned(), o.m.on_host()?)];
+        if let Some(master) = &o.master {
+            others.push((MASTER.to_owned(), master.on_host()?));
+        }
+        if let Some(v) = &o.v {
+            others.push((SECOND.to_owned(), v.on_host()?));
+        }
+        for (i, (_, ema)) in o.emas.iter().enumerate() {
+            others.push((ema_group(i), ema.on_host()?));
+        }
+        Ok(Self { layout: o.params.layout(), model: o.params.flat().on_host()?, others })
     }
-    if let Some(v) = &o.v {
-        groups.push(group(SECOND, layout, v)?);
+
+    /// Returns them as the groups of a checkpoint.
+    pub fn groups(&self) -> Vec<Group<'_>> {
+        let mut groups = vec![group(MODEL, self.layout, &self.model)];
+        groups.extend(self.others.iter().map(|(name, flat)| group(name, self.layout, flat)));
+        groups
     }
-    for (name, (_, ema)) in emas.iter().zip(&o.emas) {
-        groups.push(group(name, layout, ema)?);
-    }
-    Ok(groups)
 }
 
-fn group<'a, X: FloatX>(file: &'a str, layout: &'a Layout, flat: &'a Tensor<X>) -> Result<Group<'a>> {
-    let flat = flat.host()?;
+fn group<'a, X: FloatX>(file: &'a str, layout: &'a Layout, flat: &'a [X]) -> Group<'a> {
     let tensors =
         layout.entries().iter().map(|e| TensorRef::new(&e.name, e.shape.dims(), &flat[e.range()])).collect();
-    Ok(Group { file, tensors })
+    Group { file, tensors }
 }
 
 /// Fills an engine from a checkpoint.
@@ -88,11 +99,11 @@ pub fn restore<P: FloatX>(engine: &mut Engine<P>, from: &Loaded) -> Result<()> {
 /// # Errors
 /// A tensor that is missing or has another type or shape.
 pub fn read<X: FloatX>(flat: &mut Tensor<X>, group: &str, layout: &Layout, from: &Loaded) -> Result<()> {
-    let flat = flat.host_mut()?;
+    let mut values = flat.on_host()?.into_owned();
     for entry in layout.entries() {
-        from.read_into(&mut flat[entry.range()], group, &entry.name, entry.shape.dims())?;
+        from.read_into(&mut values[entry.range()], group, &entry.name, entry.shape.dims())?;
     }
-    Ok(())
+    flat.view_mut().copy_from_host(&values)
 }
 
 /// Describes a network in a manifest.

@@ -61,14 +61,14 @@ impl Case for Axpy {
 
     fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
         let mut y = x.single("y").duplicate()?;
-        axpy(&mut y, A, x.stored("x"))?;
+        axpy(y.view_mut(), A, x.stored("x"))?;
         Ok(vec![answer(&y)])
     }
 
     fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
         let dy = x.single("dy");
         let mut dx = Tensor::zeros(&x.device, dy.shape());
-        axpy(&mut dx, A, dy)?;
+        axpy(dx.view_mut(), A, dy)?;
         Ok([fresh("y", dy), fresh("x", &dx)].into())
     }
 }

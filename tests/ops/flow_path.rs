@@ -81,7 +81,7 @@ fn flow_mul_rows_equal_rows_tiled_by_hand() -> Result<()> {
     for (name, device) in devices().filter(|(name, _)| name.contains(&format!("{:?}", Isa::detect()))) {
         let data = Tensor::from_f32(device, [5, d], &data)?;
         let x_t = interpolate::<f32>(&data, &Tensor::from_f32(device, [20], &t)?, noise(), rows)?;
-        assert_eq!(x_t.to_f32_vec(), tiled, "{name}");
+        assert_eq!(x_t.to_f32_vec().unwrap(), tiled, "{name}");
     }
     Ok(())
 }
@@ -100,7 +100,7 @@ fn micro_batches_see_the_times_and_the_noise_of_the_whole_batch() -> Result<()> 
             let rows = rows(100 + first as u64, count, replicas, 1);
             let data = Tensor::from_f32(device, [count, d], &numbers[first * d..][..count * d])?;
             let t = draw_times(device, Draw::new(1, Stream::Time, 9), rows, sampler, (0.0, 1.0))?;
-            Ok((t.to_f32_vec(), interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec()))
+            Ok((t.to_f32_vec().unwrap(), interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec().unwrap()))
         };
         let (t, x_t) = run(0, samples)?;
         for micro in [1, 2, 4] {
@@ -121,7 +121,7 @@ fn micro_batches_see_the_times_and_the_noise_of_the_whole_batch() -> Result<()> 
 
 fn times(step: u64, rows: Rows, sampler: TimeSampler, range: (f32, f32)) -> Vec<f64> {
     let draw = Draw::new(2, Stream::Time, step);
-    let t = draw_times(any_device(), draw, rows, sampler, range).map(|t| t.to_f32_vec());
+    let t = draw_times(any_device(), draw, rows, sampler, range).map(|t| t.to_f32_vec().unwrap());
     t.unwrap_or_else(|e| panic!("{e}")).into_iter().map(f64::from).collect()
 }
 

@@ -178,9 +178,9 @@ fn check_threads<X: FloatX>(family: &Family, rule: Rule, n: usize, with_master: 
     for (name, device) in &family.devices[1..] {
         let other = Buffers::<X>::run(device, rule, n, with_master)?;
         let what = format!("{rule:?}, {n} elements, {name}");
-        same_bits(&first.params.to_f32_vec(), &other.params.to_f32_vec(), &what);
+        same_bits(&first.params.to_f32_vec().unwrap(), &other.params.to_f32_vec().unwrap(), &what);
         for ((buffer, a), (_, b)) in first.named().into_iter().zip(other.named()) {
-            same_bits(&a.to_f32_vec(), &b.to_f32_vec(), &format!("{what}: {buffer}"));
+            same_bits(&a.to_f32_vec().unwrap(), &b.to_f32_vec().unwrap(), &format!("{what}: {buffer}"));
         }
     }
     Ok(())
@@ -220,9 +220,9 @@ fn low_precision_weights_are_the_rounded_master() -> Result<()> {
     fn check<X: FloatX>(device: &Device, rule: Rule, n: usize, what: &str) -> Result<()> {
         let buffers = Buffers::<X>::run(device, rule, n, true)?;
         buffers.check(&recurrence(rule, n), what);
-        let master = buffers.master.as_ref().map(|m| m.to_f32_vec()).unwrap_or_default();
+        let master = buffers.master.as_ref().map(|m| m.to_f32_vec().unwrap()).unwrap_or_default();
         let rounded: Vec<f32> = master.into_iter().map(|v| X::from_f32(v).to_f32()).collect();
-        same_bits(&buffers.params.to_f32_vec(), &rounded, what);
+        same_bits(&buffers.params.to_f32_vec().unwrap(), &rounded, what);
         Ok(())
     }
     for family in families() {
@@ -251,7 +251,7 @@ fn drift(device: &Device, stochastic: bool) -> Result<Vec<f32>> {
         let step = Step { rule, lr: 1e-4, weight_decay: 0.0, count, grad_scale: 1.0, rounding };
         buffers.step(&vec![1.0; n], &step)?;
     }
-    Ok(buffers.params.to_f32_vec())
+    Ok(buffers.params.to_f32_vec().unwrap())
 }
 
 #[test]
@@ -280,8 +280,8 @@ fn without_a_master_low_precision_weights_are_stepped_and_rounded() -> Result<()
         let mut exact = Buffers::<f32>::new(device, rule, &start, false)?;
         exact.step(&gradient(300, 1), &step(rule, 1))?;
         let rounded: Vec<f32> =
-            exact.params.to_f32_vec().into_iter().map(|v| bf16::from_f32(v).to_f32()).collect();
-        same_bits(&buffers.params.to_f32_vec(), &rounded, name);
+            exact.params.to_f32_vec().unwrap().into_iter().map(|v| bf16::from_f32(v).to_f32()).collect();
+        same_bits(&buffers.params.to_f32_vec().unwrap(), &rounded, name);
     }
     Ok(())
 }

@@ -67,13 +67,13 @@ fn latents(case: &str, weight: &str, modulation: &str) -> Result<()> {
 
     let first = train(&mut engine, &mut task, 1)?;
     assert_close(&what, &first[0], &[fixture.scalar(&format!("{weight}.loss"))], F32);
-    let gradient = wide(&engine.grads().named(LATENTS)?.to_f32_vec());
+    let gradient = wide(&engine.grads().named(LATENTS)?.to_f32_vec().unwrap());
     assert_close(&what, &gradient, &fixture.values(&format!("{weight}.dlatents")), F32);
 
     let rest = train(&mut engine, &mut task, integer(&fixture, "steps") - 1)?;
     let curves = [0, 1].map(|i| [&first[i][..], &rest[i]].concat());
     assert_curves(&what, &curves, &fixture, &format!("{weight}.adam."));
-    let moved = wide(&engine.optimizer.params.named(LATENTS)?.to_f32_vec());
+    let moved = wide(&engine.optimizer.params.named(LATENTS)?.to_f32_vec().unwrap());
     assert_close(&what, &moved, &fixture.values(&format!("{weight}.adam.latents")), F32);
     Ok(())
 }
@@ -119,7 +119,7 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
         let mut optimizer = latents_under_adam(&fixture)?;
         let mut curves = [Vec::new(), Vec::new()];
         for step in 0..integer(&fixture, "steps") {
-            let y = wide(&optimizer.params.named(LATENTS)?.to_f32_vec());
+            let y = wide(&optimizer.params.named(LATENTS)?.to_f32_vec().unwrap());
             let y = matrix(&device, d, &y)?;
             let velocity = Velocity { net: &net, params: &prior, tables: None };
             let batch = Batch { data: &y, cond: Some(&z), first: 0 };
@@ -137,7 +137,7 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
             optimizer.step(&grads, 1e-2, 1.0, Rounding::Nearest)?;
         }
         assert_curves(weight, &curves, &fixture, &format!("{weight}.adam."));
-        let moved = wide(&optimizer.params.named(LATENTS)?.to_f32_vec());
+        let moved = wide(&optimizer.params.named(LATENTS)?.to_f32_vec().unwrap());
         assert_close(weight, &moved, &fixture.values(&format!("{weight}.adam.latents")), F32);
     }
     Ok(())

@@ -33,10 +33,10 @@ fn frozen<X: FloatX>(config: &Config) -> Result<Prior<X>> {
 /// Every bit that a step may change.
 fn state<P: FloatX>(engine: &Engine<P>) -> Vec<u32> {
     let o = &engine.optimizer;
-    let mut bits: Vec<u32> = o.params.flat().to_f32_vec().into_iter().map(f32::to_bits).collect();
+    let mut bits: Vec<u32> = o.params.flat().to_f32_vec().unwrap().into_iter().map(f32::to_bits).collect();
     let buffers = [Some(&o.m), o.master.as_ref(), o.v.as_ref()];
     for buffer in buffers.into_iter().flatten().chain(o.emas.iter().map(|(_, ema)| ema)) {
-        bits.extend(buffer.to_f32_vec().into_iter().map(f32::to_bits));
+        bits.extend(buffer.to_f32_vec().unwrap().into_iter().map(f32::to_bits));
     }
     bits.push(o.count as u32);
     bits
@@ -78,13 +78,13 @@ fn no_gradient_of_a_frozen_prior_exists_in_memory() -> Outcome {
     let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
     let config = Kind::Autoencoder.config(Some(&prior), &[])?;
     let (mut task, mut engine) = AutoencoderTask::new(&config, &device()?, frozen::<f32>(&config)?)?;
-    let before = task.alignment.prior.params.flat().to_f32_vec();
+    let before = task.alignment.prior.params.flat().to_f32_vec().unwrap();
     let first = state(&engine);
     for _ in 0..5 {
         engine.advance(&mut task)?;
     }
     assert_ne!(state(&engine), first, "nothing was trained");
-    assert_eq!(task.alignment.prior.params.flat().to_f32_vec(), before);
+    assert_eq!(task.alignment.prior.params.flat().to_f32_vec().unwrap(), before);
     let theirs: Vec<_> = engine.grads().layout().entries().iter().map(|e| e.name.as_str()).collect();
     for entry in task.alignment.prior.net.layout().entries() {
         assert!(!theirs.contains(&entry.name.as_str()), "{} has a gradient", entry.name);
@@ -189,7 +189,7 @@ fn a_conditional_prior_learns_from_its_labels_and_refuses_others() -> Outcome {
     for _ in 0..50 {
         engine.advance(&mut task)?;
     }
-    let of_labels = engine.grads().named("cond_embed.weight")?.to_f32_vec();
+    let of_labels = engine.grads().named("cond_embed.weight")?.to_f32_vec().unwrap();
     assert!(of_labels.iter().any(|g| *g != 0.0), "the labels reach the network");
     let few = Kind::Pretrain.config(None, &["data.builtin=digits", "model.cond=4"])?;
     let error = Kind::Pretrain.run(&few, &dir.path().join("few"), Resume::Never).unwrap_err();

@@ -64,7 +64,7 @@ fn the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_encoder_weight(
     for step in [0, 7] {
         let (_, reconstruction) = autoencoder_step(&prior, step, &["align.lambda=0"])?;
         let (_, both) = autoencoder_step(&prior, step, &["align.lambda=1"])?;
-        let (rec, both) = (reconstruction.named(LAST)?.to_f32_vec(), both.named(LAST)?.to_f32_vec());
+        let (rec, both) = (reconstruction.named(LAST)?.to_f32_vec().unwrap(), both.named(LAST)?.to_f32_vec().unwrap());
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| (x as f64).powi(2)).sum::<f64>().sqrt();
         let align = norm(&mut both.iter().zip(&rec).map(|(b, r)| b - r));
         let expected = norm(&mut rec.iter().copied()) / (align + 1e-4);
@@ -125,7 +125,7 @@ fn the_std_penalty_adds_its_value_and_its_gradient() -> Outcome {
         let params = &engine.optimizer.params;
         let mut grads = Grads::zeros(&device()?, params.layout().clone());
         let losses = task.gradients(params, 0, 1.0, &mut grads)?;
-        Ok((losses, grads.named(LATENTS)?.to_f32_vec(), params.named(LATENTS)?.to_f32_vec()))
+        Ok((losses, grads.named(LATENTS)?.to_f32_vec().unwrap(), params.named(LATENTS)?.to_f32_vec().unwrap()))
     };
     let (plain, plain_grad, y) = of("align.std_weight=0")?;
     let (losses, grad, _) = of("align.std_weight=0.7")?;
@@ -149,12 +149,12 @@ fn the_std_penalty_adds_its_value_and_its_gradient() -> Outcome {
     let expected = part(&losses, "reconstruction") + 0.7 * part(&losses, "std");
     assert!((losses.loss - expected).abs() < 1e-9, "{losses:?}");
     assert_ne!(
-        grads.named("encoder.0.weight")?.to_f32_vec(),
-        without.named("encoder.0.weight")?.to_f32_vec()
+        grads.named("encoder.0.weight")?.to_f32_vec().unwrap(),
+        without.named("encoder.0.weight")?.to_f32_vec().unwrap()
     );
     assert_eq!(
-        grads.named("decoder.0.weight")?.to_f32_vec(),
-        without.named("decoder.0.weight")?.to_f32_vec()
+        grads.named("decoder.0.weight")?.to_f32_vec().unwrap(),
+        without.named("decoder.0.weight")?.to_f32_vec().unwrap()
     );
     Ok(())
 }
@@ -191,7 +191,7 @@ fn normalised_targets_do_not_depend_on_the_scale_of_latents() -> Outcome {
         let config = Kind::Latents.config(Some(&prior), &[std, norm])?;
         let (task, engine) = LatentTask::new(&config, &device()?, frozen::<f32>(&config)?)?;
         let latents = engine.optimizer.params.named(LATENTS)?;
-        let y = Tensor::from_f32(&device()?, latents.shape(), &latents.to_f32_vec())?;
+        let y = Tensor::from_f32(&device()?, latents.shape(), &latents.to_f32_vec().unwrap())?;
         Ok(task.alignment.fresh_losses(&y, 1, 0..1)?[0])
     };
     let (small, large) = ("align.init_std=1", "align.init_std=10");

@@ -121,8 +121,8 @@ pub fn pass<X: FloatX>(
     if keep == Keep::Inputs {
         outputs.clear();
     }
-    outputs.insert("v".into(), wide(&v.to_f32_vec()));
-    outputs.insert("dx".into(), wide(&dx.to_f32_vec()));
+    outputs.insert("v".into(), wide(&v.to_f32_vec().unwrap()));
+    outputs.insert("dx".into(), wide(&dx.to_f32_vec().unwrap()));
     Ok(outputs)
 }
 

@@ -29,7 +29,7 @@ pub struct Answer {
 /// Reads an output.
 pub fn answer<Y: FloatX>(y: &Tensor<Y>) -> Answer {
     Answer {
-        values: y.to_f32_vec(),
+        values: y.to_f32_vec().unwrap(),
         shape: y.shape().dims().into(),
         dtype: Y::DTYPE,
         tolerance: tolerance(Y::DTYPE),

@@ -33,7 +33,7 @@ impl Case for Affine {
         if *self == Self::Fails {
             x.stored("x").expect("affine", "x", [3, 2])?;
         }
-        let (values, b) = (x.stored("x").to_f32_vec(), x.stored("b").to_f32_vec());
+        let (values, b) = (x.stored("x").to_f32_vec().unwrap(), x.stored("b").to_f32_vec().unwrap());
         let flowprior::Device::Cpu(cpu) = &x.device else { panic!("not a CPU") };
         let mut y = Tensor::<X>::like(x.stored("x"));
         for (i, (y, v)) in y.host_mut()?.iter_mut().zip(&values).enumerate() {
@@ -52,7 +52,7 @@ impl Case for Affine {
 
     fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
         let slope = if *self == Self::WrongGradient { 2.1 } else { 2.0 };
-        let dy = x.stored("dy").to_f32_vec();
+        let dy = x.stored("dy").to_f32_vec().unwrap();
         let scaled = |v: &f32| match self {
             Self::HidesNanInGradient => (slope * v).max(-100.0),
             _ => slope * v,

@@ -119,7 +119,7 @@ impl<X: FloatX> AutoencoderTask<X> {
             passed.reconstruction.push(total(&row_loss)? / x.len() as f64);
             passed.data.extend_from_slice(&rows);
             passed.reconstructed.extend(x_hat.to_f32_vec()?);
-            passed.latents.extend_from_slice(encoded.latents.host()?);
+            passed.latents.extend_from_slice(&encoded.latents.on_host()?);
         }
         Ok(passed)
     }
@@ -181,7 +181,7 @@ impl<X: FloatX> AutoencoderTask<X> {
             let (loss, dalign) =
                 self.alignment.gradients(&latents, at, stats, step.number, step.loss_scale)?;
             let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, step.loss_scale)?;
-            axpy(&mut total_dy, (weight * ratio) as f32, &dalign)?;
+            axpy(total_dy.view_mut(), (weight * ratio) as f32, &dalign)?;
             (parts.alignment, parts.weight) = (loss, weight * ratio);
         }
         if self.config.std_weight > 0.0 {

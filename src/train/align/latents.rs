@@ -10,7 +10,7 @@ use crate::float::FloatX;
 use crate::nn::{Grads, Init, Layout, Params};
 use crate::ops::normalize::std_penalty;
 use crate::rng::{Draw, Stream};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use crate::train::align::{Alignment, LATENTS};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Losses, Task};
@@ -60,7 +60,7 @@ impl<X: FloatX> LatentTask<X> {
     pub fn latents(&self, params: &Params<f32>) -> Result<Tensor<f32>> {
         let latents = params.named(LATENTS)?;
         let mut y = Tensor::<f32>::uninit(&self.device, latents.shape());
-        y.host_mut()?.copy_from_slice(latents.host()?);
+        y.view_mut().copy_from(latents)?;
         Ok(y)
     }
 }
@@ -80,10 +80,12 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
         let mut alignment = 0.0;
         let micro = count / self.micro_batches;
         for first in (0..count).step_by(micro) {
-            let span = first * width..(first + micro) * width;
-            let part = Tensor::from_f32(&self.device, [micro, width], &y.host()?[span.clone()])?;
+            let place = (first * width, Shape::from([micro, width]));
+            let mut part = Tensor::uninit(&self.device, place.1);
+            part.view_mut().copy_from(y.view().part(place.0, place.1))?;
             let (loss, d) = self.alignment.gradients(&part, first as u64, stats, step, loss_scale)?;
-            dy.host_mut()?[span].copy_from_slice(d.host()?);
+            let [mut rows] = dy.view_mut().parts([place]);
+            rows.copy_from(d.view())?;
             alignment += loss;
         }
         let mut losses = Losses { loss: alignment, parts: Vec::new() };
@@ -125,7 +127,7 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
         let y = self.latents(&engine.optimizer.params)?;
         let losses = self.alignment.fresh_losses(&y, self.alignment.seed, 0..EVALUATION_DRAWS)?;
         let mut values = vec![("alignment", mean(&losses))];
-        values.extend(self.alignment.measure(y.host()?)?);
+        values.extend(self.alignment.measure(&y.on_host()?)?);
         Ok(values)
     }
 }
