@@ -2,9 +2,11 @@
 //!
 //! Backward: `dtable[j] += scale · Σ_{i: index[i] = j} dy[i]`, rows in the order of i: no atomics, same bits always.
 
-use crate::device::Device;
+use crate::device::cuda::{Grid, Read};
+use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
-use crate::float::FloatX;
+use crate::float::{DType, FloatX};
+use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::tensor::{Tensor, ViewMut};
 
@@ -48,7 +50,7 @@ pub fn gather_forward<S: FloatX, X: FloatX>(
                 );
             });
         }
-        Device::Cuda(queue) => return Err(queue.lacks("gather_forward")),
+        Device::Cuda(queue) => forward_cuda(queue, &mut y, table, index, affine)?,
     }
     Ok(y)
 }
@@ -80,9 +82,40 @@ pub fn gather_backward<X: FloatX>(
                 );
             }
         }
-        Device::Cuda(queue) => return Err(queue.lacks("gather_backward")),
+        Device::Cuda(queue) => {
+            let place = queue.uploaded(index)?;
+            let (grid, index_at) = (Grid::covering(d, 1, 256), Read::at(place.address()));
+            let (n, d) = (index.len() as u32, d as u32);
+            kernels::gather_backward(queue, grid, dtable.write()?, dy.read()?, index_at, n, d, affine.scale)?;
+        }
     }
     Ok(())
+}
+
+fn forward_cuda<S: FloatX, X: FloatX>(
+    queue: &Queue,
+    y: &mut Tensor<X>,
+    table: &Tensor<S>,
+    index: &[u32],
+    Affine { shift, scale }: Affine,
+) -> Result<()> {
+    let place = queue.uploaded(index)?;
+    let (grid, index) = (Grid::covering(y.len(), 1, 256), Read::at(place.address()));
+    let (n, d) = y.rows_cols();
+    let (n, d) = (n as u32, d as u32);
+    let (y, table) = (y.write()?, table.read()?);
+    match (S::DTYPE, X::DTYPE) {
+        (from, to) if from == to => {
+            kernels::gather_forward::<X>(queue, grid, y, table.retyped(), index, n, d, shift, scale)
+        }
+        (DType::F32, _) => {
+            kernels::gather_from_f32(queue, grid, y, table.retyped(), index, n, d, shift, scale)
+        }
+        (_, DType::F32) => {
+            kernels::gather_to_f32::<S>(queue, grid, y.retyped(), table, index, n, d, shift, scale)
+        }
+        (from, to) => Err(queue.lacks(&format!("gather of {from} rows as {to}"))),
+    }
 }
 
 fn check(op: &'static str, index: &[u32], v: usize) -> Result<()> {

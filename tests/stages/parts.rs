@@ -64,7 +64,8 @@ fn the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_encoder_weight(
     for step in [0, 7] {
         let (_, reconstruction) = autoencoder_step(&prior, step, &["align.lambda=0"])?;
         let (_, both) = autoencoder_step(&prior, step, &["align.lambda=1"])?;
-        let (rec, both) = (reconstruction.named(LAST)?.to_f32_vec().unwrap(), both.named(LAST)?.to_f32_vec().unwrap());
+        let (rec, both) =
+            (reconstruction.named(LAST)?.to_f32_vec().unwrap(), both.named(LAST)?.to_f32_vec().unwrap());
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| (x as f64).powi(2)).sum::<f64>().sqrt();
         let align = norm(&mut both.iter().zip(&rec).map(|(b, r)| b - r));
         let expected = norm(&mut rec.iter().copied()) / (align + 1e-4);
@@ -125,7 +126,11 @@ fn the_std_penalty_adds_its_value_and_its_gradient() -> Outcome {
         let params = &engine.optimizer.params;
         let mut grads = Grads::zeros(&device()?, params.layout().clone());
         let losses = task.gradients(params, 0, 1.0, &mut grads)?;
-        Ok((losses, grads.named(LATENTS)?.to_f32_vec().unwrap(), params.named(LATENTS)?.to_f32_vec().unwrap()))
+        Ok((
+            losses,
+            grads.named(LATENTS)?.to_f32_vec().unwrap(),
+            params.named(LATENTS)?.to_f32_vec().unwrap(),
+        ))
     };
     let (plain, plain_grad, y) = of("align.std_weight=0")?;
     let (losses, grad, _) = of("align.std_weight=0.7")?;

@@ -1,24 +1,26 @@
-//! The devices that every case runs on: each instruction set of this processor, each with 1, 2, 3 and 8 threads.
+//! The devices that every case runs on: each instruction set of this processor, each with 1, 2, 3 and 8 threads, and CUDA on the
+//! emulated driver.
 
 use std::sync::LazyLock;
 
-use flowprior::device::{Cpu, CpuOptions, Device, Isa};
+use flowprior::device::{Cpu, CpuOptions, CudaOptions, Device, Isa};
 
-/// Devices that must agree in every bit: one instruction set (or, later, one GPU).
+use super::emulator;
+
+/// Devices that must agree in every bit: one instruction set, or one GPU.
 pub struct Family {
     /// Its members, each with the name that messages give it.
     pub devices: Vec<(String, Device)>,
 }
 
 /// Returns all families. Their buffers are guarded: sentinels around each, NaN in fresh ones.
-///
-/// A GPU joins by one more entry here.
 pub fn families() -> &'static [Family] {
     static FAMILIES: LazyLock<Vec<Family>> = LazyLock::new(|| {
         [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
             .into_iter()
             .filter(|isa| *isa <= Isa::detect())
             .map(|isa| Family { devices: [1, 2, 3, 8].map(|threads| cpu(isa, threads)).into() })
+            .chain([Family { devices: vec![cuda()] }])
             .collect()
     });
     &FAMILIES
@@ -39,4 +41,10 @@ fn cpu(isa: Isa, threads: usize) -> (String, Device) {
     let cpu = Cpu::new(CpuOptions { threads, isa: Some(isa), guard: true });
     let cpu = cpu.unwrap_or_else(|e| panic!("{isa:?} with {threads} threads: {e}"));
     (format!("cpu, {isa:?}, threads: {threads}"), Device::Cpu(cpu))
+}
+
+/// Opens the emulated card: every finding of its checks fails the call that meets it.
+fn cuda() -> (String, Device) {
+    let device = Device::cuda(&CudaOptions { guard: true, ..emulator::options() });
+    ("cuda, emulated".to_owned(), device.unwrap_or_else(|e| panic!("{e}")))
 }

@@ -2,6 +2,7 @@
 
 pub mod case;
 pub mod devices;
+pub mod emulator;
 pub mod modulation;
 pub mod noise;
 pub mod oracle;

@@ -146,7 +146,7 @@ impl Grid {
 
 /// An argument as its bytes: the driver reads as many as the kernel declares, the low ones first.
 #[derive(Clone, Copy, Debug)]
-pub struct Argument(u64);
+pub struct Argument(#[allow(dead_code)] u64); // the driver reads it through a pointer
 
 impl From<u64> for Argument {
     fn from(x: u64) -> Self {

@@ -179,7 +179,13 @@ fn bits<A: FloatX>(device: &Device, (n, c, o): (usize, usize, usize)) -> Vec<u32
     let dx = linear_backward_input(&y, w.view(), Some((Activation::GeluTanh, &x))).unwrap();
     let (mut dw, mut db) = (numbers::<f32>(device, o, c, 5), vector::<f32>(device, o, 6));
     linear_backward_weight(dw.view_mut(), Some(db.view_mut()), &y, &x).unwrap();
-    let all = [y.to_f32_vec().unwrap(), z.unwrap().to_f32_vec().unwrap(), dx.to_f32_vec().unwrap(), dw.to_f32_vec().unwrap(), db.to_f32_vec().unwrap()];
+    let all = [
+        y.to_f32_vec().unwrap(),
+        z.unwrap().to_f32_vec().unwrap(),
+        dx.to_f32_vec().unwrap(),
+        dw.to_f32_vec().unwrap(),
+        db.to_f32_vec().unwrap(),
+    ];
     all.concat().into_iter().map(f32::to_bits).collect()
 }
 
@@ -207,8 +213,14 @@ fn assert_rows_independent<A: FloatX>(device: &Device) {
         let part = &x.to_f32_vec().unwrap()[start * c..end * c];
         let y = forward(&Tensor::from_f32(device, [end - start, c], part).unwrap());
         let dx = linear_backward_input(&y, w.view(), None).unwrap();
-        assert!(y.to_f32_vec().unwrap() == whole.to_f32_vec().unwrap()[start * o..end * o], "{device:?} rows {start}..{end}");
-        assert!(dx.to_f32_vec().unwrap() == back.to_f32_vec().unwrap()[start * c..end * c], "{device:?} dx {start}..{end}");
+        assert!(
+            y.to_f32_vec().unwrap() == whole.to_f32_vec().unwrap()[start * o..end * o],
+            "{device:?} rows {start}..{end}"
+        );
+        assert!(
+            dx.to_f32_vec().unwrap() == back.to_f32_vec().unwrap()[start * c..end * c],
+            "{device:?} dx {start}..{end}"
+        );
     }
 }
 
