@@ -156,16 +156,17 @@ impl Case {
             params: &self.parameters(module, &addresses),
         };
         let outcome = exec::run(&launch, &memory, config);
-        let wrong = self.first_wrong(&memory, &addresses);
+        let wrong = self.first_wrong(|at, bytes| memory.read(addresses[at], bytes).unwrap());
         Outcome { reports: outcome.reports, wrong, instructions: 0 }
     }
 
-    fn first_wrong(&self, memory: &DeviceMemory, addresses: &[u64]) -> Option<String> {
+    /// Says which output is wrong first; `read` fetches the bytes of the n-th buffer.
+    pub fn first_wrong(&self, read: impl Fn(usize, &mut [u8])) -> Option<String> {
         for expected in &self.expected {
             let at = self.buffers.iter().position(|b| b.name == expected.name).expect("a buffer of that name");
             let buffer = &self.buffers[at];
             let mut bytes = vec![0; buffer.len * buffer.element.bytes()];
-            memory.read(addresses[at], &mut bytes).unwrap();
+            read(at, &mut bytes);
             let got = buffer.element.decode(&bytes);
             assert_eq!(got.len(), expected.values.len(), "length of {}", expected.name);
             for (i, got) in got.iter().enumerate() {
