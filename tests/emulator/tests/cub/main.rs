@@ -19,7 +19,8 @@ const SCHEDULES: u64 = 5;
 fn module(threads: usize) -> Module {
     let nvrtc = toolchain::nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}"));
     let headers = toolchain::headers().unwrap_or_else(|e| panic!("{e}"));
-    let mut options = vec!["--gpu-architecture=compute_80".to_string(), "--std=c++17".into(), "-lineinfo".into()];
+    let mut options =
+        vec!["--gpu-architecture=compute_80".to_string(), "--std=c++17".into(), "-lineinfo".into()];
     options.extend([format!("-DTHREADS={threads}"), format!("-DITEMS={ITEMS}")]);
     options.extend(headers.iter().map(|folder| format!("--include-path={}", folder.display())));
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -95,7 +96,8 @@ fn block_radix_sort_is_right_and_stable() {
     check(|threads, random| {
         let (tile, n) = (threads * ITEMS, threads * ITEMS + 101);
         // Half of the keys are few and repeat, so that stability shows; the others use all bits.
-        let key = |r: &mut Random, i| if i % 2 == 0 { r.below(10) as f64 } else { (r.bits() as u32 >> 1) as f64 };
+        let key =
+            |r: &mut Random, i| if i % 2 == 0 { r.below(10) as f64 } else { (r.bits() as u32 >> 1) as f64 };
         let x: Vec<f64> = (0..n).map(|i| key(random, i)).collect();
         let mut case = start("sort_pairs", threads, tile, n);
         case.output("keys", Element::U32, n);

@@ -28,7 +28,9 @@ fn check_all(version: NvrtcVersion, architecture: &str, capability: (u32, u32), 
             for (size, case) in references::cases(stem, inputs).iter().enumerate() {
                 for n in 0..schedules {
                     let config = settings::schedule(n, capability);
-                    let what = format!("{name}, {version:?}, {architecture}, {inputs:?} inputs, size {size}, schedule {n}");
+                    let what = format!(
+                        "{name}, {version:?}, {architecture}, {inputs:?} inputs, size {size}, schedule {n}"
+                    );
                     case.run(&module, &config).assert_right(&what);
                     if n < 2 {
                         let coarse = settings::coarse(config);
@@ -52,7 +54,9 @@ fn correct_kernels_of_nvrtc_12_are_right_and_silent() {
 
 #[test]
 fn newer_spellings_of_the_same_kernels_are_right_and_silent() {
-    for (architecture, capability) in [("compute_89", (8, 9)), ("compute_90", (9, 0)), ("compute_120", (12, 0))] {
+    for (architecture, capability) in
+        [("compute_89", (8, 9)), ("compute_90", (9, 0)), ("compute_120", (12, 0))]
+    {
         check_all(NvrtcVersion::V13_0, architecture, capability, 2);
     }
 }
@@ -83,7 +87,9 @@ fn try_mutation(nvrtc: &cuda_emulator::toolchain::Nvrtc, mutation: &Mutation) ->
     for n in 0..SCHEDULES {
         let outcome = case.run(&module, &settings::schedule(n, (8, 0)));
         let found = match &mutation.catch {
-            Catch::Report(kinds) => outcome.reports.iter().find(|r| kinds.contains(&r.kind)).map(|r| r.to_string()),
+            Catch::Report(kinds) => {
+                outcome.reports.iter().find(|r| kinds.contains(&r.kind)).map(|r| r.to_string())
+            }
             Catch::WrongResult => outcome.wrong.map(|w| format!("wrong result: {w}")),
         };
         match found {
@@ -91,7 +97,11 @@ fn try_mutation(nvrtc: &cuda_emulator::toolchain::Nvrtc, mutation: &Mutation) ->
                 caught += 1;
                 by = found;
             }
-            None => println!("missed: {}, schedule {n}: {:?}", mutation.name, outcome.reports.first().map(|r| r.to_string())),
+            None => println!(
+                "missed: {}, schedule {n}: {:?}",
+                mutation.name,
+                outcome.reports.first().map(|r| r.to_string())
+            ),
         }
     }
     (caught, by)

@@ -6,7 +6,17 @@ use crate::support::philox::philox;
 
 /// The kernels: `STEM.cu` has one entry, STEM.
 pub const STEMS: [&str; 12] = [
-    "adamw", "flash", "gather", "histogram", "layer_norm", "matmul", "noise", "reduce", "scan", "softmax", "split_k",
+    "adamw",
+    "flash",
+    "gather",
+    "histogram",
+    "layer_norm",
+    "matmul",
+    "noise",
+    "reduce",
+    "scan",
+    "softmax",
+    "split_k",
     "transpose",
 ];
 
@@ -19,7 +29,11 @@ pub fn cases(stem: &str, inputs: Inputs) -> Vec<Case> {
         "gather" => vec![gather(r, 9, 72)],
         "histogram" => vec![histogram(r, 3001)],
         "layer_norm" => vec![layer_norm(inputs, r, 3, 516), layer_norm(inputs, r, 2, 4)],
-        "matmul" => vec![matmul(inputs, r, [100, 72, 136]), matmul(inputs, r, [64, 128, 8]), matmul(inputs, r, [1, 8, 64])],
+        "matmul" => vec![
+            matmul(inputs, r, [100, 72, 136]),
+            matmul(inputs, r, [64, 128, 8]),
+            matmul(inputs, r, [1, 8, 64]),
+        ],
         "noise" => vec![noise(inputs, r, 700, 28)],
         "reduce" => vec![reduce(inputs, r, 5000, 6), reduce(inputs, r, 3, 1)],
         "scan" => vec![scan(r, 2000), scan(r, 17)],
@@ -39,7 +53,8 @@ fn adamw(inputs: Inputs, r: &mut Random, n: usize) -> Case {
     let squares: Vec<f64> = inputs.numbers(r, n).iter().map(|v| v * v + 0.01).collect();
     let v = case.input("second", Element::F32, &squares);
     let g = case.input("grad", Element::F32, &inputs.numbers(r, n));
-    case.arguments.push(crate::support::case::Argument::Bytes(rates.iter().flat_map(|v| v.to_le_bytes()).collect()));
+    case.arguments
+        .push(crate::support::case::Argument::Bytes(rates.iter().flat_map(|v| v.to_le_bytes()).collect()));
     case.int(n as i32);
     let [rate, beta1, beta2, epsilon, decay, correction1, correction2] = rates.map(f64::from);
     let m: Vec<f64> = (0..n).map(|i| beta1 * m[i] + (1.0 - beta1) * g[i]).collect();
@@ -65,7 +80,8 @@ fn flash(inputs: Inputs, r: &mut Random, length: usize) -> Case {
     let (mut o, mut tolerances, mut lse) = (Vec::new(), Vec::new(), Vec::new());
     for row in 0..heads * length {
         let keys = row / length * length..(row / length + 1) * length;
-        let score = |key: usize| (0..width).map(|d| q[row * width + d] * k[key * width + d]).sum::<f64>() / 8.0;
+        let score =
+            |key: usize| (0..width).map(|d| q[row * width + d] * k[key * width + d]).sum::<f64>() / 8.0;
         let scores: Vec<f64> = keys.clone().map(score).collect();
         let top = scores.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
@@ -87,7 +103,8 @@ fn gather(r: &mut Random, rows: usize, c: usize) -> Case {
     let mut case = Case::new("gather", [rows.div_ceil(4) as u32, 1, 1], [128, 1, 1]);
     case.output("y", Element::Bf16, rows * c);
     let table = case.input("table", Element::Bf16, &Inputs::Coded.numbers(r, 20 * c));
-    let index = case.input("index", Element::I32, &(0..rows).map(|i| (i * 7 % 20) as f64).collect::<Vec<_>>());
+    let index =
+        case.input("index", Element::I32, &(0..rows).map(|i| (i * 7 % 20) as f64).collect::<Vec<_>>());
     case.int(rows as i32);
     case.int(c as i32);
     case.expect_exactly("y", (0..rows * c).map(|i| table[index[i / c] as usize * c + i % c]).collect());
@@ -142,7 +159,7 @@ pub fn matmul(inputs: Inputs, r: &mut Random, [m, n, k]: [usize; 3]) -> Case {
         ),
     };
     let (a, b) = (case.input("a", Element::Bf16, &a), case.input("b", Element::Bf16, &b));
-    [m, n, k].map(|size| case.int(size as i32));
+    [m, n, k].iter().for_each(|&size| case.int(size as i32));
     expect_product(&mut case, &a, &b, [m, n, k], if inputs == Inputs::Coded { 0.0 } else { 1e-5 });
     case
 }
@@ -161,7 +178,7 @@ fn noise(inputs: Inputs, r: &mut Random, n: usize, width: usize) -> Case {
     case.output("velocity", Element::F32, n);
     let data = case.input("data", Element::F32, &inputs.numbers(r, n));
     let times = case.input("times", Element::F32, &(0..n / width).map(|_| r.uniform()).collect::<Vec<_>>());
-    [n as i32, width as i32, seed, step].map(|v| case.int(v));
+    [n as i32, width as i32, seed, step].iter().for_each(|&v| case.int(v));
     let normal = |i: usize| {
         let bits = philox([i as u32 / 4, 0, step as u32, 0], [seed as u32, 0]);
         let pair = &bits[i % 4 / 2 * 2..];
@@ -229,7 +246,7 @@ fn split_k(inputs: Inputs, r: &mut Random, [m, n, k]: [usize; 3], parts: usize) 
     case.input("arrivals", Element::U32, &vec![0.0; tiles[0] * tiles[1]]);
     let a = case.input("a", Element::F32, &inputs.numbers(r, m * k));
     let b = case.input("b", Element::F32, &inputs.numbers(r, k * n));
-    [m, n, k].map(|size| case.int(size as i32));
+    [m, n, k].iter().for_each(|&size| case.int(size as i32));
     expect_product(&mut case, &a, &b, [m, n, k], 1e-6);
     case.expect_exactly("arrivals", vec![0.0; tiles[0] * tiles[1]]);
     case

@@ -1,5 +1,7 @@
 //! A launch of a kernel together with what must come out of it.
 
+use std::time::Instant;
+
 use cuda_emulator::exec::{self, Config};
 use cuda_emulator::isa::Module;
 use cuda_emulator::memory::DeviceMemory;
@@ -56,7 +58,13 @@ impl Case {
     /// Adds an array that the host writes, and an argument with its address. Returns the values as rounded to the type.
     pub fn input(&mut self, name: &'static str, element: Element, values: &[f64]) -> Vec<f64> {
         let values = element.round(values);
-        self.buffers.push(Buffer { name, element, len: values.len(), values: Some(values.clone()), freed: false });
+        self.buffers.push(Buffer {
+            name,
+            element,
+            len: values.len(),
+            values: Some(values.clone()),
+            freed: false,
+        });
         self.arguments.push(Argument::Buffer(name));
         values
     }
@@ -114,14 +122,16 @@ impl Case {
 
     /// The parameter buffer, laid out as the kernel declares it; what follows the arguments is null.
     fn parameters(&self, module: &Module, addresses: &[u64]) -> Vec<u8> {
-        let kernel = module.kernels.iter().find(|k| k.name == self.kernel).expect("the kernel is in the module");
+        let kernel =
+            module.kernels.iter().find(|k| k.name == self.kernel).expect("the kernel is in the module");
         let end = kernel.params.iter().map(|p| p.offset + p.size).max().unwrap_or(0);
         let mut bytes = vec![0; end as usize];
         assert!(self.arguments.len() <= kernel.params.len());
         for (argument, param) in self.arguments.iter().zip(&kernel.params) {
             let value = match argument {
                 Argument::Buffer(name) => {
-                    let at = self.buffers.iter().position(|b| b.name == *name).expect("a buffer of that name");
+                    let at =
+                        self.buffers.iter().position(|b| b.name == *name).expect("a buffer of that name");
                     addresses[at].to_le_bytes().to_vec()
                 }
                 Argument::Bytes(bytes) => bytes.clone(),
@@ -155,15 +165,23 @@ impl Case {
             dynamic_shared: self.dynamic_shared,
             params: &self.parameters(module, &addresses),
         };
-        let outcome = exec::run(&launch, &memory, config);
+        let start = Instant::now();
+        let outcome = exec::run(&launch, &memory, config).expect("the launch is legal");
+        let seconds = start.elapsed().as_secs_f64();
         let wrong = self.first_wrong(|at, bytes| memory.read(addresses[at], bytes).unwrap());
-        Outcome { reports: outcome.reports, wrong, instructions: 0 }
+        Outcome {
+            reports: outcome.reports,
+            wrong,
+            instructions: outcome.counters.instructions.lanes,
+            seconds,
+        }
     }
 
     /// Says which output is wrong first; `read` fetches the bytes of the n-th buffer.
     pub fn first_wrong(&self, read: impl Fn(usize, &mut [u8])) -> Option<String> {
         for expected in &self.expected {
-            let at = self.buffers.iter().position(|b| b.name == expected.name).expect("a buffer of that name");
+            let at =
+                self.buffers.iter().position(|b| b.name == expected.name).expect("a buffer of that name");
             let buffer = &self.buffers[at];
             let mut bytes = vec![0; buffer.len * buffer.element.bytes()];
             read(at, &mut bytes);
@@ -188,7 +206,10 @@ pub struct Outcome {
     pub reports: Vec<Report>,
     /// The first element that is not as expected.
     pub wrong: Option<String>,
+    /// Instructions, counted once for each lane.
     pub instructions: u64,
+    /// What the launch took.
+    pub seconds: f64,
 }
 
 impl Outcome {

@@ -114,7 +114,10 @@ impl Inputs {
             Inputs::Random => random.normals(n),
             Inputs::Coded => {
                 let first = random.below(251);
-                (0..n).map(|i| ((i * 97 + first) % 251) as f64 / 32.0 - 3.92).map(|v| (v * 32.0).round() / 32.0).collect()
+                (0..n)
+                    .map(|i| ((i * 97 + first) % 251) as f64 / 32.0 - 3.92)
+                    .map(|v| (v * 32.0).round() / 32.0)
+                    .collect()
             }
         }
     }

@@ -37,7 +37,8 @@ struct Tensors {
 
 impl Tensors {
     fn new(entry: &Entry, element: Element, inputs: Inputs, random: &mut Random) -> Tensors {
-        let (length, width) = if entry.is_aligned("L") { (112, entry.constant("D")) } else { (77, entry.constant("D")) };
+        let (length, width) =
+            if entry.is_aligned("L") { (112, entry.constant("D")) } else { (77, entry.constant("D")) };
         let mut draw = || element.round(&inputs.numbers(random, HEADS * length * width));
         let (q, k, v, d_o) = (draw(), draw(), draw(), draw());
         Tensors { length, width, scale: 1.0 / (width as f32).sqrt(), q, k, v, d_o }
@@ -54,12 +55,21 @@ impl Tensors {
 }
 
 impl Head {
-    fn new(q: Vec<f64>, k: Vec<f64>, v: Vec<f64>, d_o: Vec<f64>, width: usize, scale: f64, causal: bool) -> Head {
+    fn new(
+        q: Vec<f64>,
+        k: Vec<f64>,
+        v: Vec<f64>,
+        d_o: Vec<f64>,
+        width: usize,
+        scale: f64,
+        causal: bool,
+    ) -> Head {
         let length = q.len() / width;
         let (mut p, mut lse) = (vec![0.0; length * length], Vec::new());
         for i in 0..length {
             let last = if causal { i + 1 } else { length };
-            let scores: Vec<f64> = (0..last).map(|j| scale * dot(row(&q, i, width), row(&k, j, width))).collect();
+            let scores: Vec<f64> =
+                (0..last).map(|j| scale * dot(row(&q, i, width), row(&k, j, width))).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
             lse.push(top + sum.ln());

@@ -28,7 +28,12 @@ fn check(kernels: &[&str]) {
         let module = lower::module(&entry.ptx()).unwrap_or_else(|e| panic!("{}: {e}", entry.file));
         for inputs in Inputs::ALL {
             for (size, case) in problems::cases(entry, inputs).iter().enumerate() {
-                run_everywhere(entry, &module, case, &format!("{}, {inputs:?} inputs, size {size}", entry.file));
+                run_everywhere(
+                    entry,
+                    &module,
+                    case,
+                    &format!("{}, {inputs:?} inputs, size {size}", entry.file),
+                );
             }
         }
         snapshots += 1;

@@ -48,8 +48,9 @@ fn matmul(entry: &Entry, inputs: Inputs, random: &mut Random, (m, n, k): (usize,
     case.input("a", element, &stored(&a, m, k));
     case.input("b", element, &stored(&b, k, n));
     case.output("c", out, m * n);
-    [m, n, k].map(|size| case.int(size as i32));
-    if transposed { [m, k] } else { [k, n] }.map(|stride| case.int(stride as i32));
+    [m, n, k].iter().for_each(|&size| case.int(size as i32));
+    let strides = if transposed { [m, k] } else { [k, n] };
+    strides.iter().for_each(|&stride| case.int(stride as i32));
     let (a, b) = (element.round(&a), element.round(&b));
     let (mut values, mut tolerances) = (vec![0.0; m * n], vec![0.0; m * n]);
     // tf32 keeps 10 bits behind the point of each factor, and cuts off the rest.
@@ -59,7 +60,8 @@ fn matmul(entry: &Entry, inputs: Inputs, random: &mut Random, (m, n, k): (usize,
         let products = (0..k).map(|l| a[i / n * k + l] * b[l * n + i % n]);
         values[i] = products.clone().sum();
         let size: f64 = products.map(f64::abs).sum();
-        tolerances[i] = if inputs == Inputs::Coded { 0.0 } else { factor * size + out.rounding() * values[i].abs() };
+        tolerances[i] =
+            if inputs == Inputs::Coded { 0.0 } else { factor * size + out.rounding() * values[i].abs() };
     }
     case.expect("c", values, tolerances);
     case
