@@ -188,7 +188,9 @@ impl<'a> Engine<'a> {
             }
             _ => return self.global_window(access, at, mask, span),
         };
-        if !window.holds(&span, access.size) || (access.space == Space::Param && access.action != Action::Read) {
+        if !window.holds(&span, access.size)
+            || (access.space == Space::Param && access.action != Action::Read)
+        {
             self.outside(&window, access, at, mask)?;
         }
         Ok((window, span, mask))
@@ -207,8 +209,12 @@ impl<'a> Engine<'a> {
     {
         let view = self.view;
         if let Some(region) = view.region(self.regions[access.who.pc as usize]) {
-            let window =
-                Window { data: region.data(), bits: region.bits(), start: region.start(), bytes: region.bytes() };
+            let window = Window {
+                data: region.data(),
+                bits: region.bits(),
+                start: region.start(),
+                bytes: region.bytes(),
+            };
             let writable = access.action == Action::Read || !region.read_only();
             if window.holds(&span, access.size) && writable {
                 return Ok((window, span, mask));
@@ -218,7 +224,12 @@ impl<'a> Engine<'a> {
     }
 
     #[cold]
-    fn search<'b>(&mut self, access: &Access, at: &Addresses, mask: u32) -> Result<(Window<'b>, Span, u32), Halted>
+    fn search<'b>(
+        &mut self,
+        access: &Access,
+        at: &Addresses,
+        mask: u32,
+    ) -> Result<(Window<'b>, Span, u32), Halted>
     where
         'a: 'b,
     {
@@ -276,7 +287,10 @@ impl<'a> Engine<'a> {
         let lane = (0..LANES).find(|&lane| mask >> lane & 1 == 1 && beyond(at.0[lane])).unwrap_or(0);
         let (verb, space, bytes) = (access.action.verb(), name(access.space), window.bytes);
         self.report(Kind::OutOfBounds, access.who, lane as u32, || {
-            format!("{verb} {} bytes at {space} address {:#x}, where {bytes} bytes end", access.size, at.0[lane])
+            format!(
+                "{verb} {} bytes at {space} address {:#x}, where {bytes} bytes end",
+                access.size, at.0[lane]
+            )
         })?;
         Err(Halted)
     }
@@ -336,7 +350,8 @@ impl<'a> Engine<'a> {
     #[inline(always)]
     pub fn observe(&mut self, access: &Access, at: &Addresses, span: &Span, mask: u32) {
         let direction = if access.action == Action::Write { Direction::Store } else { Direction::Load };
-        let traffic = Traffic { direction, size: access.size, mask, contiguous: span.contiguous, low: span.low };
+        let traffic =
+            Traffic { direction, size: access.size, mask, contiguous: span.contiguous, low: span.low };
         match access.space {
             Space::Shared => self.tally.shared(&traffic, &at.0),
             Space::Global | Space::Const | Space::Generic => self.tally.global(&traffic, &at.0),

@@ -89,7 +89,9 @@ impl Engine<'_> {
             }
             Op::CpAsyncWait { left } => {
                 let commits = warp.copies.commits;
-                self.land(warp, block, mask, |lane, group| u64::from(group) + u64::from(left) < u64::from(commits[lane]));
+                self.land(warp, block, mask, |lane, group| {
+                    u64::from(group) + u64::from(left) < u64::from(commits[lane])
+                });
                 Ok(())
             }
             _ => {

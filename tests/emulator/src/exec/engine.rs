@@ -72,11 +72,28 @@ impl<'a> Engine<'a> {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
         let tally = Tally::new(program.steps.len());
-        Self { program, launch, config, memory, view, params, findings, tally, regions, noted: HashSet::new() }
+        Self {
+            program,
+            launch,
+            config,
+            memory,
+            view,
+            params,
+            findings,
+            tally,
+            regions,
+            noted: HashSet::new(),
+        }
     }
 
     /// Reports a finding about a thread. It is an error if the launch must end.
-    pub fn report(&mut self, kind: Kind, who: Who, lane: u32, message: impl FnOnce() -> String) -> Result<(), Halted> {
+    pub fn report(
+        &mut self,
+        kind: Kind,
+        who: Who,
+        lane: u32,
+        message: impl FnOnce() -> String,
+    ) -> Result<(), Halted> {
         let fatal = kind.cuda_error().is_some();
         if !fatal && !self.noted.insert((kind, who.pc)) {
             return Ok(());

@@ -102,7 +102,8 @@ impl Engine<'_> {
         let kernel = &self.program.kernel;
         let registers = u64::from(kernel.r32) * 128 + u64::from(kernel.r64) * 256;
         let warps = self.launch.threads().div_ceil(32);
-        let block = warps * (registers + 32 * u64::from(kernel.local_bytes)) + self.launch.shared_bytes() + 4096;
+        let block =
+            warps * (registers + 32 * u64::from(kernel.local_bytes)) + self.launch.shared_bytes() + 4096;
         (self.config.limits.resident_bytes / block).clamp(1, 4096) as usize
     }
 }

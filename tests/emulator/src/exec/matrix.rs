@@ -37,7 +37,12 @@ impl Engine<'_> {
         let program = self.program;
         let mut at = self.shared_addresses(warp, block, addr);
         let lanes = rows_of(regs.len);
-        let access = Access { who: Who::new(block, warp, here.pc), space: Space::Shared, size: ROW, action: Action::Read };
+        let access = Access {
+            who: Who::new(block, warp, here.pc),
+            space: Space::Shared,
+            size: ROW,
+            action: Action::Read,
+        };
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, lanes)?;
         let unwritten = window.unwritten(&at, &span, lanes, ROW);
@@ -76,7 +81,12 @@ impl Engine<'_> {
         let program = self.program;
         let mut at = self.shared_addresses(warp, block, addr);
         let lanes = rows_of(regs.len);
-        let access = Access { who: Who::new(block, warp, here.pc), space: Space::Shared, size: ROW, action: Action::Write };
+        let access = Access {
+            who: Who::new(block, warp, here.pc),
+            space: Space::Shared,
+            size: ROW,
+            action: Action::Write,
+        };
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, lanes)?;
         for (matrix, &slot) in program.list(regs).iter().enumerate() {

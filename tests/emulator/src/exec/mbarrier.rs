@@ -35,7 +35,11 @@ pub struct Mbarrier {
 impl fmt::Display for Mbarrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { count, pending, bytes, phase } = self;
-        write!(f, "phase {phase} (parity {}) waits for {pending} of {count} arrivals and {bytes} bytes", phase & 1)
+        write!(
+            f,
+            "phase {phase} (parity {}) waits for {pending} of {count} arrivals and {bytes} bytes",
+            phase & 1
+        )
     }
 }
 
@@ -154,7 +158,9 @@ impl Engine<'_> {
         let n = count.unwrap_or(1);
         if op == MbarOp::Init {
             if n == 0 || n > MAX_COUNT {
-                self.report(Kind::AsyncMisuse, who, lane, || format!("initialises an mbarrier for {n} arrivals"))?;
+                self.report(Kind::AsyncMisuse, who, lane, || {
+                    format!("initialises an mbarrier for {n} arrivals")
+                })?;
             }
             block.mbarriers.insert(at, Mbarrier { count: n, pending: n, bytes: 0, phase: 0 });
             return Ok(0);

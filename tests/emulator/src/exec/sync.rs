@@ -76,7 +76,8 @@ impl Engine<'_> {
         let (mut left, mut complete, mut waiting) = (here.active, Vec::new(), 0);
         while left != 0 {
             let wanted = members.0[left.trailing_zeros() as usize];
-            let group = (0..32).filter(|&l| left >> l & 1 == 1 && members.0[l] == wanted).fold(0, |m, l| m | 1 << l);
+            let group =
+                (0..32).filter(|&l| left >> l & 1 == 1 && members.0[l] == wanted).fold(0, |m, l| m | 1 << l);
             left &= !group;
             self.check_members(warp, block, here.pc, group, wanted)?;
             if wanted & warp.live & !group == 0 {
@@ -229,7 +230,8 @@ impl Engine<'_> {
     ) -> Result<(), Halted> {
         let (who, lane) = (Who::new(block, warp, here.pc), here.active.trailing_zeros());
         let Some(barrier) = block.barriers.get(number as usize) else {
-            return self.report(Kind::IllegalInstruction, who, lane, || format!("barrier {number}: the last is 15"));
+            return self
+                .report(Kind::IllegalInstruction, who, lane, || format!("barrier {number}: the last is 15"));
         };
         if let Some(n) = count.filter(|&n| n == 0 || !n.is_multiple_of(32)) {
             return self.report(Kind::IllegalInstruction, who, lane, || {
