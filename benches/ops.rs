@@ -1,7 +1,9 @@
 //! Speed of every operation at the sizes of the reference: GB/s of the least bytes that must move, or FLOP/s.
 //!
-//! `cargo bench --bench ops -- layer_norm` runs one. Criterion prints FLOP as "elements": Gelem/s are GFLOP/s. Compare
-//! GB/s with `memory/copy` of the same run. All cores are used.
+//! `cargo bench --bench ops -- layer_norm` runs one. Compare GB/s with `memory/copy` of the same run. All cores are used.
+
+#[path = "support/units.rs"]
+mod units;
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_st
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, FloatX, Result, Tensor};
+use units::Timed;
 
 /// Rows of the reference's stage 1: 512 latents, four times each.
 const N: usize = 2048;
@@ -34,7 +37,7 @@ const NODES: usize = 16;
 /// Rows and width of the loss part of PERFORMANCE.
 const LOSS: (usize, usize) = (65_536, 768);
 
-type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
+type Group<'a> = BenchmarkGroup<'a, Timed>;
 
 /// Times `f`; `throughput` is what one call moves or computes.
 fn time<R>(
@@ -51,7 +54,7 @@ fn bytes(count: usize) -> Throughput {
     Throughput::BytesDecimal(count as u64)
 }
 
-fn group<'a>(c: &'a mut Criterion, name: &str) -> Group<'a> {
+fn group<'a>(c: &'a mut Criterion<Timed>, name: &str) -> Group<'a> {
     let mut group = c.benchmark_group(name);
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600));
@@ -66,7 +69,7 @@ fn normal<X: FloatX>(device: &Device, rows: usize, cols: usize) -> Tensor<X> {
     interpolate(&data, &t, draw, Rows::plain(rows)).unwrap()
 }
 
-fn memory(c: &mut Criterion) {
+fn memory(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let n = LOSS.0 * LOSS.1;
     let (from, mut to) = (vec![1.0f32; n], vec![0.0f32; n]);
@@ -80,7 +83,7 @@ fn memory(c: &mut Criterion) {
     });
 }
 
-fn linear(c: &mut Criterion) {
+fn linear(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let mut group = group(c, "linear");
     // (N, O, C) as in the table of PERFORMANCE, section 1.
@@ -108,7 +111,7 @@ fn products<X: FloatX>(group: &mut Group, device: &Device, (n, o, c): (usize, us
     time(group, name("backward weight"), flop, || linear_backward_weight(dw.view_mut(), None, &dy, &x));
 }
 
-fn layer_norm(c: &mut Criterion) {
+fn layer_norm(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let mut group = group(c, "layer_norm");
     norms::<f32>(&mut group, &device);
@@ -135,7 +138,7 @@ fn norms<X: FloatX>(group: &mut Group, device: &Device) {
     }
 }
 
-fn gated_residual(c: &mut Criterion) {
+fn gated_residual(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let mut group = group(c, "gated_residual");
     gates::<f32>(&mut group, &device);
@@ -198,7 +201,7 @@ fn gradient_of<'a, X: FloatX>(
     }
 }
 
-fn time_path(c: &mut Criterion) {
+fn time_path(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let rows = Rows::plain(N);
     let draw = Draw::new(1, Stream::Time, 0);
@@ -210,7 +213,7 @@ fn time_path(c: &mut Criterion) {
     time(&mut group, "chebyshev_weights", bytes(4 * N * NODES), || chebyshev_weights(&t, NODES));
 }
 
-fn flow(c: &mut Criterion) {
+fn flow(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let mut group = group(c, "flow");
     flow_of::<f32>(&mut group, &device);
@@ -233,7 +236,7 @@ fn flow_of<X: FloatX>(group: &mut Group, device: &Device) {
     });
 }
 
-fn optimizer(c: &mut Criterion) {
+fn optimizer(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let mut group = group(c, "optimizer");
     for n in [10_000_000, 35_000_000] {
@@ -261,7 +264,7 @@ fn adamw<X: FloatX>(group: &mut Group, device: &Device, n: usize, moved: usize, 
     });
 }
 
-fn data(c: &mut Criterion) {
+fn data(c: &mut Criterion<Timed>) {
     let device = Device::cpu().unwrap();
     let (n, d) = LOSS;
     let x = normal::<f32>(&device, n, d);
@@ -281,5 +284,9 @@ fn data(c: &mut Criterion) {
     time(&mut group, "unit_norm backward", bytes(3 * tensor), || unit_norm_backward(&x, &x));
 }
 
-criterion_group!(benches, memory, linear, layer_norm, gated_residual, time_path, flow, optimizer, data);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(Timed::rated("GFLOP/s", 1e9));
+    targets = memory, linear, layer_norm, gated_residual, time_path, flow, optimizer, data
+}
 criterion_main!(benches);

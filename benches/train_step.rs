@@ -2,12 +2,16 @@
 //!
 //! `flowprior bench step` times the same steps and also prints GFLOP/s and memory.
 
+#[path = "support/units.rs"]
+mod units;
+
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use flowprior::Result;
 use flowprior::train::config::{Config, Sources, Stage};
 use flowprior::train::timing::{Steps, completed};
+use units::Timed;
 
 /// Name, preset, stage and form of modulation.
 const CASES: [(&str, &str, Stage, &str); 6] = [
@@ -19,7 +23,7 @@ const CASES: [(&str, &str, Stage, &str); 6] = [
     ("toy stage 2", "toy-gaussians", Stage::Align, "nodes"),
 ];
 
-fn train_step(criterion: &mut Criterion) {
+fn train_step(criterion: &mut Criterion<Timed>) {
     let mut group = criterion.benchmark_group("train_step");
     // A reference step takes up to seconds: ten samples of one step each.
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
@@ -42,5 +46,9 @@ fn steps(preset: &str, stage: Stage, modulation: &str) -> Result<Steps> {
     Steps::prepare(&completed(config, None))
 }
 
-criterion_group!(benches, train_step);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(Timed::rated("samples/s", 1.0));
+    targets = train_step
+}
 criterion_main!(benches);

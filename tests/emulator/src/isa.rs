@@ -83,7 +83,11 @@ impl Ty {
 /// An arithmetic instruction: registers in, registers out, each lane on its own.
 ///
 /// Operands lie in the file of their type. `ty` is the type of the instruction (`add.s32`), for `cvt` that of the result;
-/// `from` is the source type of `cvt`, and the comparison's type of `set`.
+/// `from` is the source type of `cvt`, and the comparison's type of `set`; elsewhere it equals `ty`. The instruction's own
+/// types rule, not the registers': `cvt` with `from` U8 reads the low 8 bits of its operand. A result below 32 bits is
+/// zero-extended, a signed one too: where the register is wider, `lower` adds a second `cvt`. Shift amounts, the position
+/// and length of `bfe` and `bfi`, and the results of `popc`, `clz` and `bfind` are 32 bits for every `ty`. `d` is never
+/// [`NONE`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Alu {
     /// What is computed.
@@ -433,7 +437,8 @@ pub enum MbarOp {
 #[allow(missing_docs)]
 pub enum Op {
     Alu(Alu),
-    /// `dst` has 1, 2, 4 or 8 registers (a slot may be NONE).
+    /// `dst` has 1, 2, 4 or 8 registers of the file of `ty` (a slot may be NONE). 8 and 16 bits are zero-extended: `lower`
+    /// makes signed types unsigned, and adds a conversion where the register is wider.
     Ld {
         ty: Ty,
         space: Space,
@@ -606,7 +611,8 @@ pub enum Op {
     },
     /// `nanosleep`, `setmaxnreg`, `griddepcontrol`, `pmevent`: nothing to compute; a yield to other warps.
     Yield,
-    /// d: state (64 bits) or NONE; count: number of arrivals or bytes.
+    /// d: state (64 bits) or NONE; count: number of arrivals or bytes. PendingCount: d is the 32-bit count, and the base of
+    /// `addr` the register with the state.
     Mbar {
         op: MbarOp,
         order: Order,
@@ -700,7 +706,7 @@ pub struct Loc {
 }
 
 /// What a constant register holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// The same bits in all lanes.
     Bits(u64),
@@ -717,7 +723,8 @@ pub enum Value {
     GenericShared(u64),
     /// The generic address of a variable in local memory, from its offset.
     GenericLocal(u64),
-    /// The generic address of a parameter (`mov` from a `.param` variable), from its offset.
+    /// The generic address of a parameter, from its offset. (`mov` from a `.param` variable gives the offset itself, as
+    /// `Bits`: an address in the parameter space, which `cvta.param` then makes generic.)
     GenericParam(u64),
     /// A special register that does not change while a warp runs.
     Special(Special),

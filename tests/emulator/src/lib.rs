@@ -11,6 +11,7 @@
 //! detect   races by happens-before; reports
 //! counters instructions, sectors, wavefronts, per launch
 //! driver   the CUDA driver API over all this: the C functions of libcuda.so
+//! toolchain NVRTC and nvdisasm, fetched from the package index by version and hash
 //! audit    what the compiler made of a kernel: registers, spills, instruction mix, budgets
 //! ```
 //! Imports point upwards in this list only.
@@ -31,3 +32,4 @@ pub mod exec;
 pub mod lower;
 pub mod memory;
 pub mod ptx;
+pub mod toolchain;

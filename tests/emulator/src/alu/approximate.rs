@@ -1,0 +1,192 @@
+//! Approximate functions: computed in f64 and rounded, or with an error up to the ISA's bound.
+//!
+//! Bounds (PTX ISA, notes of each instruction), with half a unit in the last place kept for the rounding.
+
+use super::half::{Bf16, F16, Format, by_format, flush, half, pair};
+use super::lanes::{binary, unary};
+use super::single::{input, output};
+use super::{AluFn, Approx, flags_within, has};
+use crate::isa::flag::{APPROX, FTZ, FULL};
+use crate::isa::{Alu, AluOp, Round, Ty};
+
+/// Returns the function of an approximate instruction.
+pub(super) fn select(i: &Alu, approx: Approx) -> Option<AluFn> {
+    if i.round != Round::None {
+        return None;
+    }
+    match i.ty {
+        Ty::F32 if i.op == AluOp::Div => quotient(i, approx),
+        Ty::F32 if flags_within(i, APPROX | FTZ) && has(i, APPROX) => single(i, approx),
+        Ty::F64 => double(i),
+        _ => halves(i, approx),
+    }
+}
+
+/// Compiles a function of one f32 for each mode; `$error` gives the largest error for an argument and a result.
+macro_rules! modes {
+    ($approx:expr, $value:expr, $error:expr) => {
+        match $approx {
+            Approx::Rounded => unary(|i, a: f32| output(i, ($value)(f64::from(input(i, a))) as f32)),
+            Approx::Perturbed => unary(|i, a: f32| {
+                let a = input(i, a);
+                let exact: f64 = ($value)(f64::from(a));
+                let error: f64 = ($error)(f64::from(a), exact);
+                output(i, perturbed(exact, error, a.to_bits()) as f32)
+            }),
+        }
+    };
+}
+
+fn single(i: &Alu, approx: Approx) -> Option<AluFn> {
+    Some(match i.op {
+        AluOp::Rcp => modes!(approx, |a: f64| 1.0 / a, |_, y| 0.5 * ulp(y)),
+        AluOp::Sqrt => modes!(approx, f64::sqrt, |_, y: f64| y * exp2(-23.0) - 0.5 * ulp(y)),
+        AluOp::Rsqrt => modes!(approx, |a: f64| 1.0 / a.sqrt(), |_, y: f64| y * exp2(-22.9) - 0.5 * ulp(y)),
+        AluOp::Ex2 => modes!(approx, f64::exp2, |_, y| 1.5 * ulp(y)),
+        AluOp::Lg2 => modes!(approx, log2, |a: f64, y: f64| {
+            let scale = if a > 0.5 && a < 2.0 { 1.0 } else { y.abs() };
+            scale * exp2(-22.0) - 0.5 * ulp(y)
+        }),
+        AluOp::Sin => modes!(approx, f64::sin, |a, y| circular_error(a) - 0.5 * ulp(y)),
+        AluOp::Cos => modes!(approx, f64::cos, |a, y| circular_error(a) - 0.5 * ulp(y)),
+        AluOp::Tanh if i.flags == APPROX => {
+            modes!(approx, f64::tanh, |_, y: f64| y.abs() * exp2(-11.0) - 0.5 * ulp(y))
+        }
+        _ => return None,
+    })
+}
+
+/// The logarithm of -0 is that of +0.
+fn log2(a: f64) -> f64 {
+    if a == 0.0 { f64::NEG_INFINITY } else { a.log2() }
+}
+
+/// Returns the bound of `sin` and `cos`: none is given beyond 100 pi.
+fn circular_error(a: f64) -> f64 {
+    match a.abs() / std::f64::consts::PI {
+        turns if turns <= 2.0 => exp2(-20.5),
+        turns if turns <= 100.0 => exp2(-14.7),
+        _ => 0.0,
+    }
+}
+
+fn exp2(x: f64) -> f64 {
+    x.exp2()
+}
+
+/// Returns the unit in the last place of an f32 of this size.
+fn ulp(x: f64) -> f64 {
+    let power = f64::from_bits(x.to_bits() & 0x7ff0_0000_0000_0000);
+    (power * exp2(-23.0)).max(exp2(-149.0))
+}
+
+/// Adds an error that depends on the arguments' bits; zero, infinity and NaN are exact.
+fn perturbed(exact: f64, error: f64, bits: u32) -> f64 {
+    if exact == 0.0 || !exact.is_finite() || error <= 0.0 {
+        return exact;
+    }
+    exact + error * noise(bits)
+}
+
+/// Returns a number in [-1, 1): a hash.
+fn noise(bits: u32) -> f64 {
+    let mut h = bits.wrapping_add(0x9e37_79b9).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ h >> 13).wrapping_mul(0xc2b2_ae35);
+    f64::from((h ^ h >> 16) as i32) / exp2(31.0)
+}
+
+/// `div.approx` is a · (1 / b): where 1 / b is subnormal, it is taken as zero. `div.full` scales its operands.
+fn quotient(i: &Alu, approx: Approx) -> Option<AluFn> {
+    let perturb = approx == Approx::Perturbed;
+    match i.flags & !FTZ {
+        APPROX if perturb => Some(binary(|i, a: f32, b: f32| divide(i, a, b, true))),
+        APPROX => Some(binary(|i, a: f32, b: f32| divide(i, a, b, false))),
+        FULL if perturb => Some(binary(|i, a: f32, b: f32| divide(i, a, b, true))),
+        FULL => Some(binary(|i, a: f32, b: f32| divide(i, a, b, false))),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn divide(i: &Alu, a: f32, b: f32, perturb: bool) -> f32 {
+    let (a, b) = (input(i, a), input(i, b));
+    let tiny_reciprocal = b.abs() > exp2(126.0) as f32 && b.is_finite();
+    let exact = if has(i, APPROX) && tiny_reciprocal {
+        f64::from(a) * (0.0 * f64::from(b))
+    } else {
+        f64::from(a) / f64::from(b)
+    };
+    let bits = a.to_bits() ^ b.to_bits().rotate_left(16);
+    output(i, if perturb { perturbed(exact, 1.5 * ulp(exact), bits) } else { exact } as f32)
+}
+
+/// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64` work on the upper 32 bits; `rsqrt.approx.f64` is a full one.
+fn double(i: &Alu) -> Option<AluFn> {
+    match (i.op, i.flags) {
+        (AluOp::Rsqrt, APPROX) => Some(unary(|_, a: f64| super::double::canonical(1.0 / a.sqrt()))),
+        (AluOp::Rsqrt, flags) if flags == APPROX | FTZ => {
+            Some(unary(|_, a: f64| upper(1.0 / upper_input(a).sqrt())))
+        }
+        (AluOp::Rcp, flags) if flags == APPROX | FTZ => Some(unary(|_, a: f64| upper(1.0 / upper_input(a)))),
+        _ => None,
+    }
+}
+
+/// Drops the lower 32 bits; a subnormal number is zero.
+fn upper_input(a: f64) -> f64 {
+    let kept = if a.is_nan() { a } else { f64::from_bits(a.to_bits() & !0xffff_ffff) };
+    if kept.is_subnormal() { f64::from_bits(a.to_bits() & 1 << 63) } else { kept }
+}
+
+/// Rounds to 20 bits of mantissa; a subnormal result is zero, NaN has its lower 32 bits clear too.
+fn upper(d: f64) -> f64 {
+    if d.is_nan() {
+        return f64::from_bits(0x7fff_ffff_0000_0000);
+    }
+    let (bits, last) = (d.to_bits(), d.to_bits() >> 32 & 1);
+    let rounded = if d.is_finite() { bits + 0x7fff_ffff + last } else { bits };
+    let d = f64::from_bits(rounded & !0xffff_ffff);
+    if d.is_subnormal() { f64::from_bits(bits & 1 << 63) } else { d }
+}
+
+/// `ex2` and `tanh` of f16 and bf16; `ex2` of bf16 always has `.ftz`.
+fn halves(i: &Alu, approx: Approx) -> Option<AluFn> {
+    let bf16 = matches!(i.ty, Ty::Bf16 | Ty::Bf16x2);
+    let flags = if i.op == AluOp::Ex2 && bf16 { APPROX | FTZ } else { APPROX };
+    if i.flags != flags {
+        return None;
+    }
+    match (i.op, approx) {
+        (AluOp::Ex2, Approx::Rounded) => {
+            by_format!(i.ty, F => unary(|i, a: u32| ex2_halves::<F>(i, a, false)))
+        }
+        (AluOp::Ex2, _) => by_format!(i.ty, F => unary(|i, a: u32| ex2_halves::<F>(i, a, true))),
+        (AluOp::Tanh, Approx::Rounded) => {
+            by_format!(i.ty, F => unary(|i, a: u32| tanh_halves::<F>(i, a, false)))
+        }
+        (AluOp::Tanh, _) => by_format!(i.ty, F => unary(|i, a: u32| tanh_halves::<F>(i, a, true))),
+        _ => None,
+    }
+}
+
+/// Relative error 2^-9.9 (f16) or 2^-7 (bf16).
+fn ex2_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
+    let (bound, rounding) = if F::NORMAL > 1e-30 { (-9.9, -11.0) } else { (-7.0, -8.0) };
+    pair(i, |n| {
+        let bits = flush::<F>(i, half(a, n));
+        let exact = f64::from(F::value(bits)).exp2();
+        let error = if perturb { exact * (exp2(bound) - exp2(rounding)) } else { 0.0 };
+        flush::<F>(i, F::round(perturbed(exact, error, u32::from(bits))))
+    })
+}
+
+/// Absolute error 2^-10.987 (f16) or 2^-8 (bf16).
+fn tanh_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
+    let (bound, rounding) = if F::NORMAL > 1e-30 { (-10.987, -12.0) } else { (-8.0, -9.0) };
+    pair(i, |n| {
+        let bits = half(a, n);
+        let exact = f64::from(F::value(bits)).tanh();
+        let error = if perturb { exp2(bound) - exp2(rounding) } else { 0.0 };
+        F::round(perturbed(exact, error, u32::from(bits)).clamp(-1.0, 1.0))
+    })
+}
