@@ -218,6 +218,15 @@ pub fn add(state: &mut State, stream: u64, work: Work) -> Result<u64> {
     Ok(node)
 }
 
+/// Returns whether the graph that a stream captures has allocated this address and not freed it.
+pub fn owns(state: &State, stream: u64, address: u64) -> Result<bool> {
+    let handle = state.streams.get(stream)?.capture.ok_or(Code::ILLEGAL_STATE)?;
+    let nodes = &state.graphs.get(state.captures.get(handle)?.graph)?.nodes;
+    let has = |wanted: &dyn Fn(&Work) -> bool| nodes.iter().any(|node| wanted(&node.work));
+    Ok(has(&|work| matches!(work, Work::GraphAlloc(memory) if memory.address == address))
+        && !has(&|work| matches!(work, Work::GraphFree(freed) if *freed == address)))
+}
+
 /// Records an event in a stream that is being captured.
 pub fn record(state: &mut State, stream: u64, event: u64) -> Result<()> {
     let capture = state.streams.get(stream)?.capture.ok_or(Code::ILLEGAL_STATE)?;

@@ -1,12 +1,13 @@
 //! The device below the API: memory, modules, and the execution of kernels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::codes::{Code, Failure, Result};
 use super::journal;
 use super::settings::{Findings, Settings};
 use crate::alu::Approx;
-use crate::exec::{self, Checks, Config, LoadError, LoadedModule, Program, Schedule, Tensor};
+use crate::exec::{self, Checks, Config, LaunchError, LoadError, LoadedModule, Program, Schedule, Tensor};
 use crate::lower;
 use crate::memory::{DeviceMemory, Error};
 
@@ -18,6 +19,7 @@ pub struct Engine {
     /// How kernels run.
     pub config: Config,
     findings: Findings,
+    launches: AtomicU64,
 }
 
 /// A launch, ready to run.
@@ -37,6 +39,24 @@ pub struct Launch {
     pub params: Vec<u8>,
 }
 
+impl Launch {
+    fn for_device(&self) -> exec::Launch<'_> {
+        exec::Launch {
+            kernel: &self.program,
+            grid: self.grid,
+            block: self.block,
+            cluster: self.cluster,
+            dynamic_shared: self.dynamic_shared,
+            params: &self.params,
+        }
+    }
+
+    /// Lets the device check what the driver has accepted: alignment of dynamic shared memory behind the static.
+    pub fn check(&self, engine: &Engine) -> Result<()> {
+        self.for_device().check(&engine.config).map_err(|error| Code::INVALID_VALUE.because(error.to_string()))
+    }
+}
+
 impl Engine {
     /// Makes a device after the settings.
     pub fn new(settings: &Settings) -> Self {
@@ -53,7 +73,7 @@ impl Engine {
             capability: settings.device.capability,
             ..Config::default()
         };
-        Self { memory: DeviceMemory::new(settings.memory), config, findings: settings.findings }
+        Self { memory: DeviceMemory::new(settings.memory), config, findings: settings.findings, launches: AtomicU64::new(0) }
     }
 
     /// Translates and loads a module from PTX; the text of an error is what the JIT log gets.
@@ -69,28 +89,19 @@ impl Engine {
     }
 
     /// Runs a kernel, tells its findings and writes its counters.
-    pub fn run(&self, launch: &Launch, number: u64) -> Result<()> {
+    pub fn run(&self, launch: &Launch) -> Result<()> {
+        let number = self.launches.fetch_add(1, Relaxed);
         // Another order on each launch, the same order in each run of the program.
         let seed = self.config.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let config = Config { seed, ..self.config.clone() };
-        let outcome = exec::run(
-            &exec::Launch {
-                kernel: &launch.program,
-                grid: launch.grid,
-                block: launch.block,
-                cluster: launch.cluster,
-                dynamic_shared: launch.dynamic_shared,
-                params: &launch.params,
-            },
-            &self.memory,
-            &config,
-        );
+        let outcome = exec::run(&launch.for_device(), &self.memory, &config).map_err(|error| match error {
+            LaunchError::NoHostMemory => Code::LAUNCH_OUT_OF_RESOURCES.because(error.to_string()),
+            error => Code::LAUNCH_FAILED.because(error.to_string()),
+        })?;
         if journal::wants_counters() {
             journal::counters(&serde_json::json!({
                 "launch": number,
-                "kernel": launch.program.kernel.name,
-                "grid": launch.grid,
-                "block": launch.block,
+                "cluster": launch.cluster,
                 "static_shared": launch.program.kernel.shared_bytes,
                 "dynamic_shared": launch.dynamic_shared,
                 "findings": outcome.reports.len(),
@@ -98,7 +109,7 @@ impl Engine {
             }));
         }
         outcome.reports.iter().for_each(journal::finding);
-        let fault = outcome.reports.iter().find_map(|report| report.kind.cuda_error());
+        let fault = outcome.failure().and_then(|report| report.kind.cuda_error());
         let silent = self.findings == Findings::Fail && !outcome.reports.is_empty();
         match fault {
             Some(code) => Err(Code(code).into()),

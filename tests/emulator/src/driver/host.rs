@@ -122,3 +122,12 @@ pub fn release(state: &mut State, address: u64, registered: bool) -> Result<()> 
     }
     Ok(())
 }
+
+/// Frees all ranges, when the program starts anew.
+pub fn release_all(state: &mut State) {
+    let ranges: Vec<(u64, bool)> = state.host.iter().map(|(address, range)| (*address, range.registered)).collect();
+    for (address, registered) in ranges {
+        // All are in the table, so this cannot fail; the table is thrown away next.
+        let _ = release(state, address, registered);
+    }
+}

@@ -49,14 +49,16 @@ pub fn prepare(
     }
     let name = &function.program.kernel.name;
     let add_name = |f: Failure| f.code.because(format!("kernel `{name}`: {}", f.message));
-    Ok(Arc::new(Launch {
+    let launch = Launch {
         program: Arc::clone(&function.program),
         grid: request.grid,
         block: request.block,
         cluster,
         dynamic_shared: request.shared,
         params: gather(function, params, extra).map_err(add_name)?,
-    }))
+    };
+    launch.check(&*state.engine()?).map_err(add_name)?;
+    Ok(Arc::new(launch))
 }
 
 /// Checks against the limits of every device.

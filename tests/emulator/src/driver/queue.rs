@@ -203,12 +203,12 @@ fn may_run(state: &State, stream: &Stream) -> bool {
     }
     let Ok(context) = state.contexts.get(stream.context) else { return true };
     let before = |other: &Stream| other.pending.front().is_some_and(|front| front.sequence < first.sequence);
-    let legacy = state.streams.get(context.legacy);
-    if legacy.is_ok_and(|legacy| std::ptr::eq(legacy, stream)) {
+    let legacy = state.streams.get(context.legacy).ok();
+    if legacy.is_some_and(|legacy| std::ptr::eq(legacy, stream)) {
         let same = |other: &Stream| other.context == stream.context && other.blocking;
         return !state.streams.iter().any(|(_, other)| same(other) && before(other));
     }
-    !stream.blocking || !legacy.is_ok_and(before)
+    !stream.blocking || !legacy.is_some_and(before)
 }
 
 fn complete(state: &mut State, stream: u64, sequence: u64, work: Work, outcome: Result<()>) {

@@ -124,7 +124,7 @@ entries! {
 
     /// Returns the current context of this thread, or null.
     fn cuCtxGetCurrent(context: Out<Handle>) {
-        initialised()?;
+        drop(initialised()?);
         context.set(session::current().unwrap_or(0))
     }
 
@@ -148,7 +148,7 @@ entries! {
 
     /// Pops the current context.
     fn cuCtxPopCurrent_v2(context: Out<Handle>) {
-        initialised()?;
+        drop(initialised()?);
         match session::pop() {
             Some(popped) => {
                 context.set_optional(popped);
@@ -160,7 +160,7 @@ entries! {
 
     /// Returns the device of the current context.
     fn cuCtxGetDevice(device: Out<c_int>) {
-        in_context()?;
+        drop(in_context()?);
         device.set(0)
     }
 
@@ -236,7 +236,7 @@ entries! {
 
     /// Returns the least and the greatest priority of streams.
     fn cuCtxGetStreamPriorityRange(least: Out<c_int>, greatest: Out<c_int>) {
-        in_context()?;
+        drop(in_context()?);
         least.set_optional(PRIORITIES.0);
         greatest.set_optional(PRIORITIES.1);
         Ok(())
@@ -244,13 +244,13 @@ entries! {
 
     /// Begins profiling: the counters of launches are always written if a file is set.
     fn cuProfilerStart() {
-        in_context()?;
+        drop(in_context()?);
         Ok(())
     }
 
     /// Ends profiling.
     fn cuProfilerStop() {
-        in_context()?;
+        drop(in_context()?);
         Ok(())
     }
 }

@@ -85,11 +85,11 @@ fn submit(mut state: Guard, context: u64, stream: Handle, mut copy: Copy, wait: 
             copy.from.place = Place::Staged(Arc::new(stage(address, extent)?));
         }
     }
-    match wait {
-        Wait::Yes => queue::submit_and_wait(state, context, stream, Work::Copy(copy))?,
-        Wait::No => queue::submit(state, context, stream, Work::Copy(copy))?,
+    let submitted = match wait {
+        Wait::Yes => queue::submit_and_wait(state, context, stream, Work::Copy(copy)),
+        Wait::No => queue::submit(state, context, stream, Work::Copy(copy)),
     };
-    Ok(())
+    submitted.map(drop)
 }
 
 fn stage(address: u64, bytes: usize) -> Result<Vec<u8>> {

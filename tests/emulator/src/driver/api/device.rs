@@ -60,13 +60,13 @@ entries! {
 
     /// Returns a device.
     fn cuDeviceGet(device: Out<c_int>, ordinal: c_int) {
-        on_device(ordinal)?;
+        drop(on_device(ordinal)?);
         device.set(0)
     }
 
     /// Returns the number of devices.
     fn cuDeviceGetCount(count: Out<c_int>) {
-        initialised()?;
+        drop(initialised()?);
         count.set(1)
     }
 
@@ -82,13 +82,13 @@ entries! {
 
     /// Returns the identity of a device.
     fn cuDeviceGetUuid(uuid: Out<Uuid>, device: c_int) {
-        on_device(device)?;
+        drop(on_device(device)?);
         uuid.set(*b"cuda-emulator-00")
     }
 
     /// Returns the identity of a device.
     fn cuDeviceGetUuid_v2(uuid: Out<Uuid>, device: c_int) {
-        on_device(device)?;
+        drop(on_device(device)?);
         uuid.set(*b"cuda-emulator-00")
     }
 
@@ -115,7 +115,7 @@ entries! {
 
     /// Returns the bus address of a device.
     fn cuDeviceGetPCIBusId(text: Out<u8>, size: c_int, device: c_int) {
-        on_device(device)?;
+        drop(on_device(device)?);
         text.check("pciBusId")?;
         match usize::try_from(size) {
             Ok(size) if size > BUS.len() => {
@@ -128,7 +128,7 @@ entries! {
 
     /// Finds a device by its bus address.
     fn cuDeviceGetByPCIBusId(device: Out<c_int>, text: Text) {
-        initialised()?;
+        drop(initialised()?);
         match text.get()? == BUS {
             true => device.set(0),
             false => Err(Code::INVALID_DEVICE.because(format!("no device at that address; there is one at {BUS}"))),
@@ -137,8 +137,8 @@ entries! {
 
     /// Says that no device can reach another: there is only one.
     fn cuDeviceCanAccessPeer(can: Out<c_int>, device: c_int, peer: c_int) {
-        on_device(device)?;
-        on_device(peer)?;
+        drop(on_device(device)?);
+        drop(on_device(peer)?);
         can.set(0)
     }
 

@@ -108,7 +108,7 @@ entries! {
         match under_way(event)? {
             (_, None) => Ok(()),
             (state, Some(_)) => {
-                queue::step(state)?;
+                drop(queue::step(state)?);
                 Err(Code::NOT_READY.into())
             }
         }

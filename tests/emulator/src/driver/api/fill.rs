@@ -39,7 +39,7 @@ fn fill(address: u64, pattern: &[u8], (width, height): (usize, usize), pitch: us
         return Ok(());
     }
     let fill = checked(&state, Fill { address, pattern: pattern.to_vec(), width, height, pitch })?;
-    queue::submit(state, context, stream.unwrap_or(0), Work::Fill(fill))?;
+    drop(queue::submit(state, context, stream.unwrap_or(0), Work::Fill(fill))?);
     Ok(())
 }
 

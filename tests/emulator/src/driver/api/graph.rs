@@ -264,7 +264,7 @@ entries! {
     fn cuGraphLaunch(exec: Handle, stream: Handle) {
         let (state, context) = in_context()?;
         let plan = Arc::clone(&state.execs.get(exec)?.plan);
-        queue::submit(state, context, stream, Work::Graph(plan))?;
+        drop(queue::submit(state, context, stream, Work::Graph(plan))?);
         Ok(())
     }
 

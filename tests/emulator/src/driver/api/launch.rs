@@ -11,7 +11,7 @@ use crate::driver::work::Work;
 fn launch(function: Handle, request: &Request, stream: Handle, params: In<In<u8>>, extra: In<u64>) -> Result<()> {
     let (state, context) = in_context()?;
     let prepared = prepare(&state, function, request, params, extra)?;
-    queue::submit(state, context, stream, Work::Kernel(prepared))?;
+    drop(queue::submit(state, context, stream, Work::Kernel(prepared))?);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use crate::driver::abi::{Out, Text, write_text};
 use crate::driver::codes::Code;
 use crate::driver::entry::entries;
+use crate::driver::host;
 use crate::driver::journal;
 use crate::driver::session::{clear_stack, lock};
 use crate::driver::settings::Settings;
@@ -28,6 +29,7 @@ entries! {
         if state.running {
             return Err(Code::ILLEGAL_STATE.because("another thread waits for work"));
         }
+        host::release_all(&mut state);
         let worker = state.worker;
         *state = State::new(settings);
         state.worker = worker;

@@ -58,11 +58,9 @@ entries! {
     fn cuMemFreeAsync(address: u64, stream: Handle) {
         let (mut state, context, handle) = on_stream(stream)?;
         if capture::takes(&mut state, context, handle)? {
-            if state.allocations.contains_key(&address) {
-                let what = "a capture can free only what it has allocated";
-                return Err(Code::INVALID_VALUE.because(what));
+            if !capture::owns(&state, handle, address)? {
+                return Err(Code::INVALID_VALUE.because("a capture can free only what it has allocated, and once"));
             }
-            state.device_range(address, 1)?;
             return capture::add(&mut state, handle, Work::GraphFree(address)).map(|_| ());
         }
         pool::forget(&mut state, address)?;

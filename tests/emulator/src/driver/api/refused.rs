@@ -7,7 +7,7 @@ use crate::driver::entry::entries;
 use crate::driver::session::in_context;
 
 fn refuse(what: &str) -> Result<()> {
-    in_context()?;
+    drop(in_context()?);
     Err(Code::NOT_SUPPORTED.because(format!("{what} is not emulated")))
 }
 
@@ -44,7 +44,7 @@ entries! {
 
     /// Refuses memory of a graphics program.
     fn cuDestroyExternalMemory(_memory: Handle) {
-        in_context()?;
+        drop(in_context()?);
         Err(Code::INVALID_HANDLE.because("no memory of another program was imported"))
     }
 

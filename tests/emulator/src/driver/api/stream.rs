@@ -112,7 +112,7 @@ entries! {
     fn cuStreamQuery(stream: Handle) {
         let (state, stream) = to_wait(stream)?;
         let busy = state.has_work(stream)?;
-        queue::step(state)?;
+        drop(queue::step(state)?);
         if busy { Err(Code::NOT_READY.into()) } else { Ok(()) }
     }
 
@@ -134,7 +134,7 @@ entries! {
     fn cuLaunchHostFunc(stream: Handle, function: HostFunction, data: u64) {
         let (state, context) = in_context()?;
         let function = function.ok_or_else(|| Code::INVALID_VALUE.because("the function is null"))?;
-        queue::submit(state, context, stream, Work::Host(HostCall { function, data }))?;
+        drop(queue::submit(state, context, stream, Work::Host(HostCall { function, data }))?);
         Ok(())
     }
 
