@@ -6,11 +6,14 @@
 
 pub mod architecture;
 pub mod budget;
+pub mod check;
+pub mod flight;
 pub mod loops;
 pub mod measured;
 pub mod model;
 pub mod ptxas;
 pub mod sass;
+pub mod table;
 
 use serde::Serialize;
 
@@ -47,6 +50,16 @@ pub enum Error {
         /// What there is.
         known: String,
     },
+    /// The file of counters is wrong.
+    #[error("{file}, line {line}: {message}")]
+    Counters {
+        /// Its path or name.
+        file: String,
+        /// The line's number.
+        line: usize,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The budget file is wrong.
     #[error("{file}: {message}")]
     Budget {
@@ -77,6 +90,8 @@ pub struct KernelAudit {
     pub mix: Mix,
     /// Share of the loads and stores of global memory, cp.async too, that move 16 bytes or more. None without any.
     pub wide_share: Option<f64>,
+    /// Global loads that a thread has under way at once.
+    pub loads_in_flight: u32,
     /// The loop in which the time goes.
     pub main_loop: Option<MainLoop>,
 }
@@ -138,6 +153,7 @@ impl KernelAudit {
             called_instructions: flow.own.iter().filter(|own| !**own).count() as u32,
             mix: flow.mix(0..flow.code_end),
             wide_share: wide_share(&function.instructions[..flow.code_end]),
+            loads_in_flight: flight::loads_in_flight(&function.instructions[..flow.code_end]),
             main_loop,
         };
         if let Some(threads) = threads {

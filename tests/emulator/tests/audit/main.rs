@@ -1,6 +1,7 @@
 //! The audit sees what is wrong with a kernel, and nothing wrong with a good one: two NVRTC versions, five architectures.
 
 mod budgets;
+mod cli;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -127,6 +128,7 @@ fn layer_norm_reads_and_writes_16_bytes() {
     everywhere(|audits, place| {
         let layer_norm = kernel(audits, "layer_norm");
         assert_eq!(layer_norm.wide_share, Some(1.0), "{place}");
+        assert!(layer_norm.loads_in_flight >= 4, "{place}: {}", layer_norm.loads_in_flight); // its loops are unrolled
         assert_eq!(layer_norm.count(&[Class::Shfl]), 10, "{place}");
         assert!(layer_norm.main_loop.as_ref().unwrap().count(&[Class::Ldg]) > 0, "{place}");
         assert_eq!(layer_norm.count(&[Class::Lds, Class::Sts, Class::Hmma]), 0, "{place}");

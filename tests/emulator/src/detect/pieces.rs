@@ -1,0 +1,78 @@
+//! Cuts the access of a warp into pieces: side by side in a line where lanes lie so, else lanes with the same address.
+
+use super::global::{ALL, LINE, Piece};
+use crate::regs::{LANES, for_lanes};
+
+/// A piece, the number of its line, and the mask of bytes within a granule (for pieces of [`ALL`]).
+pub(super) type Cut = (u64, Piece, u32);
+
+/// Calls `visit` for each piece of an access of `bytes` bytes (1, 2, 4, 8 or 16) by `lanes` at aligned addresses.
+pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
+    if lanes == 0 {
+        return;
+    }
+    let first = lanes.trailing_zeros() as usize;
+    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
+    let mut side_by_side = lanes.count_ones() > 1;
+    for_lanes(lanes, |lane| {
+        side_by_side &= addresses[lane] == base.wrapping_add(lane as u64 * u64::from(bytes));
+    });
+    if side_by_side {
+        cut_lines(lanes, bytes, base, addresses, visit);
+    } else {
+        for_groups(lanes, addresses, |address, lanes| {
+            let shift = (address % LINE) / 4;
+            let granules = if bytes > 4 { ((1 << (bytes / 4)) - 1) << shift } else { 1 << shift };
+            let mask = if bytes < 4 { ((1 << bytes) - 1) << (address % 4) } else { 15 };
+            visit((address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask));
+        });
+    }
+}
+
+fn cut_lines(lanes: u32, bytes: u32, base: u64, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
+    let last = 31 - lanes.leading_zeros() as usize;
+    let (begin, end) =
+        (addresses[lanes.trailing_zeros() as usize], addresses[last].saturating_add(u64::from(bytes)));
+    for line in begin / LINE..end.div_ceil(LINE) {
+        let start = base.wrapping_sub(line * LINE) as i64; // -496..128
+        let mut piece =
+            Piece { granules: 0, lanes: 0, start: start as i16, shift: bytes.trailing_zeros() as u8 };
+        for_lanes(lanes, |lane| {
+            let offset = start + lane as i64 * i64::from(bytes);
+            if (0..LINE as i64).contains(&offset) {
+                piece.lanes |= 1 << lane;
+                let granules = (1u64 << bytes.div_ceil(4)) - 1;
+                piece.granules |= (granules << (offset / 4)) as u32;
+            }
+        });
+        if piece.lanes != 0 {
+            visit((line, piece, 15));
+        }
+    }
+}
+
+/// Calls `visit` for each address with the lanes that have it.
+pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(u64, u32)) {
+    if rises(lanes, addresses) {
+        return for_lanes(lanes, |lane| visit(addresses[lane], 1 << lane));
+    }
+    let mut left = lanes;
+    while left != 0 {
+        let address = addresses[left.trailing_zeros() as usize];
+        let mut group = 0;
+        for lane in 0..LANES {
+            group |= u32::from(addresses[lane] == address) << lane;
+        }
+        visit(address, group & left);
+        left &= !group;
+    }
+}
+
+fn rises(lanes: u32, addresses: &[u64; LANES]) -> bool {
+    let (mut last, mut rises) = (None, true);
+    for_lanes(lanes, |lane| {
+        rises &= last.is_none_or(|last| addresses[lane] > last);
+        last = Some(addresses[lane]);
+    });
+    rises
+}

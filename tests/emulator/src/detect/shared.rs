@@ -1,0 +1,262 @@
+//! The history of shared memory: for each granule of four bytes the accesses that a later one may race with.
+//!
+//! A granule forgets an access once everything that could race with it would race with a newer one too, or once all threads
+//! of the block have met at a barrier. So the verdict for a granule depends on what is ordered with what alone, and not on
+//! the order in which the accesses came.
+
+use std::sync::Arc;
+
+use super::clock::View;
+use super::kind::{COPY, WRITES, What, conflict, replaces};
+use super::threads::Threads;
+use crate::regs::{LANES, for_lanes};
+
+/// Accesses of the same kind at the same epoch by every lane of `lanes` in every warp of `warps`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Record {
+    /// The epoch; for an asynchronous copy its number, and there is one thread.
+    pub(super) epoch: u32,
+    pub(super) warps: u32,
+    pub(super) lanes: u32,
+    pub(super) what: What,
+}
+
+impl Record {
+    /// Returns the first thread.
+    pub(super) fn thread(&self) -> usize {
+        self.warps.trailing_zeros() as usize * LANES + self.lanes.trailing_zeros() as usize
+    }
+
+    /// Adds the threads of another record of the same instruction, if the result says the truth.
+    fn merge(&mut self, new: &Record) -> bool {
+        if self.epoch != new.epoch || !self.what.is_like(new.what) || new.what.is(COPY) {
+            return false;
+        }
+        if self.warps & new.warps == new.warps && self.lanes & new.lanes == new.lanes {
+            return true;
+        }
+        if self.what != new.what {
+            return false;
+        }
+        if self.lanes == new.lanes {
+            self.warps |= new.warps;
+        } else if self.warps == new.warps {
+            self.lanes |= new.lanes;
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    /// The last write.
+    write: Record,
+    /// The last access of another kind.
+    other: Record,
+    /// Index into `lists` plus one of all that is not there, or 0.
+    more: u32,
+}
+
+/// Two accesses that nothing orders.
+pub(super) struct Clash {
+    /// The one that was recorded.
+    pub(super) old: What,
+    /// Its block.
+    pub(super) block: u32,
+    /// Its thread in the block.
+    pub(super) thread: usize,
+    /// Lane of the new access.
+    pub(super) lane: usize,
+    /// Address of the granule.
+    pub(super) address: u64,
+}
+
+/// The history of the shared memory of one block.
+#[derive(Default)]
+pub(super) struct Cells {
+    cells: Vec<Cell>,
+    lists: Vec<Vec<Record>>,
+    free: Vec<u32>,
+    scratch: Vec<Record>,
+    /// Up to here all accesses are known to all threads.
+    dead: u32,
+    /// The same for copies, by thread.
+    dead_copies: Option<Arc<[u32]>>,
+}
+
+impl Cells {
+    /// Begins a new block: what was recorded up to epoch `dead` and with these copies belongs to others.
+    pub(super) fn begin(&mut self, bytes: usize, dead: u32, dead_copies: Option<Arc<[u32]>>) {
+        let cells = bytes.div_ceil(4);
+        if self.cells.len() < cells {
+            self.cells.resize(cells, Cell::default());
+        }
+        self.forget(dead, dead_copies);
+    }
+
+    /// All threads of the block know all accesses up to this epoch, and these copies.
+    pub(super) fn forget(&mut self, dead: u32, dead_copies: Option<Arc<[u32]>>) {
+        self.dead = dead;
+        if dead_copies.is_some() {
+            self.dead_copies = dead_copies;
+        }
+    }
+
+    #[inline]
+    fn is_dead(&self, record: &Record) -> bool {
+        if !record.what.is(COPY) {
+            return record.epoch <= self.dead;
+        }
+        let copies = self.dead_copies.as_ref();
+        copies.and_then(|c| c.get(record.thread())).is_some_and(|&c| record.epoch <= c)
+    }
+
+    /// Records an access of one warp to one granule; `clash` is called for each recorded access that it races with.
+    #[inline]
+    pub(super) fn touch(
+        &mut self,
+        granule: usize,
+        new: Record,
+        threads: &Threads,
+        clash: &mut impl FnMut(Clash),
+    ) {
+        let Some(&cell) = self.cells.get(granule) else { return };
+        if cell.more == 0 && self.is_dead(&cell.write) {
+            let plain_write = new.what.is(WRITES);
+            if self.is_dead(&cell.other) {
+                let empty = Record::default();
+                let (write, other) = if plain_write { (new, empty) } else { (empty, new) };
+                self.cells[granule] = Cell { write, other, more: 0 };
+                return;
+            }
+            if !conflict(new.what.flags(), cell.other.what.flags(), true)
+                && self.cells[granule].other.merge(&new)
+            {
+                return;
+            }
+        }
+        self.touch_slowly(granule, new, threads, clash);
+    }
+
+    #[inline(never)]
+    fn touch_slowly(
+        &mut self,
+        granule: usize,
+        new: Record,
+        threads: &Threads,
+        clash: &mut impl FnMut(Clash),
+    ) {
+        let cell = self.cells[granule];
+        let mut kept = match cell.more {
+            0 => std::mem::take(&mut self.scratch),
+            more => std::mem::take(&mut self.lists[more as usize - 1]),
+        };
+        kept.extend([cell.write, cell.other]);
+        let mut merged = false;
+        kept.retain_mut(|old| {
+            if self.is_dead(old) {
+                return false;
+            }
+            let (flags, old_flags) = (new.what.flags(), old.what.flags());
+            if old.what.bytes() & new.what.bytes() != 0 && conflict(old_flags, flags, true) {
+                if let Some((thread, lane)) = unordered(old, &new, threads) {
+                    let (old, block) = (old.what, threads.block);
+                    clash(Clash { old, block, thread, lane, address: granule as u64 * 4 });
+                    return flags & WRITES == 0;
+                }
+            }
+            let covered = old.what.bytes() & !new.what.bytes() == 0;
+            if covered && replaces(flags, old_flags) && is_superseded(old, &new, threads) {
+                return false;
+            }
+            merged |= !merged && old.merge(&new);
+            true
+        });
+        if !merged {
+            kept.push(new);
+        }
+        self.put(granule, kept);
+    }
+
+    /// Stores what a granule remembers: a write and another access in the cell, the rest in a list.
+    fn put(&mut self, granule: usize, mut kept: Vec<Record>) {
+        let mut take = |writes: bool| {
+            let at = kept.iter().position(|r| r.what.is(WRITES) == writes);
+            at.map(|at| kept.swap_remove(at)).unwrap_or_default()
+        };
+        let (write, other) = (take(true), take(false));
+        let mut more = self.cells[granule].more;
+        if kept.is_empty() {
+            if more != 0 {
+                self.free.push(more);
+                more = 0;
+            }
+            self.scratch = kept; // keeps its capacity
+        } else {
+            if more == 0 {
+                more = self.free.pop().unwrap_or_else(|| {
+                    self.lists.push(Vec::new());
+                    self.lists.len() as u32
+                });
+            }
+            self.lists[more as usize - 1] = kept;
+        }
+        self.cells[granule] = Cell { write, other, more };
+    }
+}
+
+/// Returns a thread of `old` and a lane of `new` that nothing orders.
+fn unordered(old: &Record, new: &Record, threads: &Threads) -> Option<(usize, usize)> {
+    let warp = new.warps.trailing_zeros() as usize;
+    find_thread(old, new, threads, |thread| {
+        let mut found = None;
+        for_lanes(new.lanes, |lane| {
+            if found.is_none() && !is_known(old, thread, (warp, lane), threads) {
+                found = Some((thread, lane));
+            }
+        });
+        found
+    })
+}
+
+/// Returns whether all threads of `old` come before some lane of `new`.
+fn is_superseded(old: &Record, new: &Record, threads: &Threads) -> bool {
+    let warp = new.warps.trailing_zeros() as usize;
+    let missing = find_thread(old, new, threads, |thread| {
+        let mut known = false;
+        for_lanes(new.lanes, |lane| known = known || is_known(old, thread, (warp, lane), threads));
+        (!known).then_some(())
+    });
+    missing.is_none()
+}
+
+fn is_known(old: &Record, thread: usize, viewer: (usize, usize), threads: &Threads) -> bool {
+    match old.what.is(COPY) {
+        true => threads.knows_copy(viewer, thread, old.epoch),
+        false => threads.knows(viewer, thread, old.epoch),
+    }
+}
+
+/// Calls `test` for each thread of a record, but not for warps that all of the other record's warp knows.
+fn find_thread<T>(
+    old: &Record,
+    new: &Record,
+    threads: &Threads,
+    mut test: impl FnMut(usize) -> Option<T>,
+) -> Option<T> {
+    let common = threads.common_view(new.warps.trailing_zeros() as usize);
+    let mut found = None;
+    for_lanes(old.warps, |warp| {
+        let known = |view: &View| old.epoch <= view.own.floor.max(view.own.warps[warp]);
+        if found.is_none() && !(!old.what.is(COPY) && common.is_some_and(known)) {
+            for_lanes(old.lanes, |lane| {
+                if found.is_none() {
+                    found = test(warp * LANES + lane);
+                }
+            });
+        }
+    });
+    found
+}
