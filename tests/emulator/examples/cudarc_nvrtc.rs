@@ -123,7 +123,10 @@ pub fn run(driver: &Path, nvrtc: &Path) -> Result<()> {
 
 fn attributes(kernels: &Kernels) -> Result<()> {
     let blocks = kernels.sum.occupancy_max_active_blocks_per_multiprocessor(256, 1024, None)?;
-    println!("sum: {} registers, {blocks} blocks of 256 threads on a multiprocessor", kernels.sum.num_regs()?);
+    println!(
+        "sum: {} registers, {blocks} blocks of 256 threads on a multiprocessor",
+        kernels.sum.num_regs()?
+    );
     check("occupancy", blocks >= 1)?;
     let largest = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernels.sum.set_attribute(largest, 64 << 10)?;
@@ -212,8 +215,12 @@ fn check(what: &str, right: bool) -> Result<()> {
 pub fn emulator() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let folders = program.ancestors().skip(1).take(2);
-    let places = folders.flat_map(|folder| [folder.join("libcuda_emulator.so"), folder.join("deps/libcuda_emulator.so")]);
-    places.into_iter().find(|place| place.exists()).ok_or_else(|| "build the emulator first: cargo build --release".into())
+    let places = folders
+        .flat_map(|folder| [folder.join("libcuda_emulator.so"), folder.join("deps/libcuda_emulator.so")]);
+    places
+        .into_iter()
+        .find(|place| place.exists())
+        .ok_or_else(|| "build the emulator first: cargo build --release".into())
 }
 
 #[allow(dead_code)] // a test runs `run` instead

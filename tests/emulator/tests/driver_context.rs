@@ -186,7 +186,11 @@ fn errors_have_names_and_texts() {
         (0, "CUDA_SUCCESS", "no error"),
         (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"),
         (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
-        (907, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"),
+        (
+            907,
+            "CUDA_ERROR_CAPTURED_EVENT",
+            "operation not permitted on an event last recorded in a capturing stream",
+        ),
     ] {
         let found: *const c_char = made!(cuGetErrorName_swapped(code));
         // SAFETY: texts of the driver are static and terminated.
@@ -227,10 +231,48 @@ fn functions_are_found_by_name() {
 #[test]
 fn options_are_checked_and_come_too_late_after_init() {
     let _driver = fresh(&[]);
-    for (name, value) in [("sede", "1"), ("device", "sm_42"), ("queue", "soon"), ("checks", "races,nonsense")] {
+    for (name, value) in [("sede", "1"), ("device", "sm_42"), ("queue", "soon"), ("checks", "races,nonsense")]
+    {
         let (name, value) = (CString::new(name).unwrap(), CString::new(value).unwrap());
         expect!(1, cuEmulatorSetOption(name.as_ptr(), value.as_ptr()));
     }
     ok!(cuInit(0));
     expect!(401, cuEmulatorSetOption(c"seed".as_ptr(), c"1".as_ptr()));
+}
+
+/// What cudarc 0.19.10 looks up in its `result` and `safe` layers.
+#[rustfmt::skip]
+const CUDARC: &[&str] = &[
+    "cuCtxCreate_v3", "cuCtxCreate_v4", "cuCtxDestroy_v2", "cuCtxGetCacheConfig", "cuCtxGetCurrent",
+    "cuCtxGetLimit", "cuCtxGetStreamPriorityRange", "cuCtxSetCacheConfig", "cuCtxSetCurrent",
+    "cuCtxSetFlags", "cuCtxSetLimit", "cuCtxSynchronize", "cuDestroyExternalMemory", "cuDeviceGet",
+    "cuDeviceGetAttribute", "cuDeviceGetCount", "cuDeviceGetDefaultMemPool", "cuDeviceGetMemPool",
+    "cuDeviceGetName", "cuDeviceGetUuid", "cuDeviceGetUuid_v2", "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain", "cuDeviceSetMemPool", "cuDeviceTotalMem_v2", "cuEventCreate",
+    "cuEventDestroy_v2", "cuEventElapsedTime", "cuEventElapsedTime_v2", "cuEventQuery", "cuEventRecord",
+    "cuEventSynchronize", "cuExternalMemoryGetMappedBuffer", "cuFuncGetAttribute", "cuFuncSetAttribute",
+    "cuFuncSetCacheConfig", "cuGetErrorName", "cuGetErrorString", "cuGraphDestroy", "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuGraphUpload", "cuImportExternalMemory", "cuInit",
+    "cuLaunchCooperativeKernel", "cuLaunchHostFunc", "cuLaunchKernel", "cuMemAdvise_v2", "cuMemAllocAsync",
+    "cuMemAllocFromPoolAsync", "cuMemAllocManaged", "cuMemAlloc_v2", "cuMemFreeAsync", "cuMemFreeHost",
+    "cuMemFree_v2", "cuMemGetInfo_v2", "cuMemHostAlloc", "cuMemPoolCreate", "cuMemPoolDestroy",
+    "cuMemPoolGetAttribute", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuMemPrefetchAsync_v2",
+    "cuMemcpyDtoDAsync_v2", "cuMemcpyDtoD_v2", "cuMemcpyDtoHAsync_v2", "cuMemcpyDtoH_v2",
+    "cuMemcpyHtoDAsync_v2", "cuMemcpyHtoD_v2", "cuMemcpyPeerAsync", "cuMemsetD8Async", "cuMemsetD8_v2",
+    "cuModuleGetFunction", "cuModuleGetGlobal_v2", "cuModuleLoad", "cuModuleLoadData", "cuModuleUnload",
+    "cuOccupancyAvailableDynamicSMemPerBlock", "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", "cuOccupancyMaxActiveClusters",
+    "cuOccupancyMaxPotentialBlockSize", "cuOccupancyMaxPotentialBlockSizeWithFlags",
+    "cuOccupancyMaxPotentialClusterSize", "cuProfilerStart", "cuProfilerStop", "cuStreamAttachMemAsync",
+    "cuStreamBeginCapture_v2", "cuStreamCreate", "cuStreamCreateWithPriority", "cuStreamDestroy_v2",
+    "cuStreamEndCapture", "cuStreamIsCapturing", "cuStreamSynchronize", "cuStreamWaitEvent",
+];
+
+#[test]
+fn every_function_that_cudarc_looks_up_is_there() {
+    for name in CUDARC {
+        let (symbol, mut function, mut status) = (CString::new(*name).unwrap(), null_mut(), 0);
+        ok!(cuGetProcAddress_v2(symbol.as_ptr(), &mut function, 13000, 0, &mut status));
+        assert!(!function.is_null(), "{name}");
+    }
 }

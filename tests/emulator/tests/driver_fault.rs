@@ -143,7 +143,8 @@ fn lines_and_counters_go_to_files() {
         let _reset = CString::new("closes nothing: files are appended to").unwrap();
     }
     let lines = std::fs::read_to_string(&counters).unwrap();
-    let launches: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let launches: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(launches.len(), 3);
     assert_eq!(launches[0]["counters"]["kernel"], "scale");
     assert_eq!(launches[2]["findings"], 1);

@@ -61,7 +61,8 @@ fn malformed_text_is_218_and_the_log_names_line_and_reason() {
 #[test]
 fn an_unknown_instruction_is_refused_by_name() {
     let _driver = started(&[]);
-    let (code, log, _) = load_with_log(&PTX.replace("mul.f32 %f3, %f2, %f1;", "frobnicate.f32 %f3, %f2, %f1;"), 400);
+    let (code, log, _) =
+        load_with_log(&PTX.replace("mul.f32 %f3, %f2, %f1;", "frobnicate.f32 %f3, %f2, %f1;"), 400);
     assert_eq!(code, 218);
     assert!(log.contains("frobnicate"), "{log}");
 }
@@ -79,9 +80,13 @@ fn unknown_options_of_the_compiler_are_refused() {
 
 #[test]
 fn newer_ptx_is_222_by_the_version_of_the_driver() {
-    for (driver, version, code) in
-        [("13000", "9.0", 0), ("13000", "9.1", 222), ("12060", "8.5", 0), ("12060", "8.7", 222), ("13050", "9.5", 0)]
-    {
+    for (driver, version, code) in [
+        ("13000", "9.0", 0),
+        ("13000", "9.1", 222),
+        ("12060", "8.5", 0),
+        ("12060", "8.7", 222),
+        ("13050", "9.5", 0),
+    ] {
         let _driver = started(&[("driver", driver)]);
         let text = PTX.replace(".version 8.0", &format!(".version {version}"));
         let (found, log, _) = load_with_log(&text, 200);
@@ -166,8 +171,13 @@ fn parameters_can_come_as_one_buffer() {
     buffer[16..20].copy_from_slice(&0.5f32.to_le_bytes());
     buffer[20..24].copy_from_slice(&1u32.to_le_bytes());
     let call = |mut size: usize| {
-        let mut extra: [Pointer; 5] =
-            [1 as Pointer, buffer.as_ptr().cast_mut().cast(), 2 as Pointer, (&raw mut size).cast(), null_mut()];
+        let mut extra: [Pointer; 5] = [
+            1 as Pointer,
+            buffer.as_ptr().cast_mut().cast(),
+            2 as Pointer,
+            (&raw mut size).cast(),
+            null_mut(),
+        ];
         // SAFETY: the marks, the buffer and its size, as cuda.h has it.
         unsafe { cuLaunchKernel(kernel, 1, 1, 1, 32, 1, 1, 0, LEGACY, null_mut(), extra.as_mut_ptr()) }
     };

@@ -145,7 +145,8 @@ impl Text {
         }
         // SAFETY: not null; the C caller guarantees a terminating zero byte.
         let text = unsafe { CStr::from_ptr(self.0) };
-        let text = text.to_str().map_err(|e| Code::INVALID_VALUE.because(format!("a string is no UTF-8: {e}")))?;
+        let text =
+            text.to_str().map_err(|e| Code::INVALID_VALUE.because(format!("a string is no UTF-8: {e}")))?;
         Ok(text.to_owned())
     }
 

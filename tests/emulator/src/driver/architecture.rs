@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn opt_in_limits_are_those_of_the_programming_guide() {
-        for (name, bytes) in [("80", 166_912), ("86", 101_376), ("89", 101_376), ("90", 232_448), ("100", 232_448)] {
+        for (name, bytes) in
+            [("80", 166_912), ("86", 101_376), ("89", 101_376), ("90", 232_448), ("100", 232_448)]
+        {
             assert_eq!(Architecture::named(name).unwrap().shared_opt_in(), bytes, "{name}");
         }
     }

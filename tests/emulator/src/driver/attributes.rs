@@ -38,7 +38,13 @@ pub fn attribute(device: &Architecture, attribute: u32) -> Option<i32> {
         79 | 80 => 1,
         81 => device.shared,
         82 => REGISTERS,
-        87 => if device.capability.1 == 0 && device.capability.0 < 12 { 2 } else { 64 },
+        87 => {
+            if device.capability.1 == 0 && device.capability.0 < 12 {
+                2
+            } else {
+                64
+            }
+        }
         90 => 1,
         91 => 1,
         95 => 1,

@@ -68,7 +68,9 @@ pub fn begin(state: &mut State, context: u64, stream: u64, mode: u32) -> Result<
     let capture = state.handle();
     let tips = BTreeMap::from([(stream, Vec::new())]);
     let thread = thread::current().id();
-    state.captures.insert(capture, Capture { context, origin: stream, mode, thread, graph, invalid: false, tips });
+    state
+        .captures
+        .insert(capture, Capture { context, origin: stream, mode, thread, graph, invalid: false, tips });
     state.streams.get_mut(stream)?.capture = Some(capture);
     Ok(())
 }
@@ -94,7 +96,8 @@ pub fn end(state: &mut State, stream: u64) -> Result<u64> {
     let joined = state.graphs.get(capture.graph)?.ancestors(&capture.tips[&stream]);
     if capture.tips.values().flatten().any(|node| !joined.contains(node)) {
         state.graphs.remove(capture.graph)?;
-        let what = "a stream that joined by an event was not joined back into the one where the capture began";
+        let what =
+            "a stream that joined by an event was not joined back into the one where the capture began";
         return Err(Code::STREAM_CAPTURE_UNJOINED.because(what));
     }
     Ok(capture.graph)
@@ -146,7 +149,8 @@ pub fn takes(state: &mut State, context: u64, stream: u64) -> Result<bool> {
 
 /// Refuses work in the legacy stream while a blocking stream is captured.
 pub fn check_implicit(state: &mut State, context: u64) -> Result<()> {
-    let captured = |(_, s): &(u64, &super::state::Stream)| s.context == context && s.blocking && s.capture.is_some();
+    let captured =
+        |(_, s): &(u64, &super::state::Stream)| s.context == context && s.blocking && s.capture.is_some();
     let Some((stream, _)) = state.streams.iter().find(captured) else { return Ok(()) };
     invalidate(state, stream);
     let what = "work in the legacy stream would wait for a blocking stream that is being captured";
@@ -179,7 +183,8 @@ pub fn check_stream(state: &mut State, stream: u64) -> Result<()> {
         return Ok(());
     }
     invalidate(state, stream);
-    Err(Code::STREAM_CAPTURE_UNSUPPORTED.because("the stream is being captured: there is nothing to wait for"))
+    Err(Code::STREAM_CAPTURE_UNSUPPORTED
+        .because("the stream is being captured: there is nothing to wait for"))
 }
 
 /// Refuses to wait for a context of which a stream is being captured.

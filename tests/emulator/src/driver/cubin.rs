@@ -18,7 +18,9 @@ pub fn registers_at(image: u64) -> Vec<(String, u32)> {
     if host::read(image, &mut header).is_err() {
         return Vec::new();
     }
-    let Some(size) = end_of_sections(&header).filter(|size| (64..=LARGEST).contains(size)) else { return Vec::new() };
+    let Some(size) = end_of_sections(&header).filter(|size| (64..=LARGEST).contains(size)) else {
+        return Vec::new();
+    };
     let mut bytes = vec![0; size as usize];
     match host::read(image, &mut bytes) {
         Ok(()) => registers(&bytes).unwrap_or_default(),
@@ -52,12 +54,17 @@ struct Section<'a> {
 }
 
 fn sections(bytes: &[u8]) -> Option<Vec<Section<'_>>> {
-    let (start, size, count) = (number(bytes, 40, 8)? as usize, number(bytes, 58, 2)? as usize, number(bytes, 60, 2)?);
+    let (start, size, count) =
+        (number(bytes, 40, 8)? as usize, number(bytes, 58, 2)? as usize, number(bytes, 60, 2)?);
     let section = |i: u64| {
         let at = start.checked_add(size.checked_mul(i as usize)?)?;
         let (from, length) = (number(bytes, at + 24, 8)? as usize, number(bytes, at + 32, 8)? as usize);
         let contents = bytes.get(from..from.checked_add(length)?).unwrap_or_default();
-        Some(Section { name: number(bytes, at, 4)? as usize, kind: number(bytes, at + 4, 4)?, bytes: contents })
+        Some(Section {
+            name: number(bytes, at, 4)? as usize,
+            kind: number(bytes, at + 4, 4)?,
+            bytes: contents,
+        })
     };
     (0..count).map(section).collect()
 }

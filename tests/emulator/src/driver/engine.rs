@@ -53,7 +53,9 @@ impl Launch {
 
     /// Lets the device check what the driver has accepted: alignment of dynamic shared memory behind the static.
     pub fn check(&self, engine: &Engine) -> Result<()> {
-        self.for_device().check(&engine.config).map_err(|error| Code::INVALID_VALUE.because(error.to_string()))
+        self.for_device()
+            .check(&engine.config)
+            .map_err(|error| Code::INVALID_VALUE.because(error.to_string()))
     }
 }
 
@@ -69,11 +71,20 @@ impl Engine {
             schedule: if settings.ordered { Schedule::Ordered } else { Schedule::Seeded },
             checks: Checks { races: checked("races"), uninitialised: checked("uninitialised") },
             approx: if settings.perturbed { Approx::Perturbed } else { Approx::Rounded },
-            tensor: if settings.truncating { Tensor::Truncated { extra_bits, group } } else { Tensor::Ordered },
+            tensor: if settings.truncating {
+                Tensor::Truncated { extra_bits, group }
+            } else {
+                Tensor::Ordered
+            },
             capability: settings.device.capability,
             ..Config::default()
         };
-        Self { memory: DeviceMemory::new(settings.memory), config, findings: settings.findings, launches: AtomicU64::new(0) }
+        Self {
+            memory: DeviceMemory::new(settings.memory),
+            config,
+            findings: settings.findings,
+            launches: AtomicU64::new(0),
+        }
     }
 
     /// Translates and loads a module from PTX; the text of an error is what the JIT log gets.
@@ -94,10 +105,11 @@ impl Engine {
         // Another order on each launch, the same order in each run of the program.
         let seed = self.config.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let config = Config { seed, ..self.config.clone() };
-        let outcome = exec::run(&launch.for_device(), &self.memory, &config).map_err(|error| match error {
-            LaunchError::NoHostMemory => Code::LAUNCH_OUT_OF_RESOURCES.because(error.to_string()),
-            error => Code::LAUNCH_FAILED.because(error.to_string()),
-        })?;
+        let outcome =
+            exec::run(&launch.for_device(), &self.memory, &config).map_err(|error| match error {
+                LaunchError::NoHostMemory => Code::LAUNCH_OUT_OF_RESOURCES.because(error.to_string()),
+                error => Code::LAUNCH_FAILED.because(error.to_string()),
+            })?;
         if journal::wants_counters() {
             journal::counters(&serde_json::json!({
                 "launch": number,

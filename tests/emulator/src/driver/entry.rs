@@ -14,7 +14,10 @@ thread_local! {
 /// Runs the body of a C function and returns its `CUresult`.
 pub fn guard(function: &str, body: impl FnOnce() -> Result<()>) -> u32 {
     if IN_HOST_FUNCTION.get() {
-        journal::tell(&format!("{function}: {}: called from a host function of a stream", Code::NOT_PERMITTED));
+        journal::tell(&format!(
+            "{function}: {}: called from a host function of a stream",
+            Code::NOT_PERMITTED
+        ));
         return Code::NOT_PERMITTED.0;
     }
     match catch_unwind(AssertUnwindSafe(body)) {

@@ -82,7 +82,9 @@ impl Graph {
         let mut open = nodes.to_vec();
         while let Some(node) = open.pop() {
             if found.insert(node) {
-                open.extend(by_handle.get(&node).map(|node| node.dependencies.as_slice()).unwrap_or_default());
+                open.extend(
+                    by_handle.get(&node).map(|node| node.dependencies.as_slice()).unwrap_or_default(),
+                );
             }
         }
         found
@@ -90,11 +92,13 @@ impl Graph {
 
     /// Makes what runs; a cycle is an error.
     pub fn plan(&self) -> Result<Plan> {
-        let places: HashMap<u64, usize> = self.nodes.iter().enumerate().map(|(i, node)| (node.handle, i)).collect();
+        let places: HashMap<u64, usize> =
+            self.nodes.iter().enumerate().map(|(i, node)| (node.handle, i)).collect();
         let place = |handle: &u64| places.get(handle).copied();
         let steps = self.nodes.iter().map(|node| {
             let dependencies: Option<Vec<usize>> = node.dependencies.iter().map(place).collect();
-            let dependencies = dependencies.ok_or_else(|| Code::INVALID_VALUE.because("a dependency outside of the graph"))?;
+            let dependencies = dependencies
+                .ok_or_else(|| Code::INVALID_VALUE.because("a dependency outside of the graph"))?;
             Ok((node.work.clone(), dependencies))
         });
         let plan = Plan { steps: steps.collect::<Result<_>>()? };
@@ -152,7 +156,8 @@ impl Exec {
     /// Replaces what a node does by work of the same kind.
     pub fn replace(&mut self, node: u64, work: Work) -> Result<()> {
         let place = self.places.get(&node).copied();
-        let place = place.ok_or_else(|| Code::INVALID_VALUE.because("no node of the graph that this was made from"))?;
+        let place = place
+            .ok_or_else(|| Code::INVALID_VALUE.because("no node of the graph that this was made from"))?;
         let mut plan = Plan::clone(&self.plan);
         if plan.steps[place].0.node_type() != work.node_type() {
             return Err(Code::INVALID_VALUE.because("the node is of another type"));
@@ -199,7 +204,10 @@ pub fn add_node(state: &mut State, graph: u64, dependencies: Vec<u64>, work: Wor
 fn check_dependencies(graph: &Graph, dependencies: &[u64]) -> Result<()> {
     let mut seen = HashSet::new();
     match dependencies.iter().find(|d| graph.node(**d).is_none() || !seen.insert(**d)) {
-        Some(node) => Err(Code::INVALID_VALUE.because(format!("dependency {node:#x} is no node of the graph, or twice"))),
+        Some(node) => {
+            Err(Code::INVALID_VALUE
+                .because(format!("dependency {node:#x} is no node of the graph, or twice")))
+        }
         None => Ok(()),
     }
 }
@@ -207,7 +215,9 @@ fn check_dependencies(graph: &Graph, dependencies: &[u64]) -> Result<()> {
 /// Finds the graph of a node.
 pub fn graph_of(state: &State, node: u64) -> Result<u64> {
     let found = state.graphs.iter().find(|(_, graph)| graph.node(node).is_some());
-    found.map(|(handle, _)| handle).ok_or_else(|| Code::INVALID_VALUE.because(format!("{node:#x} is no node of a graph")))
+    found
+        .map(|(handle, _)| handle)
+        .ok_or_else(|| Code::INVALID_VALUE.because(format!("{node:#x} is no node of a graph")))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ fn own_memory() -> Option<&'static File> {
 }
 
 fn unreachable(address: u64, bytes: usize) -> super::codes::Failure {
-    Code::ILLEGAL_ADDRESS.because(format!("{bytes} bytes of host memory at {address:#x} are not there (any more)"))
+    Code::ILLEGAL_ADDRESS
+        .because(format!("{bytes} bytes of host memory at {address:#x} are not there (any more)"))
 }
 
 /// Reads host memory.
@@ -125,7 +126,8 @@ pub fn release(state: &mut State, address: u64, registered: bool) -> Result<()> 
 
 /// Frees all ranges, when the program starts anew.
 pub fn release_all(state: &mut State) {
-    let ranges: Vec<(u64, bool)> = state.host.iter().map(|(address, range)| (*address, range.registered)).collect();
+    let ranges: Vec<(u64, bool)> =
+        state.host.iter().map(|(address, range)| (*address, range.registered)).collect();
     for (address, registered) in ranges {
         // All are in the table, so this cannot fail; the table is thrown away next.
         let _ = release(state, address, registered);

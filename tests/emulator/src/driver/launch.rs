@@ -40,12 +40,14 @@ pub fn prepare(
 ) -> Result<Arc<Launch>> {
     let function = state.functions.get(function)?;
     let device = state.settings.device;
-    let refuse = |code: Code, why: String| code.because(format!("kernel `{}`: {why}", function.program.kernel.name));
+    let refuse =
+        |code: Code, why: String| code.because(format!("kernel `{}`: {why}", function.program.kernel.name));
     check_sizes(request).map_err(|why| refuse(Code::INVALID_VALUE, why))?;
     check_function(function, request).map_err(|(code, why)| refuse(code, why))?;
     let cluster = check_cluster(device, function, request).map_err(|(code, why)| refuse(code, why))?;
     if request.cooperative {
-        check_cooperative(device, function, request).map_err(|why| refuse(Code::COOPERATIVE_LAUNCH_TOO_LARGE, why))?;
+        check_cooperative(device, function, request)
+            .map_err(|why| refuse(Code::COOPERATIVE_LAUNCH_TOO_LARGE, why))?;
     }
     let name = &function.program.kernel.name;
     let add_name = |f: Failure| f.code.because(format!("kernel `{name}`: {}", f.message));
@@ -87,10 +89,16 @@ fn check_function(function: &Function, request: &Request) -> std::result::Result
         return Err((Code::INVALID_VALUE, format!("block {block:?}, but .reqntid {declared:?}")));
     }
     if declared[0] != 0 && threads > most {
-        return Err((Code::INVALID_VALUE, format!("{threads} threads in a block, but .maxntid allows {most}")));
+        return Err((
+            Code::INVALID_VALUE,
+            format!("{threads} threads in a block, but .maxntid allows {most}"),
+        ));
     }
     if !occupancy::registers_fit(function.registers, threads) {
-        let why = format!("{threads} threads of {} registers are more than a multiprocessor has", function.registers);
+        let why = format!(
+            "{threads} threads of {} registers are more than a multiprocessor has",
+            function.registers
+        );
         return Err((Code::LAUNCH_OUT_OF_RESOURCES, why));
     }
     if request.shared > function.max_dynamic_shared {
@@ -127,11 +135,16 @@ fn check_cluster(
         return Err((Code::INVALID_VALUE, why));
     }
     if blocks > 1 && !device.has_clusters() {
-        return Err((Code::INVALID_VALUE, format!("a cluster of {blocks} blocks; {} has none", device.name())));
+        return Err((
+            Code::INVALID_VALUE,
+            format!("a cluster of {blocks} blocks; {} has none", device.name()),
+        ));
     }
     let most = if function.large_clusters { CLUSTER_LARGEST } else { CLUSTER_PORTABLE };
     if blocks > most.into() {
-        let why = format!("a cluster of {blocks} blocks; at most {CLUSTER_PORTABLE}, or {CLUSTER_LARGEST} with opt-in");
+        let why = format!(
+            "a cluster of {blocks} blocks; at most {CLUSTER_PORTABLE}, or {CLUSTER_LARGEST} with opt-in"
+        );
         return Err((Code::INVALID_CLUSTER_SIZE, why));
     }
     Ok(cluster)
@@ -148,7 +161,9 @@ fn check_cooperative(
     let fit = u64::from(each) * u64::from(device.multiprocessors);
     let blocks = request.grid.iter().map(|n| u128::from(*n)).product::<u128>();
     match blocks > fit.into() {
-        true => Err(format!("a cooperative launch of {blocks} blocks, of which {fit} can run at the same time")),
+        true => {
+            Err(format!("a cooperative launch of {blocks} blocks, of which {fit} can run at the same time"))
+        }
         false => Ok(()),
     }
 }
@@ -165,12 +180,15 @@ fn gather(function: &Function, params: In<In<u8>>, extra: In<u64>) -> Result<Vec
     }
     let mut buffer = vec![0; size];
     if params.is_null() && size > 0 {
-        return Err(Code::INVALID_VALUE.because(format!("no parameters are given; it has {}", kernel.params.len())));
+        return Err(
+            Code::INVALID_VALUE.because(format!("no parameters are given; it has {}", kernel.params.len()))
+        );
     }
     for (i, param) in kernel.params.iter().enumerate() {
         let value = params.get_at(i)?;
         if value.is_null() {
-            return Err(Code::INVALID_VALUE.because(format!("the pointer to parameter {i} (`{}`) is null", param.name)));
+            return Err(Code::INVALID_VALUE
+                .because(format!("the pointer to parameter {i} (`{}`) is null", param.name)));
         }
         for byte in 0..param.size as usize {
             buffer[param.offset as usize + byte] = value.get_at(byte)?;
@@ -187,7 +205,9 @@ fn from_extra(extra: In<u64>, size: usize) -> Result<Vec<u8>> {
             0 => break,
             BUFFER_POINTER => address = extra.get_at(at + 1)?,
             BUFFER_SIZE => length = Some(In::<usize>::at(extra.get_at(at + 1)?).get()?),
-            other => return Err(Code::INVALID_VALUE.because(format!("`extra` has the unknown mark {other:#x}"))),
+            other => {
+                return Err(Code::INVALID_VALUE.because(format!("`extra` has the unknown mark {other:#x}")));
+            }
         }
         at += 2;
     }
@@ -195,7 +215,8 @@ fn from_extra(extra: In<u64>, size: usize) -> Result<Vec<u8>> {
         Some(length) if length >= size => In::<u8>::at(address).list(size),
         length => {
             let given = length.unwrap_or(0);
-            Err(Code::INVALID_VALUE.because(format!("a parameter buffer of {given} bytes; the kernel takes {size}")))
+            Err(Code::INVALID_VALUE
+                .because(format!("a parameter buffer of {given} bytes; the kernel takes {size}")))
         }
     }
 }

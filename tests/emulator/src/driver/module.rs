@@ -85,9 +85,13 @@ pub fn load(state: &mut State, context: u64, image: u64, library: bool) -> Resul
             state.known_registers.extend(cubin::registers_at(image));
             Err(Code::NO_BINARY_FOR_GPU.because("an ELF image is for hardware; the emulator runs PTX"))
         }
-        Kind::Fatbin => Err(Code::NO_BINARY_FOR_GPU.because("a fat binary is for hardware; the emulator runs PTX text")),
+        Kind::Fatbin => {
+            Err(Code::NO_BINARY_FOR_GPU.because("a fat binary is for hardware; the emulator runs PTX text"))
+        }
         Kind::Archive => Err(Code::INVALID_IMAGE.because("an archive of device code must be linked first")),
-        Kind::Unknown => Err(Code::INVALID_IMAGE.because("the image is neither PTX text nor a binary that is known")),
+        Kind::Unknown => {
+            Err(Code::INVALID_IMAGE.because("the image is neither PTX text nor a binary that is known"))
+        }
     }
 }
 
@@ -95,10 +99,14 @@ pub fn load(state: &mut State, context: u64, image: u64, library: bool) -> Resul
 pub fn load_text(state: &mut State, context: u64, bytes: &[u8], library: bool) -> Result<u64> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        Code::INVALID_PTX.because(format!("ptxas application ptx input, line {line}; error: the text is no UTF-8"))
+        Code::INVALID_PTX
+            .because(format!("ptxas application ptx input, line {line}; error: the text is no UTF-8"))
     })?;
     let target = check_header(state, text)?;
-    let loaded = state.engine()?.load(text).map_err(|(code, why)| code.because(format!("ptxas application ptx input; {why}")))?;
+    let loaded = state
+        .engine()?
+        .load(text)
+        .map_err(|(code, why)| code.because(format!("ptxas application ptx input; {why}")))?;
     let image = Image { context, loaded, functions: HashMap::new(), target, library };
     let handle = state.handle();
     state.images.insert(handle, image);
@@ -112,14 +120,17 @@ fn check_header(state: &State, text: &str) -> Result<u32> {
         let newest = state.settings.newest_ptx();
         if version > newest {
             let ((major, minor), (a, b)) = (version, newest);
-            let what = format!("line {line}; fatal: unsupported .version {major}.{minor}; current version is {a}.{b}");
+            let what = format!(
+                "line {line}; fatal: unsupported .version {major}.{minor}; current version is {a}.{b}"
+            );
             return Err(Code::UNSUPPORTED_PTX_VERSION.because(format!("ptxas application ptx input, {what}")));
         }
     }
     let Some((line, target)) = header.target else { return Ok(0) };
     if !state.settings.device.runs(&target) {
         let device = state.settings.device.name();
-        let what = format!("line {line}; fatal: .target {target} is newer than, or not for, the device ({device})");
+        let what =
+            format!("line {line}; fatal: .target {target} is newer than, or not for, the device ({device})");
         return Err(Code::INVALID_PTX.because(format!("ptxas application ptx input, {what}")));
     }
     let digits: String = target.chars().filter(char::is_ascii_digit).collect();
@@ -142,7 +153,9 @@ impl Header {
                 _ if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |end| end + 2),
                 _ if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
                 _ if c.is_whitespace() => c.len_utf8(),
-                _ => rest.find(|c: char| c.is_whitespace() || c == ',').unwrap_or(rest.len()).max(c.len_utf8()),
+                _ => {
+                    rest.find(|c: char| c.is_whitespace() || c == ',').unwrap_or(rest.len()).max(c.len_utf8())
+                }
             };
             let (word, after) = rest.split_at(length);
             let argument = || after.split_whitespace().next().unwrap_or_default();
@@ -309,7 +322,8 @@ mod tests {
 
     #[test]
     fn headers_are_found_behind_comments() {
-        let text = "// .version 1.0\n/* .target sm_10\n*/\n.version 8.7\n.target sm_90a, debug\n.address_size 64\n";
+        let text =
+            "// .version 1.0\n/* .target sm_10\n*/\n.version 8.7\n.target sm_90a, debug\n.address_size 64\n";
         let header = Header::read(text);
         assert_eq!(header.version, Some((4, (8, 7))));
         assert_eq!(header.target, Some((5, "sm_90a".to_owned())));
@@ -317,7 +331,16 @@ mod tests {
 
     #[test]
     fn malformed_headers_are_nothing() {
-        for text in ["", ".version", ".version x.y", ".target", "/*", "//", ".version 4294967296.0 .target foo", "\u{e9}"] {
+        for text in [
+            "",
+            ".version",
+            ".version x.y",
+            ".target",
+            "/*",
+            "//",
+            ".version 4294967296.0 .target foo",
+            "\u{e9}",
+        ] {
             assert_eq!(Header::read(text), Header::default(), "{text}");
         }
     }

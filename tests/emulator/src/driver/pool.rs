@@ -87,7 +87,8 @@ pub fn allocate(state: &mut State, context: u64, bytes: u64, pool: Option<u64>) 
     if let Some(pool) = pool {
         let pool = state.pools.get(pool)?;
         if pool.maximum != 0 && pool.used.saturating_add(bytes) > pool.maximum {
-            let what = format!("{bytes} bytes from a pool of {}, of which {} are in use", pool.maximum, pool.used);
+            let what =
+                format!("{bytes} bytes from a pool of {}, of which {} are in use", pool.maximum, pool.used);
             return Err(Code::OUT_OF_MEMORY.because(what));
         }
     }
@@ -105,7 +106,9 @@ pub fn forget(state: &mut State, address: u64) -> Result<Allocation> {
     let Some(allocation) = state.allocations.remove(&address) else {
         let engine = state.engine()?;
         let place = engine.memory.fault(address, 1);
-        return Err(Code::INVALID_VALUE.because(format!("{address:#x} is not the start of an allocation: {place}")));
+        return Err(
+            Code::INVALID_VALUE.because(format!("{address:#x} is not the start of an allocation: {place}"))
+        );
     };
     if let Some(pool) = allocation.pool.and_then(|pool| state.pools.get_mut(pool).ok()) {
         pool.used = pool.used.saturating_sub(allocation.bytes);

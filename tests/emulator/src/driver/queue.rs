@@ -127,7 +127,9 @@ fn start_worker(state: &mut State) {
         thread::spawn(|| {
             let mut state = session::lock();
             loop {
-                state = session::wait(drain(state, |state| pending(state) == 0));
+                // After a reset, the settings may want no worker any more.
+                let idle = |state: &State| pending(state) == 0 || state.settings.queue != Queue::Worker;
+                state = session::wait(drain(state, idle));
             }
         });
     }
@@ -170,7 +172,9 @@ fn drain(mut state: Guard, mut done: impl FnMut(&State) -> bool) -> Guard {
             state = session::wait(state);
             continue;
         }
-        let (Some(engine), Some((stream, sequence, work))) = (state.engine.clone(), pick(&mut state)) else { break };
+        let (Some(engine), Some((stream, sequence, work))) = (state.engine.clone(), pick(&mut state)) else {
+            break;
+        };
         state.running = true;
         drop(state);
         let outcome = work.run(&engine, sequence);

@@ -56,7 +56,8 @@ pub fn initialised() -> Result<Guard> {
 /// Locks the state for a call that needs a current context; after a fault, it returns the fault's error.
 pub fn in_context() -> Result<(Guard, u64)> {
     let state = initialised()?;
-    let context = current().ok_or_else(|| Code::INVALID_CONTEXT.because("no context is current in this thread"))?;
+    let context =
+        current().ok_or_else(|| Code::INVALID_CONTEXT.because("no context is current in this thread"))?;
     if state.contexts.get(context).is_err() {
         return Err(Code::CONTEXT_IS_DESTROYED.because("the current context was destroyed"));
     }

@@ -69,8 +69,21 @@ pub struct Settings {
 
 /// Names of the settings, in the order of the README.
 pub const NAMES: &[&str] = &[
-    "device", "memory", "driver", "seed", "threads", "schedule", "checks", "approx", "tensor", "queue", "pageable",
-    "findings", "registers", "report", "counters",
+    "device",
+    "memory",
+    "driver",
+    "seed",
+    "threads",
+    "schedule",
+    "checks",
+    "approx",
+    "tensor",
+    "queue",
+    "pageable",
+    "findings",
+    "registers",
+    "report",
+    "counters",
 ];
 
 /// Names of the checks that `checks` takes.
@@ -128,7 +141,8 @@ impl Settings {
             "approx" => self.perturbed = choice(value, &[("perturbed", true), ("rounded", false)])?,
             "tensor" => self.truncating = choice(value, &[("truncating", true), ("ordered", false)])?,
             "queue" => {
-                let modes = [("late", Queue::Late), ("worker", Queue::Worker), ("immediate", Queue::Immediate)];
+                let modes =
+                    [("late", Queue::Late), ("worker", Queue::Worker), ("immediate", Queue::Immediate)];
                 self.queue = choice(value, &modes)?;
             }
             "pageable" => {
@@ -241,7 +255,9 @@ mod tests {
     #[test]
     fn a_driver_takes_the_ptx_of_its_own_toolkit() {
         let mut settings = Settings::default();
-        for (driver, ptx) in [("12000", (8, 0)), ("12060", (8, 5)), ("12090", (8, 8)), ("13000", (9, 0)), ("13050", (9, 5))] {
+        for (driver, ptx) in
+            [("12000", (8, 0)), ("12060", (8, 5)), ("12090", (8, 8)), ("13000", (9, 0)), ("13050", (9, 5))]
+        {
             settings.set("driver", driver).unwrap();
             assert_eq!(settings.newest_ptx(), ptx, "{driver}");
         }

@@ -242,7 +242,7 @@ impl State {
     /// Makes the state before `cuInit`.
     pub fn new(settings: Settings) -> Self {
         Self {
-            random: settings.seed ^ 0xD1B5_4A32_D192_ED03,
+            random: 0,
             settings,
             engine: None,
             sticky: None,
@@ -280,6 +280,11 @@ impl State {
     pub fn sequence(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
+    }
+
+    /// Begins the choices that a seed stands for.
+    pub fn seed(&mut self, seed: u64) {
+        self.random = seed ^ 0xD1B5_4A32_D192_ED03;
     }
 
     /// Draws a number below `limit`, which is not 0 (splitmix64).

@@ -62,7 +62,9 @@ impl Work {
                 Ok(())
             }
             Work::Graph(plan) => plan.run(engine, sequence),
-            Work::Record(_) | Work::Wait(_) | Work::GraphAlloc(_) | Work::GraphFree(_) | Work::Nothing => Ok(()),
+            Work::Record(_) | Work::Wait(_) | Work::GraphAlloc(_) | Work::GraphFree(_) | Work::Nothing => {
+                Ok(())
+            }
         }));
         done.unwrap_or_else(|_| Err(Code::UNKNOWN.because("a defect of the emulator, in queued work")))
     }

@@ -130,7 +130,12 @@ unsafe extern "C" {
     ) -> u32;
     pub fn cuModuleUnload(module: Pointer) -> u32;
     pub fn cuModuleGetFunction(function: *mut Pointer, module: Pointer, name: *const c_char) -> u32;
-    pub fn cuModuleGetGlobal_v2(address: *mut Device, bytes: *mut usize, module: Pointer, name: *const c_char) -> u32;
+    pub fn cuModuleGetGlobal_v2(
+        address: *mut Device,
+        bytes: *mut usize,
+        module: Pointer,
+        name: *const c_char,
+    ) -> u32;
     pub fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: Pointer) -> u32;
     pub fn cuFuncSetAttribute(function: Pointer, attribute: c_int, value: c_int) -> u32;
     pub fn cuLaunchKernel(
@@ -185,7 +190,11 @@ unsafe extern "C" {
     pub fn cuGraphUpload(exec: Pointer, stream: Pointer) -> u32;
     pub fn cuGraphLaunch(exec: Pointer, stream: Pointer) -> u32;
     pub fn cuGraphExecDestroy(exec: Pointer) -> u32;
-    pub fn cuGraphExecKernelNodeSetParams_v2(exec: Pointer, node: Pointer, parameters: *const KernelNode) -> u32;
+    pub fn cuGraphExecKernelNodeSetParams_v2(
+        exec: Pointer,
+        node: Pointer,
+        parameters: *const KernelNode,
+    ) -> u32;
     pub fn cuGetErrorName(error: u32, name: *mut *const c_char) -> u32;
     pub fn cuGetErrorString(error: u32, text: *mut *const c_char) -> u32;
     pub fn cuGetProcAddress_v2(
@@ -314,7 +323,14 @@ pub fn function(module: Pointer, name: &str) -> Pointer {
 }
 
 /// Launches with parameters of any types.
-pub fn launch(function: Pointer, grid: [u32; 3], block: [u32; 3], shared: u32, stream: Pointer, params: &mut [Pointer]) -> u32 {
+pub fn launch(
+    function: Pointer,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: Pointer,
+    params: &mut [Pointer],
+) -> u32 {
     let [gx, gy, gz] = grid;
     let [bx, by, bz] = block;
     let none = std::ptr::null_mut();

@@ -41,7 +41,8 @@ pub(super) fn destroy(state: Guard, context: u64) -> Result<()> {
     state.streams.retain(|_, stream| stream.context != context);
     state.events.retain(|_, event| event.context != context);
     state.execs.retain(|_, exec| exec.context != context);
-    let images: Vec<u64> = state.images.iter().filter(|(_, i)| i.context == context).map(|(image, _)| image).collect();
+    let images: Vec<u64> =
+        state.images.iter().filter(|(_, i)| i.context == context).map(|(image, _)| image).collect();
     images.into_iter().try_for_each(|image| module::unload(&mut state, image))?;
     let engine = state.engine()?;
     let mut gone = Vec::new();
@@ -57,7 +58,9 @@ pub(super) fn destroy(state: Guard, context: u64) -> Result<()> {
     }
     let ranges: Vec<(u64, bool)> =
         state.host.iter().filter(|(_, r)| r.context == context).map(|(a, r)| (*a, r.registered)).collect();
-    ranges.into_iter().try_for_each(|(address, registered)| host::release(&mut state, address, registered))?;
+    ranges
+        .into_iter()
+        .try_for_each(|(address, registered)| host::release(&mut state, address, registered))?;
     state.contexts.remove(context)?;
     pool::synchronised(&mut state);
     Ok(())

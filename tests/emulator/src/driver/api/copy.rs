@@ -48,7 +48,8 @@ pub(super) fn place_of(state: &State, address: u64) -> Result<Place> {
 pub(super) fn check(state: &State, copy: &Copy) -> Result<()> {
     for (side, name) in [(&copy.to, "destination"), (&copy.from, "source")] {
         let extent = side.extent((copy.width, copy.height, copy.depth));
-        let extent = extent.ok_or_else(|| Code::INVALID_VALUE.because(format!("the {name} is larger than memory")))?;
+        let extent =
+            extent.ok_or_else(|| Code::INVALID_VALUE.because(format!("the {name} is larger than memory")))?;
         let named = |f: Failure| f.code.because(format!("{name}: {}", f.message));
         match side.place {
             Place::Device(address) => state.device_range(address, extent).map_err(named)?,
@@ -115,7 +116,14 @@ fn later(to: Place, from: Place, bytes: usize, stream: Handle) -> Result<()> {
 }
 
 /// Takes a side of a 2D copy, the offset of its first byte included.
-fn side(state: &State, kind: u32, host: u64, device: u64, pitch: usize, offset: (usize, usize)) -> Result<Side> {
+fn side(
+    state: &State,
+    kind: u32,
+    host: u64,
+    device: u64,
+    pitch: usize,
+    offset: (usize, usize),
+) -> Result<Side> {
     let place = match kind {
         HOST => Place::Host(host),
         DEVICE => Place::Device(device),
@@ -142,8 +150,10 @@ fn copy_2d(parameters: In<Copy2d>, stream: Option<Handle>) -> Result<()> {
     let p = parameters.get()?;
     let pitch = |given: usize, offset: usize| match given {
         0 => Ok(p.width + offset),
-        given if p.width.checked_add(offset).is_none_or(|end| end > given) && p.height > 1 => Err(Code::INVALID_VALUE
-            .because(format!("a pitch of {given} bytes for rows of {} from byte {offset}", p.width))),
+        given if p.width.checked_add(offset).is_none_or(|end| end > given) && p.height > 1 => {
+            Err(Code::INVALID_VALUE
+                .because(format!("a pitch of {given} bytes for rows of {} from byte {offset}", p.width)))
+        }
         given => Ok(given),
     };
     if p.width.checked_add(p.src_x.max(p.dst_x)).is_none() {

@@ -34,6 +34,7 @@ fn start(state: &mut State) -> Result<()> {
     journal::open(&state.settings.report, &state.settings.counters)
         .map_err(|error| Code::OPERATING_SYSTEM.because(format!("a report or counters file: {error}")))?;
     state.engine = Some(Arc::new(Engine::new(&state.settings)));
+    state.seed(state.settings.seed);
     let pool = state.handle();
     state.pools.insert(pool, Pool::new(0));
     (state.default_pool, state.current_pool) = (pool, pool);

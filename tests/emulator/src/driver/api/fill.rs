@@ -14,7 +14,10 @@ use crate::driver::work::Work;
 pub(super) fn checked(state: &State, fill: Fill) -> Result<Fill> {
     let element = fill.pattern.len();
     if !fill.address.is_multiple_of(element as u64) || !fill.pitch.is_multiple_of(element) {
-        let what = format!("{:#x} (pitch {}) is not aligned to elements of {element} bytes", fill.address, fill.pitch);
+        let what = format!(
+            "{:#x} (pitch {}) is not aligned to elements of {element} bytes",
+            fill.address, fill.pitch
+        );
         return Err(Code::INVALID_VALUE.because(what));
     }
     let row = fill.width.checked_mul(element);
@@ -30,7 +33,13 @@ pub(super) fn checked(state: &State, fill: Fill) -> Result<Fill> {
 }
 
 /// Fills memory: in a stream, or in the legacy stream, where the host does not wait either.
-fn fill(address: u64, pattern: &[u8], (width, height): (usize, usize), pitch: usize, stream: Option<Handle>) -> Result<()> {
+fn fill(
+    address: u64,
+    pattern: &[u8],
+    (width, height): (usize, usize),
+    pitch: usize,
+    stream: Option<Handle>,
+) -> Result<()> {
     let (mut state, context) = in_context()?;
     if stream.is_none() {
         capture::check_unsafe(&mut state)?;

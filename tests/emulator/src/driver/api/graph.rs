@@ -56,22 +56,26 @@ fn fill(state: &State, parameters: In<FillNode>) -> Result<Work> {
 
 fn copy(state: &State, parameters: In<Copy3d>) -> Result<Work> {
     let p = parameters.get()?;
-    let side = |kind: u32, host: u64, device: u64, pitch: usize, rows: usize, at: [usize; 3]| -> Result<Side> {
-        let large = || Code::INVALID_VALUE.because("an offset past the end of memory");
-        let plane = pitch.checked_mul(if rows == 0 { p.height } else { rows }).ok_or_else(large)?;
-        let offset = at[2].checked_mul(plane).zip(at[1].checked_mul(pitch));
-        let offset = offset.and_then(|(z, y)| z.checked_add(y)?.checked_add(at[0])).ok_or_else(large)? as u64;
-        let moved = |address: u64| address.checked_add(offset).ok_or_else(large);
-        let place = match kind {
-            1 => Place::Host(moved(host)?),
-            2 => Place::Device(moved(device)?),
-            4 => place_of(state, moved(device)?)?,
-            _ => return Err(Code::NOT_SUPPORTED.because(format!("memory type {kind} in a copy node"))),
+    let side =
+        |kind: u32, host: u64, device: u64, pitch: usize, rows: usize, at: [usize; 3]| -> Result<Side> {
+            let large = || Code::INVALID_VALUE.because("an offset past the end of memory");
+            let plane = pitch.checked_mul(if rows == 0 { p.height } else { rows }).ok_or_else(large)?;
+            let offset = at[2].checked_mul(plane).zip(at[1].checked_mul(pitch));
+            let offset =
+                offset.and_then(|(z, y)| z.checked_add(y)?.checked_add(at[0])).ok_or_else(large)? as u64;
+            let moved = |address: u64| address.checked_add(offset).ok_or_else(large);
+            let place = match kind {
+                1 => Place::Host(moved(host)?),
+                2 => Place::Device(moved(device)?),
+                4 => place_of(state, moved(device)?)?,
+                _ => return Err(Code::NOT_SUPPORTED.because(format!("memory type {kind} in a copy node"))),
+            };
+            Ok(Side { place, pitch, plane })
         };
-        Ok(Side { place, pitch, plane })
-    };
-    let from = side(p.src_type, p.src_host, p.src_device, p.src_pitch, p.src_height, [p.src_x, p.src_y, p.src_z])?;
-    let to = side(p.dst_type, p.dst_host, p.dst_device, p.dst_pitch, p.dst_height, [p.dst_x, p.dst_y, p.dst_z])?;
+    let from =
+        side(p.src_type, p.src_host, p.src_device, p.src_pitch, p.src_height, [p.src_x, p.src_y, p.src_z])?;
+    let to =
+        side(p.dst_type, p.dst_host, p.dst_device, p.dst_pitch, p.dst_height, [p.dst_x, p.dst_y, p.dst_z])?;
     let copy = Copy { to, from, width: p.width, height: p.height, depth: p.depth };
     check(state, &copy)?;
     Ok(Work::Copy(copy))

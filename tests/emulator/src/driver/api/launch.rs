@@ -8,7 +8,13 @@ use crate::driver::queue;
 use crate::driver::session::in_context;
 use crate::driver::work::Work;
 
-fn launch(function: Handle, request: &Request, stream: Handle, params: In<In<u8>>, extra: In<u64>) -> Result<()> {
+fn launch(
+    function: Handle,
+    request: &Request,
+    stream: Handle,
+    params: In<In<u8>>,
+    extra: In<u64>,
+) -> Result<()> {
     let (state, context) = in_context()?;
     let prepared = prepare(&state, function, request, params, extra)?;
     drop(queue::submit(state, context, stream, Work::Kernel(prepared))?);
@@ -17,7 +23,8 @@ fn launch(function: Handle, request: &Request, stream: Handle, params: In<In<u8>
 
 /// Reads the attributes of a launch.
 pub(super) fn request(config: &LaunchConfig) -> Result<Request> {
-    let mut request = Request { grid: config.grid, block: config.block, shared: config.shared, ..Request::default() };
+    let mut request =
+        Request { grid: config.grid, block: config.block, shared: config.shared, ..Request::default() };
     for i in 0..config.count as usize {
         let LaunchAttribute { id, value, .. } = config.attributes.get_at(i)?;
         match id {

@@ -11,7 +11,12 @@ use crate::driver::{capture, host, pool, queue};
 const PITCH: usize = 512;
 
 /// Allocates; if there is no room, after queued work is done, which may free some.
-pub(super) fn allocate(mut state: Guard, context: u64, bytes: usize, from: Option<u64>) -> Result<(Guard, u64)> {
+pub(super) fn allocate(
+    mut state: Guard,
+    context: u64,
+    bytes: usize,
+    from: Option<u64>,
+) -> Result<(Guard, u64)> {
     let first = pool::allocate(&mut state, context, bytes as u64, from);
     match first {
         Err(Failure { code: Code::OUT_OF_MEMORY, .. }) => {

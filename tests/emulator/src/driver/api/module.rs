@@ -38,7 +38,9 @@ impl Logs {
                 INFO_SIZE => logs.info.1 = value as u32 as usize,
                 ERROR_LOG => logs.error.0 = value,
                 ERROR_SIZE => logs.error.1 = value as u32 as usize,
-                OPTIONS.. => return Err(Code::INVALID_VALUE.because(format!("no option {option} of the compiler"))),
+                OPTIONS.. => {
+                    return Err(Code::INVALID_VALUE.because(format!("no option {option} of the compiler")));
+                }
                 _ => {}
             }
         }
@@ -104,7 +106,9 @@ fn unload(handle: Handle, library: bool) -> Result<()> {
 fn check_kind(state: &State, handle: Handle, library: bool) -> Result<()> {
     match state.images.get(handle)?.library == library {
         true => Ok(()),
-        false => Err(Code::INVALID_HANDLE.because("a library where a module is needed, or the other way round")),
+        false => {
+            Err(Code::INVALID_HANDLE.because("a library where a module is needed, or the other way round"))
+        }
     }
 }
 
@@ -138,7 +142,8 @@ fn set_attribute(state: &mut State, function: Handle, attribute: u32, value: c_i
 
 fn parameter(function: &Function, index: usize, offset: Out<usize>, size: Out<usize>) -> Result<()> {
     let found = function.program.kernel.params.get(index);
-    let found = found.ok_or_else(|| -> Failure { Code::INVALID_VALUE.because(format!("no parameter {index}")) })?;
+    let found =
+        found.ok_or_else(|| -> Failure { Code::INVALID_VALUE.because(format!("no parameter {index}")) })?;
     offset.set(found.offset as usize)?;
     size.set_optional(found.size as usize);
     Ok(())

@@ -46,7 +46,8 @@ fn best_block(
     };
     grid.check("minGridSize")?;
     block.check("blockSize")?;
-    let limit = u32::try_from(limit).map_err(|_| Code::INVALID_VALUE.because(format!("a limit of {limit} threads")))?;
+    let limit = u32::try_from(limit)
+        .map_err(|_| Code::INVALID_VALUE.because(format!("a limit of {limit} threads")))?;
     let shared = |threads: u32| match shared_of {
         Some(function) => function(threads as c_int) as u64,
         None => shared as u64,
