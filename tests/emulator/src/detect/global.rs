@@ -157,12 +157,12 @@ impl Page {
                 if old.piece.granules & new.piece.granules == 0 {
                     return true;
                 }
-                if conflict(old.what.flags(), flags, old.block == new.block) {
-                    if let Some((thread, lane, byte)) = unordered(old, &new, threads) {
-                        let address = line * LINE + u64::from(byte & !3);
-                        clash(Clash { old: old.what, block: old.block, thread, lane, address });
-                        return !(covers(&new, old) && replaces(flags, old.what.flags()));
-                    }
+                if conflict(old.what.flags(), flags, old.block == new.block)
+                    && let Some((thread, lane, byte)) = unordered(old, &new, threads)
+                {
+                    let address = line * LINE + u64::from(byte & !3);
+                    clash(Clash { old: old.what, block: old.block, thread, lane, address });
+                    return !(covers(&new, old) && replaces(flags, old.what.flags()));
                 }
                 !is_superseded(old, &new, threads)
             });

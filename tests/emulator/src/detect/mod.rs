@@ -149,8 +149,8 @@ pub struct Recycled {
 }
 
 /// The detector of one block. Warps and threads are numbered from 0 in the block.
-pub struct Block<'l> {
-    launch: &'l Launch,
+pub struct Block {
+    launch: Arc<Launch>,
     threads: Threads,
     cells: Cells,
     meetings: Meetings,
@@ -161,9 +161,9 @@ pub struct Block<'l> {
 /// Pages a block remembers, so as not to look them up again.
 const RECENT_PAGES: usize = 64;
 
-impl<'l> Block<'l> {
+impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
-    pub fn new(launch: &'l Launch, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
+    pub fn new(launch: Arc<Launch>, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
         let Recycled { mut cells, mut tick, copied } = old;
         if tick > u32::MAX / 2 {
             (cells, tick) = (Cells::default(), 0);
@@ -280,7 +280,7 @@ impl<'l> Block<'l> {
 }
 
 /// Asynchronous copies (`cp.async`).
-impl Block<'_> {
+impl Block {
     /// Lanes issue copies: `to` in shared memory is written, `from` in global memory is read (lanes of `from` without bytes
     /// to read are not in its mask).
     pub fn copy(&mut self, to: &Access<'_>, from: &Access<'_>) {
@@ -314,7 +314,7 @@ impl Block<'_> {
 }
 
 /// Flags: strong accesses. Each records the access, and hands knowledge on.
-impl Block<'_> {
+impl Block {
     /// Records strong accesses to shared memory, after they were executed; `wrote` has the lanes that changed, or may have
     /// changed, the memory (not: those whose comparison failed).
     pub fn shared_flag(&mut self, access: &Access<'_>, wrote: u32) {
@@ -356,7 +356,7 @@ impl Block<'_> {
 }
 
 /// Meetings: barriers of warps and blocks, and mbarriers.
-impl Block<'_> {
+impl Block {
     /// Lanes exit.
     pub fn exit(&mut self, warp: usize, lanes: u32) {
         self.threads.exit(warp, lanes);

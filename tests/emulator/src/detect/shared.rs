@@ -160,12 +160,13 @@ impl Cells {
                 return false;
             }
             let (flags, old_flags) = (new.what.flags(), old.what.flags());
-            if old.what.bytes() & new.what.bytes() != 0 && conflict(old_flags, flags, true) {
-                if let Some((thread, lane)) = unordered(old, &new, threads) {
-                    let (old, block) = (old.what, threads.block);
-                    clash(Clash { old, block, thread, lane, address: granule as u64 * 4 });
-                    return flags & WRITES == 0;
-                }
+            if old.what.bytes() & new.what.bytes() != 0
+                && conflict(old_flags, flags, true)
+                && let Some((thread, lane)) = unordered(old, &new, threads)
+            {
+                let (old, block) = (old.what, threads.block);
+                clash(Clash { old, block, thread, lane, address: granule as u64 * 4 });
+                return flags & WRITES == 0;
             }
             let covered = old.what.bytes() & !new.what.bytes() == 0;
             if covered && replaces(flags, old_flags) && is_superseded(old, &new, threads) {
@@ -250,7 +251,8 @@ fn find_thread<T>(
     let mut found = None;
     for_lanes(old.warps, |warp| {
         let known = |view: &View| old.epoch <= view.own.floor.max(view.own.warps[warp]);
-        if found.is_none() && !(!old.what.is(COPY) && common.is_some_and(known)) {
+        let all_known = !old.what.is(COPY) && common.is_some_and(known);
+        if found.is_none() && !all_known {
             for_lanes(old.lanes, |lane| {
                 if found.is_none() {
                     found = test(warp * LANES + lane);
