@@ -53,7 +53,7 @@ struct Shape {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Threads of a block: a fact, not a limit.
+    /// Threads of a block: a fact, not a limit. Without it, those that the emulator counted; else the launch bounds.
     pub threads: Option<u32>,
     /// Dynamic shared memory of a block: a fact, not a limit.
     pub dynamic_shared: Option<u32>,
@@ -237,13 +237,15 @@ impl Budgets {
         let mut verdicts = Vec::new();
         for audit in audits {
             let limits = self.limits(&audit.resources.kernel, &audit.resources.architecture)?;
-            if let Some(threads) = limits.threads.or(audit.threads) {
-                audit.launched_with(threads, limits.dynamic_shared.unwrap_or(audit.dynamic_shared))?;
+            let counted = measured.get(&audit.resources.kernel);
+            if let Some(threads) = limits.threads.or(counted.map(|m| m.threads)).or(audit.threads) {
+                let dynamic_shared = limits.dynamic_shared.or(counted.map(|m| m.dynamic_shared));
+                audit.launched_with(threads, dynamic_shared.unwrap_or(audit.dynamic_shared))?;
             }
             let mut checks = Checks { audit, verdicts: &mut verdicts };
             checks.whole(&limits);
             checks.main_loop(&limits.main_loop);
-            checks.counters(&limits.counters, measured.get(&audit.resources.kernel));
+            checks.counters(&limits.counters, counted);
         }
         Ok(verdicts)
     }

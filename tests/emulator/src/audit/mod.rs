@@ -11,6 +11,7 @@ pub mod measured;
 pub mod model;
 pub mod ptxas;
 pub mod sass;
+pub mod table;
 
 use serde::Serialize;
 
@@ -46,6 +47,16 @@ pub enum Error {
         name: String,
         /// What there is.
         known: String,
+    },
+    /// The file of counters is wrong.
+    #[error("{file}, line {line}: {message}")]
+    Counters {
+        /// Its path or name.
+        file: String,
+        /// The line's number.
+        line: usize,
+        /// What is wrong with it.
+        message: String,
     },
     /// The budget file is wrong.
     #[error("{file}: {message}")]

@@ -60,6 +60,18 @@ pub enum Bound {
     Dram,
 }
 
+impl Bound {
+    /// Returns its name for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bound::Tensor => "tensor",
+            Bound::Shared => "shared",
+            Bound::Issue => "issue",
+            Bound::Dram => "DRAM",
+        }
+    }
+}
+
 /// Clocks of a partition's tensor core (HGMMA keeps those of all four busy, with a quarter of the work each).
 fn tensor_clocks(instruction: &Instruction, architecture: &Architecture) -> Option<f64> {
     let rate = f64::from(architecture.tensor_rate);

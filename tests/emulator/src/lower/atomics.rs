@@ -45,8 +45,21 @@ impl<'a> Builder<'_, 'a> {
         let b = self.source(&operands[at + 1], ty)?;
         let c = if op == AtomOp::Cas { self.source(&operands[at + 2], ty)? } else { NONE };
         let d = if result { self.dest_or_none(&operands[0], ty)? } else { NONE };
+        let ty = match op {
+            AtomOp::Exch | AtomOp::Cas => untyped(ty),
+            _ => ty,
+        };
         self.emit(Op::Atom { op, ty, space, order, scope, d, addr, b, c });
         Ok(())
+    }
+}
+
+/// Exchanges move bits, whatever they are.
+fn untyped(ty: Ty) -> Ty {
+    match ty.bytes() {
+        2 => Ty::B16,
+        4 => Ty::B32,
+        _ => Ty::B64,
     }
 }
 

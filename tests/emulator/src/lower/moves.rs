@@ -48,6 +48,7 @@ impl<'a> Builder<'_, 'a> {
         match (whole.bytes(), parts) {
             (8, 2) => Ok(Ty::B32),
             (4, 2) | (8, 4) => Ok(Ty::B16),
+            (2, 2) | (4, 4) => Ok(Ty::B8),
             (bytes, _) => {
                 let (bits, whole) = (bytes * 8, name_of(whole));
                 Err(format!("a vector of {parts} parts of the {bits} bits of `.{whole}` is not supported"))
@@ -87,5 +88,9 @@ impl<'a> Builder<'_, 'a> {
 }
 
 fn untyped(ty: Ty) -> Ty {
-    if ty.is_wide() { Ty::B64 } else { Ty::B32 }
+    match ty.bytes() {
+        2 => Ty::B16,
+        4 => Ty::B32,
+        _ => Ty::B64,
+    }
 }

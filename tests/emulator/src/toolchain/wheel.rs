@@ -153,3 +153,77 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Io { path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: Wheel = Wheel { sha256: "00000000aa", ..NVDISASM };
+
+    #[test]
+    fn wheel_is_fetched_once_by_threads_that_start_together() {
+        let toolchain = tempfile::tempdir().unwrap();
+        let fetch = || folder_in(toolchain.path(), CRT).unwrap();
+        let folders = std::thread::scope(|scope| {
+            let threads = [(); 3].map(|()| scope.spawn(fetch));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert!(folders.iter().all(|folder| *folder == folders[0]));
+        assert!(folders[0].join("nvidia/cu13/include/crt/host_defines.h").is_file());
+        let entries: Vec<_> =
+            fs::read_dir(toolchain.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(entries.len(), 2, "{entries:?}"); // the folder and its lock; nothing half done
+    }
+
+    #[test]
+    fn file_with_another_hash_is_refused() {
+        let toolchain = tempfile::tempdir().unwrap();
+        let wrong = Wheel { sha256: NVRTC_13_0.sha256, ..CRT };
+        let error = folder_in(toolchain.path(), wrong).unwrap_err();
+        assert!(
+            matches!(&error, Error::Fetch { wheel, .. } if wheel == "nvidia-cuda-crt 13.0.88"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("HASH"), "{error}");
+        assert_eq!(fs::read_dir(toolchain.path()).unwrap().count(), 1); // the lock
+    }
+
+    #[test]
+    fn folder_that_is_there_is_taken_without_a_network() {
+        let toolchain = tempfile::tempdir().unwrap();
+        let folder = toolchain.path().join("nvidia-cuda-nvdisasm-13.5.37-00000000");
+        fs::create_dir(&folder).unwrap();
+        assert_eq!(folder_in(toolchain.path(), EMPTY).unwrap(), folder);
+    }
+
+    #[test]
+    fn broken_archives_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.whl");
+        let whole = {
+            let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            writer.start_file("a/b.txt", zip::write::SimpleFileOptions::default()).unwrap();
+            std::io::Write::write_all(&mut writer, b"some text").unwrap();
+            writer.finish().unwrap().into_inner()
+        };
+        let outside: Vec<u8> = String::from_utf8_lossy(&whole).replace("a/b.txt", "../.txt").into_bytes();
+        for (bytes, sound) in
+            [(whole.clone(), true), (whole[..whole.len() / 2].to_vec(), false), (outside, false)]
+        {
+            fs::write(&file, bytes).unwrap();
+            let target = folder.path().join(sound.to_string());
+            assert_eq!(unpack(EMPTY, &file, &target).is_ok(), sound);
+        }
+        assert_eq!(fs::read(folder.path().join("true/a/b.txt")).unwrap(), b"some text");
+        assert!(!folder.path().join(".txt").exists());
+    }
+
+    #[test]
+    fn tools_lie_in_the_build_folder() {
+        let folder = toolchain_folder();
+        assert!(
+            folder.ends_with("toolchain") && folder.parent().unwrap().join("CACHEDIR.TAG").is_file(),
+            "{folder:?}"
+        );
+    }
+}

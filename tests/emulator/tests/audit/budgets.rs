@@ -168,6 +168,8 @@ fn counters_are_compared_or_reported_as_missing() {
         global_sectors: 64,
         shared_wavefronts: 103,
         ideal_wavefronts: 100,
+        threads: 64,
+        ..Measured::default()
     };
     let verdicts = check(text, &mut audits, &BTreeMap::from([("matmul".to_string(), measured)]));
     let found: Vec<_> = verdicts.iter().map(|v| (v.found.unwrap(), v.status)).collect();
@@ -180,4 +182,6 @@ fn counters_are_compared_or_reported_as_missing() {
             (10.0, Status::Kept),
         ]
     );
+    let matmul = audits.iter().find(|a| a.resources.kernel == "matmul").unwrap();
+    assert_eq!(matmul.threads, Some(64)); // counted, and not the launch bound of 128
 }

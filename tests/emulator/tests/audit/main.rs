@@ -1,6 +1,7 @@
 //! The audit sees what is wrong with a kernel, and nothing wrong with a good one: two NVRTC versions, five architectures.
 
 mod budgets;
+mod cli;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
