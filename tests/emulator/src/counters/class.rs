@@ -64,7 +64,9 @@ impl Class {
             Op::CpAsyncArrive { .. } | Op::Mbar { .. } | Op::MbarWait { .. } => Class::Asynchronous,
             Op::LdMatrix { .. } | Op::StMatrix { .. } => Class::Matrix,
             Op::Mma { .. } => Class::Tensor,
-            Op::Fence { .. } | Op::BarSync { .. } | Op::BarArrive { .. } | Op::BarRed { .. } => Class::Barrier,
+            Op::Fence { .. } | Op::BarSync { .. } | Op::BarArrive { .. } | Op::BarRed { .. } => {
+                Class::Barrier
+            }
             Op::BarWarp { .. } => Class::Barrier,
             Op::Cvta { .. } | Op::IsSpace { .. } => Class::Integer,
             Op::Bra { .. } | Op::Brx { .. } | Op::Exit | Op::Trap => Class::Control,
@@ -84,7 +86,9 @@ impl Class {
 
     fn of_alu(alu: &Alu) -> Self {
         match alu.op {
-            AluOp::Mov | AluOp::Pack | AluOp::Unpack | AluOp::Pack4 | AluOp::Unpack4 | AluOp::Selp => Class::Move,
+            AluOp::Mov | AluOp::Pack | AluOp::Unpack | AluOp::Pack4 | AluOp::Unpack4 | AluOp::Selp => {
+                Class::Move
+            }
             AluOp::Slct => Class::Move,
             AluOp::Cvt => Class::Conversion,
             AluOp::Rcp | AluOp::Sqrt | AluOp::Rsqrt | AluOp::Ex2 | AluOp::Lg2 | AluOp::Sin => Class::Special,

@@ -32,6 +32,7 @@ mod tests;
 mod threads;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::Scope;
@@ -158,6 +159,12 @@ pub struct Block {
     recent: Vec<Option<(u64, Arc<Mutex<Page>>)>>,
 }
 
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("number", &self.threads.block).finish_non_exhaustive()
+    }
+}
+
 /// Pages a block remembers, so as not to look them up again.
 const RECENT_PAGES: usize = 64;
 
@@ -204,6 +211,11 @@ impl Block {
                 launch.add(race(Memory::Shared, threads.block, access, what, clash));
             });
         }
+    }
+
+    /// Records accesses to shared memory that hand nothing on, and of which no two in one instruction conflict.
+    pub fn record(&mut self, access: &Access<'_>) {
+        self.record_shared(access, None);
     }
 
     fn record_shared(&mut self, access: &Access<'_>, copies: Option<&[u32; LANES]>) {
@@ -280,14 +292,15 @@ impl Block {
 
 /// Asynchronous copies (`cp.async`).
 impl Block {
-    /// Lanes issue copies: `to` in shared memory is written, `from` in global memory is read (lanes of `from` without bytes
-    /// to read are not in its mask).
-    pub fn copy(&mut self, to: &Access<'_>, from: &Access<'_>) {
+    /// Lanes issue copies: `to` in shared memory is written, all of `from` in global memory is read.
+    pub fn copy(&mut self, to: &Access<'_>, from: &[Access<'_>]) {
         let mut numbers = [0; LANES];
         for_lanes(to.lanes, |lane| numbers[lane] = self.threads.issue_copy(to.warp, lane));
         self.check_copies(to);
         self.record_shared(&Access { kind: Kind::CopyWrite, ..*to }, Some(&numbers));
-        self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        for from in from {
+            self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        }
     }
 
     /// Lanes of one instruction that copy to the same address race, whatever they copy.

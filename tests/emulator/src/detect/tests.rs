@@ -275,7 +275,7 @@ impl Pair {
         }
         let access = |kind, pc, addresses| Access { warp, lanes, kind, bytes: 4, pc, addresses };
         let (write, read) = (access(Kind::CopyWrite, self.pc, &to), access(Kind::CopyRead, self.pc, &from));
-        self.blocks[block].copy(&write, &read);
+        self.blocks[block].copy(&write, &[read]);
         for_lanes(lanes, |lane| {
             let actor = block * 64 + warp * LANES + lane;
             self.model.access(actor, self.pc, Memory::Shared, (to[lane], 4), Kind::CopyWrite);

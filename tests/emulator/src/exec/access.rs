@@ -6,6 +6,7 @@ use super::address::{Addresses, Span};
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
+use super::races;
 use super::warp::Warp;
 use super::window::Window;
 use crate::counters::{Direction, Traffic};
@@ -87,8 +88,18 @@ impl<'a> Engine<'a> {
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
                 let unwritten = window.unwritten(&at, &span, now, size);
-                // SAFETY: `window` returns lanes that it holds.
-                unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                if order == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds.
+                    unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                    races::weak(&mut block.races, &access, &at, now, |_| 0);
+                } else {
+                    let strength = self.strength(pc);
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.load(&mut warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        0
+                    });
+                }
                 if unwritten != 0 {
                     window.poison(&mut warp.regs, ty, slots, &at, unwritten);
                     self.unwritten(&access, &at, unwritten, block, warp)?;
@@ -122,8 +133,19 @@ impl<'a> Engine<'a> {
                 let own = Own { shared: &block.shared, local: &warp.local };
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
-                // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
-                unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                let strength = self.strength(pc);
+                if strength.0 == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
+                    unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                    let value = |lane| races::stored(&warp.regs, ty, slots, lane);
+                    races::weak(&mut block.races, &access, &at, now, value);
+                } else {
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.store(&warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        lanes
+                    });
+                }
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
             }
@@ -188,7 +210,9 @@ impl<'a> Engine<'a> {
             }
             _ => return self.global_window(access, at, mask, span),
         };
-        if !window.holds(&span, access.size) || (access.space == Space::Param && access.action != Action::Read) {
+        if !window.holds(&span, access.size)
+            || (access.space == Space::Param && access.action != Action::Read)
+        {
             self.outside(&window, access, at, mask)?;
         }
         Ok((window, span, mask))
@@ -207,8 +231,12 @@ impl<'a> Engine<'a> {
     {
         let view = self.view;
         if let Some(region) = view.region(self.regions[access.who.pc as usize]) {
-            let window =
-                Window { data: region.data(), bits: region.bits(), start: region.start(), bytes: region.bytes() };
+            let window = Window {
+                data: region.data(),
+                bits: region.bits(),
+                start: region.start(),
+                bytes: region.bytes(),
+            };
             let writable = access.action == Action::Read || !region.read_only();
             if window.holds(&span, access.size) && writable {
                 return Ok((window, span, mask));
@@ -218,7 +246,12 @@ impl<'a> Engine<'a> {
     }
 
     #[cold]
-    fn search<'b>(&mut self, access: &Access, at: &Addresses, mask: u32) -> Result<(Window<'b>, Span, u32), Halted>
+    fn search<'b>(
+        &mut self,
+        access: &Access,
+        at: &Addresses,
+        mask: u32,
+    ) -> Result<(Window<'b>, Span, u32), Halted>
     where
         'a: 'b,
     {
@@ -276,7 +309,10 @@ impl<'a> Engine<'a> {
         let lane = (0..LANES).find(|&lane| mask >> lane & 1 == 1 && beyond(at.0[lane])).unwrap_or(0);
         let (verb, space, bytes) = (access.action.verb(), name(access.space), window.bytes);
         self.report(Kind::OutOfBounds, access.who, lane as u32, || {
-            format!("{verb} {} bytes at {space} address {:#x}, where {bytes} bytes end", access.size, at.0[lane])
+            format!(
+                "{verb} {} bytes at {space} address {:#x}, where {bytes} bytes end",
+                access.size, at.0[lane]
+            )
         })?;
         Err(Halted)
     }
@@ -336,7 +372,8 @@ impl<'a> Engine<'a> {
     #[inline(always)]
     pub fn observe(&mut self, access: &Access, at: &Addresses, span: &Span, mask: u32) {
         let direction = if access.action == Action::Write { Direction::Store } else { Direction::Load };
-        let traffic = Traffic { direction, size: access.size, mask, contiguous: span.contiguous, low: span.low };
+        let traffic =
+            Traffic { direction, size: access.size, mask, contiguous: span.contiguous, low: span.low };
         match access.space {
             Space::Shared => self.tally.shared(&traffic, &at.0),
             Space::Global | Space::Const | Space::Generic => self.tally.global(&traffic, &at.0),

@@ -8,9 +8,10 @@ use super::access::{Access, Action, Own};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::warp::Warp;
 use crate::isa::{AtomOp, NONE, Op, Space, Ty};
-use crate::regs::for_lanes;
+use crate::regs::{Regs, for_lanes};
 use crate::report::Kind;
 
 impl Engine<'_> {
@@ -27,6 +28,7 @@ impl Engine<'_> {
         let size = u64::from(ty.bytes());
         self.tally.sums.atomics += u64::from(mask.count_ones());
         let mut changed = false;
+        let strength = self.strength(pc);
         for (space, lanes) in self.by_space(space, &mut at, mask, block) {
             let access = Access { who: Who::new(block, warp, pc), space, size, action: Action::Atomic };
             if lanes != 0 && !matches!(space, Space::Global | Space::Shared) {
@@ -34,6 +36,8 @@ impl Engine<'_> {
                     format!("an atomic operation on {} memory", super::access::name(space))
                 })?;
             }
+            // The ISA: f32 additions flush subnormal numbers in global memory, but not in shared memory.
+            let flush = ty == Ty::F32 && space == Space::Global;
             let mut left = lanes;
             while left != 0 {
                 let own = Own { shared: &block.shared, local: &warp.local };
@@ -42,19 +46,30 @@ impl Engine<'_> {
                 let unwritten = window.unwritten(&at, &span, now, size);
                 if unwritten != 0 {
                     // Memory that was never written reads as all ones here too.
-                    for_lanes(unwritten, |lane| write_poison(window.host(at.0[lane]), window.bits, at.0[lane] - window.start, size));
+                    for_lanes(unwritten, |lane| {
+                        write_poison(window.host(at.0[lane]), window.bits, at.0[lane] - window.start, size)
+                    });
                     self.unwritten(&access, &at, unwritten, block, warp)?;
                 }
-                for_lanes(now, |lane| {
-                    let (b, c) = (read(warp, ty, b, lane), if op == AtomOp::Cas { read(warp, ty, c, lane) } else { 0 });
-                    // SAFETY: the window holds the access, which is aligned to its size.
-                    let old = unsafe { update(window.host(at.0[lane]), size, |old| apply(op, ty, old, b, c)) };
-                    changed |= apply(op, ty, old, b, c) != old;
-                    if d != NONE && ty.is_wide() {
-                        warp.regs.r64[d as usize].0[lane] = old;
-                    } else if d != NONE {
-                        warp.regs.r32[d as usize].0[lane] = old as u32;
-                    }
+                let regs = &mut warp.regs;
+                races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                    let mut wrote = 0;
+                    for_lanes(lanes, |lane| {
+                        let expected = read(regs, ty, b, lane);
+                        let c = if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 };
+                        let new = |old| apply(op, ty, flush, old, expected, c);
+                        // SAFETY: the window holds the access, which is aligned to its size.
+                        let old = unsafe { update(window.host(at.0[lane]), size, new) };
+                        changed |= new(old) != old;
+                        // A comparison that fails writes nothing; every other operation does, if only the same value.
+                        wrote |= u32::from(op != AtomOp::Cas || old == expected) << lane;
+                        if d != NONE && ty.is_wide() {
+                            regs.r64[d as usize].0[lane] = old;
+                        } else if d != NONE {
+                            regs.r32[d as usize].0[lane] = old as u32;
+                        }
+                    });
+                    wrote
                 });
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
@@ -69,8 +84,8 @@ impl Engine<'_> {
     }
 }
 
-fn read(warp: &Warp, ty: Ty, slot: u32, lane: usize) -> u64 {
-    if ty.is_wide() { warp.regs.r64[slot as usize].0[lane] } else { u64::from(warp.regs.r32[slot as usize].0[lane]) }
+fn read(regs: &Regs, ty: Ty, slot: u32, lane: usize) -> u64 {
+    if ty.is_wide() { regs.r64[slot as usize].0[lane] } else { u64::from(regs.r32[slot as usize].0[lane]) }
 }
 
 /// Makes the unwritten bytes of an access all ones.
@@ -110,13 +125,18 @@ unsafe fn update(host: *mut u8, size: u64, f: impl Fn(u64) -> u64) -> u64 {
 }
 
 /// Computes the new value.
-fn apply(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+fn apply(op: AtomOp, ty: Ty, flush: bool, old: u64, b: u64, c: u64) -> u64 {
     match ty {
-        Ty::F32 => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+        Ty::F32 => {
+            let flushed = |v: f32| if flush && v.is_subnormal() { 0f32.copysign(v) } else { v };
+            let sum = flushed(f32::from_bits(old as u32)) + flushed(f32::from_bits(b as u32));
+            u64::from(flushed(sum).to_bits())
+        }
         Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         Ty::F16 | Ty::Bf16 => u64::from(half(op, ty, old as u16, b as u16)),
         Ty::F16x2 | Ty::Bf16x2 => {
-            let part = |shift: u32| u64::from(half(op, ty, (old >> shift) as u16, (b >> shift) as u16)) << shift;
+            let part =
+                |shift: u32| u64::from(half(op, ty, (old >> shift) as u16, (b >> shift) as u16)) << shift;
             part(0) | part(16)
         }
         _ if ty.is_wide() => integer(op, ty.is_signed(), old, b, c),

@@ -7,6 +7,7 @@ use super::barrier::{BARRIERS, Barrier, release, write_lanes};
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
 use super::mbarrier::Mbarrier;
+use super::races::{self, Races};
 use super::random::Random;
 use super::step::Stop;
 use super::warp::{State, Warp};
@@ -30,6 +31,8 @@ pub struct BlockState {
     pub barriers: Vec<Barrier>,
     /// By their offset in shared memory.
     pub mbarriers: BTreeMap<u32, Mbarrier>,
+    /// Finds races, if that is wanted.
+    pub races: Races,
     /// For random schedules.
     pub random: Option<Random>,
     /// Counts what other threads could see: stores, arrivals, ends.
@@ -97,6 +100,7 @@ impl Block {
             in_flight: Bits::new(shared, Sharing::OneThread)?,
             barriers: vec![Barrier::default(); BARRIERS],
             mbarriers: BTreeMap::new(),
+            races: None,
             random: None,
             progress: 0,
             polls: 0,
@@ -117,6 +121,7 @@ impl Block {
         state.in_flight.clear(0, state.shared.bytes());
         state.barriers.iter_mut().for_each(Barrier::reset);
         state.mbarriers.clear();
+        races::begin(&mut state.races, engine, number);
         state.random = engine.random(number);
         (state.progress, state.polls, state.clock) = (1, 0, 0);
         (self.seen, self.silent, self.polling) = ((0, 0), 0, 0);
@@ -134,7 +139,9 @@ impl Block {
         let (clock, mut ran, mut computed) = (self.state.clock, false, false);
         for i in 0..self.warps.len() {
             let (index, budget) = match &mut self.state.random {
-                Some(random) => (random.below(self.warps.len() as u64) as usize, 1 + random.below(SEEDED_TURN)),
+                Some(random) => {
+                    (random.below(self.warps.len() as u64) as usize, 1 + random.below(SEEDED_TURN))
+                }
                 None => (i, ORDERED_TURN),
             };
             let index = self.next_runnable(index);
@@ -169,6 +176,7 @@ impl Block {
                 continue;
             }
             self.state.progress += 1;
+            races::open_barrier(&mut self.state.races, &self.warps, number);
             let barrier = &self.state.barriers[number];
             release(&mut self.warps, number as u8, |warp, pc, mask| {
                 let Some(inst) = engine.program.kernel.code.get(pc as usize) else { return };
@@ -213,7 +221,8 @@ impl Block {
 
     fn livelock(&self, engine: &mut Engine) -> Result<(), Halted> {
         let running = self.warps.iter().find(|warp| warp.runnable());
-        let Some((warp, split)) = running.and_then(|w| Some((w, w.splits.iter().find(|s| s.state == State::Ready)?)))
+        let Some((warp, split)) =
+            running.and_then(|w| Some((w, w.splits.iter().find(|s| s.state == State::Ready)?)))
         else {
             return Ok(());
         };
@@ -260,7 +269,10 @@ impl Block {
         }
         for warp in &self.warps {
             for split in warp.splits.iter().filter(|s| matches!(s.state, State::Lanes | State::Aligned)) {
-                parts.push(format!("warp {} lanes {:#010x} wait for the rest of their warp", warp.index, split.mask));
+                parts.push(format!(
+                    "warp {} lanes {:#010x} wait for the rest of their warp",
+                    warp.index, split.mask
+                ));
             }
         }
         parts.truncate(12);

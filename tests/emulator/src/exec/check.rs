@@ -1,8 +1,8 @@
 //! Checks a kernel's instructions once, so that running them can rely on registers, lists and targets that are there.
 
 use super::mma;
-use super::special::is_wide;
 use super::module::LoadError;
+use super::special::is_wide;
 use crate::isa::{Addr, AtomOp, BarRed, Count, Inst, Kernel, List, MbarOp, NONE, Op, Space, Ty};
 use crate::regs::Slot;
 
@@ -104,9 +104,7 @@ impl Checker<'_> {
             AtomOp::Add => {
                 integer || matches!(ty, Ty::F32 | Ty::F64 | Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2)
             }
-            AtomOp::Min | AtomOp::Max => {
-                integer || matches!(ty, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2)
-            }
+            AtomOp::Min | AtomOp::Max => integer || matches!(ty, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2),
             AtomOp::Inc | AtomOp::Dec => ty == Ty::U32,
             AtomOp::Exch => matches!(ty, Ty::B32 | Ty::B64),
             AtomOp::Cas => matches!(ty, Ty::B16 | Ty::B32 | Ty::B64),
@@ -190,7 +188,11 @@ impl Checker<'_> {
             Op::BarRed { op, bar, count, d, p, .. } => {
                 self.count(bar);
                 count.into_iter().for_each(|count| self.count(count));
-                if op == BarRed::Popc { self.r32(d) } else { self.needed_pred(d) }
+                if op == BarRed::Popc {
+                    self.r32(d)
+                } else {
+                    self.needed_pred(d)
+                }
                 self.needed_pred(p);
             }
             _ => self.collective(),
@@ -206,7 +208,11 @@ impl Checker<'_> {
                 [a, b, c, mask].into_iter().for_each(|slot| self.r32(slot));
             }
             Op::Vote { mode, d, p, mask, .. } => {
-                if mode == crate::isa::Vote::Ballot { self.r32(d) } else { self.needed_pred(d) }
+                if mode == crate::isa::Vote::Ballot {
+                    self.r32(d)
+                } else {
+                    self.needed_pred(d)
+                }
                 self.needed_pred(p);
                 self.r32(mask);
             }

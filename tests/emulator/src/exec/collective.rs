@@ -66,7 +66,9 @@ impl Engine<'_> {
         if let Some((lane, source)) = stray {
             let who = Who::new(block, warp, pc);
             self.report(Kind::IllegalWarpOperation, who, lane, || {
-                format!("shuffles a value from lane {source}, which does not take part (lanes {group:#010x} do)")
+                format!(
+                    "shuffles a value from lane {source}, which does not take part (lanes {group:#010x} do)"
+                )
             })?;
         }
         write(warp, d, group, &result);

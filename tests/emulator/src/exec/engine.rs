@@ -1,6 +1,7 @@
 //! What one host thread needs to run blocks: the program, the memory it sees, counters, findings.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::block::BlockState;
 use super::findings::{Findings, Place};
@@ -9,6 +10,7 @@ use super::program::Program;
 use super::warp::Warp;
 use super::{Config, Launch};
 use crate::counters::Tally;
+use crate::detect;
 use crate::isa::Count;
 use crate::memory::{DeviceMemory, View};
 use crate::regs::Regs;
@@ -40,6 +42,8 @@ pub struct Engine<'a> {
     pub regions: Vec<u32>,
     /// Findings that cost nobody an error and need not be made again.
     noted: HashSet<(Kind, u32)>,
+    /// The race detector, if it is on.
+    pub races: Option<Arc<detect::Launch>>,
 }
 
 /// A warp's instruction, for reports.
@@ -72,11 +76,29 @@ impl<'a> Engine<'a> {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
         let tally = Tally::new(program.steps.len());
-        Self { program, launch, config, memory, view, params, findings, tally, regions, noted: HashSet::new() }
+        Self {
+            program,
+            launch,
+            config,
+            memory,
+            view,
+            params,
+            findings,
+            tally,
+            regions,
+            noted: HashSet::new(),
+            races: None,
+        }
     }
 
     /// Reports a finding about a thread. It is an error if the launch must end.
-    pub fn report(&mut self, kind: Kind, who: Who, lane: u32, message: impl FnOnce() -> String) -> Result<(), Halted> {
+    pub fn report(
+        &mut self,
+        kind: Kind,
+        who: Who,
+        lane: u32,
+        message: impl FnOnce() -> String,
+    ) -> Result<(), Halted> {
         let fatal = kind.cuda_error().is_some();
         if !fatal && !self.noted.insert((kind, who.pc)) {
             return Ok(());

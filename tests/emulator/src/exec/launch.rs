@@ -102,7 +102,10 @@ impl Launch<'_> {
         }
         let (limit, exact) = (self.kernel.kernel.max_threads, self.kernel.kernel.exact_threads);
         let declared = limit != [0; 3];
-        if declared && (exact && self.block != limit.map(|n| n.max(1)) || self.threads() > volume(limit.map(|n| n.max(1)))) {
+        if declared
+            && (exact && self.block != limit.map(|n| n.max(1))
+                || self.threads() > volume(limit.map(|n| n.max(1))))
+        {
             return Err(LaunchError::Threads { block: self.block, limit });
         }
         let (bytes, limit) = (self.shared_bytes(), config.shared_limit());

@@ -7,6 +7,7 @@ use super::access::{Access, Action, Own};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::step::Next;
 use super::sync::Arrival;
 use super::warp::Warp;
@@ -37,7 +38,12 @@ impl Engine<'_> {
         let program = self.program;
         let mut at = self.shared_addresses(warp, block, addr);
         let lanes = rows_of(regs.len);
-        let access = Access { who: Who::new(block, warp, here.pc), space: Space::Shared, size: ROW, action: Action::Read };
+        let access = Access {
+            who: Who::new(block, warp, here.pc),
+            space: Space::Shared,
+            size: ROW,
+            action: Action::Read,
+        };
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, lanes)?;
         let unwritten = window.unwritten(&at, &span, lanes, ROW);
@@ -57,6 +63,7 @@ impl Engine<'_> {
             self.unwritten(&access, &at, unwritten, block, warp)?;
         }
         self.observe(&access, &at, &span, lanes);
+        races::rows(&mut block.races, &access, &at, lanes);
         Ok(Next::Step)
     }
 
@@ -76,7 +83,12 @@ impl Engine<'_> {
         let program = self.program;
         let mut at = self.shared_addresses(warp, block, addr);
         let lanes = rows_of(regs.len);
-        let access = Access { who: Who::new(block, warp, here.pc), space: Space::Shared, size: ROW, action: Action::Write };
+        let access = Access {
+            who: Who::new(block, warp, here.pc),
+            space: Space::Shared,
+            size: ROW,
+            action: Action::Write,
+        };
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, lanes)?;
         for (matrix, &slot) in program.list(regs).iter().enumerate() {
@@ -95,6 +107,7 @@ impl Engine<'_> {
         }
         window.mark(&at, &span, lanes, ROW);
         self.observe(&access, &at, &span, lanes);
+        races::rows(&mut block.races, &access, &at, lanes);
         block.progress += 1;
         Ok(Next::Step)
     }

@@ -83,7 +83,14 @@ impl Engine<'_> {
                 let bits = |half: u32| f32::from_bits(half << 16);
                 pairs(&warp.regs.r32, a, b, bits, &mut left, &mut right);
             }
-            Ty::F16 => pairs(&warp.regs.r32, a, b, |half| f16::from_bits(half as u16).to_f32(), &mut left, &mut right),
+            Ty::F16 => pairs(
+                &warp.regs.r32,
+                a,
+                b,
+                |half| f16::from_bits(half as u16).to_f32(),
+                &mut left,
+                &mut right,
+            ),
             _ => singles(&warp.regs.r32, a, b, &mut left, &mut right),
         }
         let k = usize::from(kind.k);

@@ -76,8 +76,7 @@ impl LoadedModule {
                 u64::from(global.align),
                 global.constant,
             );
-            let start =
-                place.map_err(|error| LoadError::Memory { variable: global.name.clone(), error })?;
+            let start = place.map_err(|error| LoadError::Memory { variable: global.name.clone(), error })?;
             self.variables.push((global.name.clone(), start, global.size));
         }
         let addresses: Vec<u64> = self.variables.iter().map(|v| v.1).collect();
@@ -86,8 +85,12 @@ impl LoadedModule {
             for &(at, index, addend) in &global.relocations {
                 let address = addresses.get(index as usize).map(|a| a.wrapping_add_signed(addend));
                 let end = usize::try_from(at).ok().and_then(|at| at.checked_add(8));
-                let (Some(address), Some(end)) = (address, end.filter(|&end| end as u64 <= global.size)) else {
-                    return Err(LoadError::malformed(&global.name, "an initial address outside of the variable"));
+                let (Some(address), Some(end)) = (address, end.filter(|&end| end as u64 <= global.size))
+                else {
+                    return Err(LoadError::malformed(
+                        &global.name,
+                        "an initial address outside of the variable",
+                    ));
                 };
                 bytes.resize(bytes.len().max(end), 0);
                 bytes[end - 8..end].copy_from_slice(&address.to_le_bytes());

@@ -62,13 +62,19 @@ pub struct Program {
 
 impl Program {
     /// Decodes a kernel; `globals` are the addresses of the module's variables.
-    pub fn new(kernel: Kernel, globals: &[u64], files: Arc<[String]>, config: &Config) -> Result<Self, LoadError> {
+    pub fn new(
+        kernel: Kernel,
+        globals: &[u64],
+        files: Arc<[String]>,
+        config: &Config,
+    ) -> Result<Self, LoadError> {
         check_kernel(&kernel)?;
         let mut steps = Vec::with_capacity(kernel.code.len());
         for inst in &kernel.code {
             let act = match inst.op {
                 Op::Alu(a) => {
-                    let unsupported = || LoadError::unsupported(&kernel.name, inst.line, &format!("{:?}", a.op));
+                    let unsupported =
+                        || LoadError::unsupported(&kernel.name, inst.line, &format!("{:?}", a.op));
                     Act::Alu(alu::select(&a, config.approx).ok_or_else(unsupported)?, a)
                 }
                 Op::Bra { target, .. } => Act::Bra(target),
@@ -93,6 +99,11 @@ impl Program {
         Some((self.files.get(loc.file as usize)?.clone(), loc.line))
     }
 
+    /// Returns the names of source files.
+    pub fn files(&self) -> &[String] {
+        &self.files
+    }
+
     /// Returns the registers of a list.
     #[inline(always)]
     pub fn list(&self, list: crate::isa::List) -> &[Slot] {
@@ -108,7 +119,8 @@ fn fill_constants(kernel: &Kernel, globals: &[u64]) -> Result<(Regs, Vec<Special
             Value::Bits(bits) => bits,
             Value::Global { index, offset, .. } => {
                 let start = globals.get(index as usize);
-                let start = start.ok_or_else(|| LoadError::malformed(&kernel.name, "a variable that is not there"))?;
+                let start = start
+                    .ok_or_else(|| LoadError::malformed(&kernel.name, "a variable that is not there"))?;
                 start.wrapping_add_signed(offset)
             }
             Value::GenericShared(offset) => SHARED_WINDOW + offset,

@@ -25,7 +25,14 @@ impl Engine<'_> {
     }
 
     /// Reads a special register into the lanes of a mask.
-    pub fn read_special(&mut self, special: Special, warp: &mut Warp, block: &BlockState, d: Slot, mask: u32) {
+    pub fn read_special(
+        &mut self,
+        special: Special,
+        warp: &mut Warp,
+        block: &BlockState,
+        d: Slot,
+        mask: u32,
+    ) {
         let wide = is_wide(special);
         for_lanes(mask, |lane| {
             let value = self.special(special, warp.index, lane as u32, block);

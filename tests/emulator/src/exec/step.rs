@@ -3,6 +3,7 @@
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::program::Act;
+use super::races;
 use super::sync::Arrival;
 use super::warp::{State, Warp};
 use crate::isa::{NONE, Op};
@@ -137,7 +138,13 @@ impl Engine<'_> {
     }
 
     #[inline(always)]
-    fn execute(&mut self, warp: &mut Warp, block: &mut BlockState, here: Arrival, op: &Op) -> Result<Next, Halted> {
+    fn execute(
+        &mut self,
+        warp: &mut Warp,
+        block: &mut BlockState,
+        here: Arrival,
+        op: &Op,
+    ) -> Result<Next, Halted> {
         let at = (here.pc, here.active);
         match *op {
             Op::Ld { ty, space, order, dst, addr, .. } => {
@@ -147,7 +154,9 @@ impl Engine<'_> {
             Op::Mma { kind, d, a, b, c, satfinite } => {
                 return self.mma(warp, block, here, (kind, satfinite), [d, a, b, c]);
             }
-            Op::LdMatrix { trans, regs, addr } => return self.load_matrix(warp, block, here, trans, regs, addr),
+            Op::LdMatrix { trans, regs, addr } => {
+                return self.load_matrix(warp, block, here, trans, regs, addr);
+            }
             Op::CpAsync { .. } | Op::CpAsyncCommit | Op::CpAsyncWait { .. } | Op::CpAsyncWaitAll => {
                 self.copy_operation(warp, block, at, op)?;
             }
@@ -166,10 +175,19 @@ impl Engine<'_> {
         let at = (here.pc, here.active);
         match *op {
             Op::Atom { .. } => self.atomic(warp, block, at, op)?,
-            Op::StMatrix { trans, regs, addr } => return self.store_matrix(warp, block, here, trans, regs, addr),
-            Op::Cvta { to, space, wide, d, a } => self.convert_address(warp, block, at.1, (to, space, wide), d, a),
+            Op::StMatrix { trans, regs, addr } => {
+                return self.store_matrix(warp, block, here, trans, regs, addr);
+            }
+            Op::Cvta { to, space, wide, d, a } => {
+                self.convert_address(warp, block, at.1, (to, space, wide), d, a)
+            }
             Op::IsSpace { space, d, a } => self.is_space(warp, block, at.1, space, d, a),
-            Op::Hint { .. } | Op::Brkpt | Op::Fence { .. } => {}
+            Op::Hint { .. } | Op::Brkpt => {}
+            Op::Fence { scope, proxy, .. } => {
+                if !proxy {
+                    races::fence(&mut block.races, warp, at.1, scope);
+                }
+            }
             Op::Yield => {
                 block.polls += 1;
                 return Ok(Next::Pause);
@@ -181,13 +199,16 @@ impl Engine<'_> {
             Op::Exit => {
                 warp.splits[here.chosen].pc = here.pc + 1;
                 warp.end(here.chosen, here.active);
+                races::exit(&mut block.races, warp, here.active);
                 block.progress += 1;
                 // Barriers may wait for those that remain.
                 return Ok(Next::Barrier);
             }
             Op::Trap => {
                 let who = Who::new(block, warp, here.pc);
-                self.report(Kind::IllegalInstruction, who, at.1.trailing_zeros(), || "executes `trap`".to_owned())?;
+                self.report(Kind::IllegalInstruction, who, at.1.trailing_zeros(), || {
+                    "executes `trap`".to_owned()
+                })?;
             }
             Op::Brx { index, targets } => return self.indexed_branch(warp, block, here, index, targets),
             Op::Mbar { .. } | Op::MbarWait { .. } | Op::CpAsyncArrive { .. } => {
@@ -215,7 +236,8 @@ impl Engine<'_> {
         while left != 0 {
             let first = left.trailing_zeros();
             let value = indices.0[first as usize];
-            let lanes = (0..32).filter(|&l| left >> l & 1 == 1 && indices.0[l] == value).fold(0, |m, l| m | 1 << l);
+            let lanes =
+                (0..32).filter(|&l| left >> l & 1 == 1 && indices.0[l] == value).fold(0, |m, l| m | 1 << l);
             let Some(&target) = targets.get(value as usize) else {
                 let who = Who::new(block, warp, pc);
                 self.report(Kind::IllegalInstruction, who, first, || {

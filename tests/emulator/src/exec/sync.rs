@@ -2,6 +2,7 @@
 
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::step::Next;
 use super::warp::{State, Warp};
 use crate::isa::{Count, NONE, Op};
@@ -76,7 +77,8 @@ impl Engine<'_> {
         let (mut left, mut complete, mut waiting) = (here.active, Vec::new(), 0);
         while left != 0 {
             let wanted = members.0[left.trailing_zeros() as usize];
-            let group = (0..32).filter(|&l| left >> l & 1 == 1 && members.0[l] == wanted).fold(0, |m, l| m | 1 << l);
+            let group =
+                (0..32).filter(|&l| left >> l & 1 == 1 && members.0[l] == wanted).fold(0, |m, l| m | 1 << l);
             left &= !group;
             self.check_members(warp, block, here.pc, group, wanted)?;
             if wanted & warp.live & !group == 0 {
@@ -148,6 +150,9 @@ impl Engine<'_> {
         mask: Slot,
     ) -> Result<Next, Halted> {
         let complete = self.rendezvous(warp, block, here, mask)?;
+        for &(group, _) in &complete {
+            races::warp_barrier(&mut block.races, warp, group);
+        }
         for i in 0..warp.splits.len() {
             let split = warp.splits[i];
             let Some(wanted) = self.warp_barrier_mask(warp, split.pc, split) else { continue };
@@ -155,6 +160,7 @@ impl Engine<'_> {
                 .filter(|&j| self.warp_barrier_mask(warp, warp.splits[j].pc, warp.splits[j]) == Some(wanted))
                 .fold(0, |lanes, j| lanes | warp.splits[j].mask);
             if wanted & warp.live & !arrived == 0 {
+                races::warp_barrier(&mut block.races, warp, arrived);
                 self.release_warp_barrier(warp, wanted);
             }
         }
@@ -211,7 +217,9 @@ impl Engine<'_> {
             barrier.votes += active.count_ones();
         }
         warp.splits[chosen].pc = pc + 1;
-        if !sync.arrive {
+        if sync.arrive {
+            races::arrive(&mut block.races, warp, active, number);
+        } else {
             warp.detach(chosen, active, pc, State::Barrier(number as u8));
         }
         warp.drop_empty();
@@ -229,7 +237,8 @@ impl Engine<'_> {
     ) -> Result<(), Halted> {
         let (who, lane) = (Who::new(block, warp, here.pc), here.active.trailing_zeros());
         let Some(barrier) = block.barriers.get(number as usize) else {
-            return self.report(Kind::IllegalInstruction, who, lane, || format!("barrier {number}: the last is 15"));
+            return self
+                .report(Kind::IllegalInstruction, who, lane, || format!("barrier {number}: the last is 15"));
         };
         if let Some(n) = count.filter(|&n| n == 0 || !n.is_multiple_of(32)) {
             return self.report(Kind::IllegalInstruction, who, lane, || {

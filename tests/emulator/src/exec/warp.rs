@@ -107,8 +107,7 @@ impl Warp {
                 let fixed = |state| matches!(state, State::Barrier(_));
                 if a.pc == b.pc && !fixed(a.state) && !fixed(b.state) {
                     self.splits[i].mask |= b.mask;
-                    self.splits[i].state =
-                        if a.state == b.state { a.state } else { State::Ready };
+                    self.splits[i].state = if a.state == b.state { a.state } else { State::Ready };
                     self.splits[i].turn = a.turn.min(b.turn);
                     self.splits.swap_remove(j);
                 } else {

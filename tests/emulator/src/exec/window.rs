@@ -23,7 +23,9 @@ impl Window<'_> {
     /// Returns whether all accesses of a span lie inside.
     #[inline(always)]
     pub fn holds(&self, span: &Span, size: u64) -> bool {
-        span.low >= self.start && span.high.wrapping_sub(self.start) <= self.bytes.wrapping_sub(size) && size <= self.bytes
+        span.low >= self.start
+            && span.high.wrapping_sub(self.start) <= self.bytes.wrapping_sub(size)
+            && size <= self.bytes
     }
 
     /// Returns where an address inside lies on the host.
@@ -64,13 +66,29 @@ impl Window<'_> {
     /// # Safety
     /// The window holds all accesses of `mask`.
     #[inline(always)]
-    pub unsafe fn load(&self, regs: &mut Regs, ty: Ty, slots: &[Slot], at: &Addresses, span: &Span, mask: u32) {
+    pub unsafe fn load(
+        &self,
+        regs: &mut Regs,
+        ty: Ty,
+        slots: &[Slot],
+        at: &Addresses,
+        span: &Span,
+        mask: u32,
+    ) {
         if span.contiguous && slots.len() == 1 && slots[0] != NONE {
             let from = self.host(span.low);
             // SAFETY: all lanes are inside, one after the other: 32 elements can be read at once.
             match ty.bytes() {
-                4 => return unsafe { from.copy_to_nonoverlapping(regs.r32[slots[0] as usize].0.as_mut_ptr().cast(), 128) },
-                8 => return unsafe { from.copy_to_nonoverlapping(regs.r64[slots[0] as usize].0.as_mut_ptr().cast(), 256) },
+                4 => {
+                    return unsafe {
+                        from.copy_to_nonoverlapping(regs.r32[slots[0] as usize].0.as_mut_ptr().cast(), 128)
+                    };
+                }
+                8 => {
+                    return unsafe {
+                        from.copy_to_nonoverlapping(regs.r64[slots[0] as usize].0.as_mut_ptr().cast(), 256)
+                    };
+                }
                 _ => {}
             }
         }
@@ -79,7 +97,9 @@ impl Window<'_> {
             match ty {
                 Ty::B8 | Ty::U8 => self.gather(regs, slots, at, mask, |p: *const u8| u32::from(p.read())),
                 Ty::S8 => self.gather(regs, slots, at, mask, |p: *const i8| p.read() as i32 as u32),
-                Ty::S16 => self.gather(regs, slots, at, mask, |p: *const i16| p.read_unaligned() as i32 as u32),
+                Ty::S16 => {
+                    self.gather(regs, slots, at, mask, |p: *const i16| p.read_unaligned() as i32 as u32)
+                }
                 Ty::B16 | Ty::U16 | Ty::F16 | Ty::Bf16 => {
                     self.gather(regs, slots, at, mask, |p: *const u16| u32::from(p.read_unaligned()));
                 }
@@ -134,8 +154,16 @@ impl Window<'_> {
             let to = self.host(span.low);
             // SAFETY: all lanes are inside, one after the other: 32 elements can be written at once.
             match ty.bytes() {
-                4 => return unsafe { to.copy_from_nonoverlapping(regs.r32[slots[0] as usize].0.as_ptr().cast(), 128) },
-                8 => return unsafe { to.copy_from_nonoverlapping(regs.r64[slots[0] as usize].0.as_ptr().cast(), 256) },
+                4 => {
+                    return unsafe {
+                        to.copy_from_nonoverlapping(regs.r32[slots[0] as usize].0.as_ptr().cast(), 128)
+                    };
+                }
+                8 => {
+                    return unsafe {
+                        to.copy_from_nonoverlapping(regs.r64[slots[0] as usize].0.as_ptr().cast(), 256)
+                    };
+                }
                 _ => {}
             }
         }
