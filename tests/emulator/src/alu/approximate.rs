@@ -1,6 +1,6 @@
 //! Approximate functions: computed in f64 and rounded, or with an error up to the ISA's bound.
 //!
-//! Bounds (PTX ISA, notes of each instruction), with half a unit in the last place kept for the rounding.
+//! The bounds are those of the notes to each instruction in the PTX ISA.
 
 use super::half::{Bf16, F16, Format, by_format, flush, half, pair};
 use super::lanes::{binary, unary};
@@ -22,16 +22,16 @@ pub(super) fn select(i: &Alu, approx: Approx) -> Option<AluFn> {
     }
 }
 
-/// Compiles a function of one f32 for each mode; `$error` gives the largest error for an argument and a result.
+/// Compiles a function of one f32 for each mode; `$bound` gives the ISA's bound for an argument and an exact result.
 macro_rules! modes {
-    ($approx:expr, $value:expr, $error:expr) => {
+    ($approx:expr, $value:expr, $bound:expr) => {
         match $approx {
             Approx::Rounded => unary(|i, a: f32| output(i, ($value)(f64::from(input(i, a))) as f32)),
             Approx::Perturbed => unary(|i, a: f32| {
                 let a = input(i, a);
                 let exact: f64 = ($value)(f64::from(a));
-                let error: f64 = ($error)(f64::from(a), exact);
-                output(i, perturbed(exact, error, a.to_bits()) as f32)
+                let bound: f64 = ($bound)(f64::from(a), exact);
+                output(i, perturbed(exact, bound, a.to_bits()))
             }),
         }
     };
@@ -39,18 +39,18 @@ macro_rules! modes {
 
 fn single(i: &Alu, approx: Approx) -> Option<AluFn> {
     Some(match i.op {
-        AluOp::Rcp => modes!(approx, |a: f64| 1.0 / a, |_, y| 0.5 * ulp(y)),
-        AluOp::Sqrt => modes!(approx, f64::sqrt, |_, y: f64| y * exp2(-23.0) - 0.5 * ulp(y)),
-        AluOp::Rsqrt => modes!(approx, |a: f64| 1.0 / a.sqrt(), |_, y: f64| y * exp2(-22.9) - 0.5 * ulp(y)),
-        AluOp::Ex2 => modes!(approx, f64::exp2, |_, y| 1.5 * ulp(y)),
+        AluOp::Rcp => modes!(approx, |a: f64| 1.0 / a, |_, y| ulp(y)),
+        AluOp::Sqrt => modes!(approx, f64::sqrt, |_, y: f64| y * exp2(-23.0)),
+        AluOp::Rsqrt => modes!(approx, |a: f64| 1.0 / a.sqrt(), |_, y: f64| y * exp2(-22.9)),
+        AluOp::Ex2 => modes!(approx, f64::exp2, |_, y| 2.0 * ulp(y)),
         AluOp::Lg2 => modes!(approx, log2, |a: f64, y: f64| {
             let scale = if a > 0.5 && a < 2.0 { 1.0 } else { y.abs() };
-            scale * exp2(-22.0) - 0.5 * ulp(y)
+            scale * exp2(-22.0)
         }),
-        AluOp::Sin => modes!(approx, f64::sin, |a, y| circular_error(a) - 0.5 * ulp(y)),
-        AluOp::Cos => modes!(approx, f64::cos, |a, y| circular_error(a) - 0.5 * ulp(y)),
+        AluOp::Sin => modes!(approx, f64::sin, |a, _| circular_bound(a)),
+        AluOp::Cos => modes!(approx, f64::cos, |a, _| circular_bound(a)),
         AluOp::Tanh if i.flags == APPROX => {
-            modes!(approx, f64::tanh, |_, y: f64| y.abs() * exp2(-11.0) - 0.5 * ulp(y))
+            modes!(approx, f64::tanh, |_, y: f64| y.abs() * exp2(-11.0))
         }
         _ => return None,
     })
@@ -62,7 +62,7 @@ fn log2(a: f64) -> f64 {
 }
 
 /// Returns the bound of `sin` and `cos`: none is given beyond 100 pi.
-fn circular_error(a: f64) -> f64 {
+fn circular_bound(a: f64) -> f64 {
     match a.abs() / std::f64::consts::PI {
         turns if turns <= 2.0 => exp2(-20.5),
         turns if turns <= 100.0 => exp2(-14.7),
@@ -80,12 +80,17 @@ fn ulp(x: f64) -> f64 {
     (power * exp2(-23.0)).max(exp2(-149.0))
 }
 
-/// Adds an error that depends on the arguments' bits; zero, infinity and NaN are exact.
-fn perturbed(exact: f64, error: f64, bits: u32) -> f64 {
-    if exact == 0.0 || !exact.is_finite() || error <= 0.0 {
-        return exact;
-    }
-    exact + error * noise(bits)
+/// Rounds to f32 with an error that depends on the arguments' bits; zero, infinity and NaN are exact.
+fn perturbed(exact: f64, bound: f64, bits: u32) -> f32 {
+    let d = moved(exact, bound, bits) as f32;
+    let within = (f64::from(d) - exact).abs() <= bound;
+    // The last rounding may step over the bound.
+    if within { d } else { exact as f32 }
+}
+
+/// Adds an error that depends on the arguments' bits.
+fn moved(exact: f64, bound: f64, bits: u32) -> f64 {
+    if exact == 0.0 || !exact.is_finite() { exact } else { exact + bound * noise(bits) }
 }
 
 /// Returns a number in [-1, 1): a hash.
@@ -117,7 +122,7 @@ fn divide(i: &Alu, a: f32, b: f32, perturb: bool) -> f32 {
         f64::from(a) / f64::from(b)
     };
     let bits = a.to_bits() ^ b.to_bits().rotate_left(16);
-    output(i, if perturb { perturbed(exact, 1.5 * ulp(exact), bits) } else { exact } as f32)
+    output(i, if perturb { perturbed(exact, 2.0 * ulp(exact), bits) } else { exact as f32 })
 }
 
 /// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64` work on the upper 32 bits; `rsqrt.approx.f64` is a full one.
@@ -140,10 +145,10 @@ fn upper_input(a: f64) -> f64 {
 
 /// Rounds to 20 bits of mantissa; a subnormal result is zero, NaN has its lower 32 bits clear too.
 fn upper(d: f64) -> f64 {
-    if d.is_nan() {
+    let (bits, last) = (d.to_bits(), d.to_bits() >> 32 & 1);
+    if bits & !(1 << 63) > f64::INFINITY.to_bits() {
         return f64::from_bits(0x7fff_ffff_0000_0000);
     }
-    let (bits, last) = (d.to_bits(), d.to_bits() >> 32 & 1);
     let rounded = if d.is_finite() { bits + 0x7fff_ffff + last } else { bits };
     let d = f64::from_bits(rounded & !0xffff_ffff);
     if d.is_subnormal() { f64::from_bits(bits & 1 << 63) } else { d }
@@ -171,22 +176,28 @@ fn halves(i: &Alu, approx: Approx) -> Option<AluFn> {
 
 /// Relative error 2^-9.9 (f16) or 2^-7 (bf16).
 fn ex2_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
-    let (bound, rounding) = if F::NORMAL > 1e-30 { (-9.9, -11.0) } else { (-7.0, -8.0) };
+    let bound = if F::NORMAL > 1e-30 { -9.9 } else { -7.0 };
     pair(i, |n| {
         let bits = flush::<F>(i, half(a, n));
         let exact = f64::from(F::value(bits)).exp2();
-        let error = if perturb { exact * (exp2(bound) - exp2(rounding)) } else { 0.0 };
-        flush::<F>(i, F::round(perturbed(exact, error, u32::from(bits))))
+        let bound = if perturb { exact * exp2(bound) } else { 0.0 };
+        flush::<F>(i, perturbed_half::<F>(exact, bound, bits))
     })
 }
 
 /// Absolute error 2^-10.987 (f16) or 2^-8 (bf16).
 fn tanh_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
-    let (bound, rounding) = if F::NORMAL > 1e-30 { (-10.987, -12.0) } else { (-8.0, -9.0) };
+    let bound = if F::NORMAL > 1e-30 { -10.987 } else { -8.0 };
     pair(i, |n| {
         let bits = half(a, n);
         let exact = f64::from(F::value(bits)).tanh();
-        let error = if perturb { exp2(bound) - exp2(rounding) } else { 0.0 };
-        F::round(perturbed(exact, error, u32::from(bits)).clamp(-1.0, 1.0))
+        perturbed_half::<F>(exact, if perturb { exp2(bound) } else { 0.0 }, bits)
     })
+}
+
+/// Like [`perturbed`], for a half format.
+fn perturbed_half<F: Format>(exact: f64, bound: f64, bits: u16) -> u16 {
+    let d = F::round(moved(exact, bound, u32::from(bits)));
+    let within = (f64::from(F::value(d)) - exact).abs() <= bound;
+    if within { d } else { F::round(exact) }
 }

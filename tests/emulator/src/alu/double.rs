@@ -19,10 +19,11 @@ pub(super) fn select(i: &Alu) -> Option<AluFn> {
     }
 }
 
-/// Makes every NaN the same.
+/// Makes every NaN the same (on bits: see `single::canonical`).
 #[inline(always)]
 pub(super) fn canonical(x: f64) -> f64 {
-    if x.is_nan() { f64::from_bits(NAN_F64) } else { x }
+    let bits = x.to_bits();
+    f64::from_bits(if bits & !(1 << 63) > 0x7ff0_0000_0000_0000 { NAN_F64 } else { bits })
 }
 
 fn nearest(op: AluOp) -> Option<AluFn> {

@@ -16,7 +16,7 @@ pub(super) fn select(i: &Alu) -> Option<AluFn> {
         AluOp::Mov if i.ty == Ty::Pred => Some(move_predicate as AluFn),
         AluOp::Mov => by_type!(i.ty, T in [
             B16 | U16 | S16 | F16 | Bf16 = u16,
-            B32 | U32 | S32 | F32 | F16x2 | Bf16x2 | Tf32 = u32,
+            B32 | U32 | S32 | F32 | F16x2 | Bf16x2 = u32,
             B64 | U64 | S64 | F64 = u64,
         ] => unary(|_, a: T| a)),
         AluOp::Selp => by_type!(i.ty, T in [

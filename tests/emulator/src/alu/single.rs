@@ -61,17 +61,21 @@ pub(super) fn saturate(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn result<const FLUSH: bool, const SATURATE: bool>(x: f32) -> f32 {
     let x = if FLUSH { flush(x) } else { x };
-    if SATURATE {
-        return saturate(x);
-    }
-    if x.is_nan() { f32::from_bits(NAN_F32) } else { x }
+    if SATURATE { saturate(x) } else { canonical(x) }
+}
+
+/// Makes every NaN the same. On bits: for floats the compiler may take one NaN for another, and drop the choice.
+#[inline(always)]
+pub(super) fn canonical(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_F32 } else { bits })
 }
 
 /// Like [`result`], by the instruction's flags.
 #[inline(always)]
 pub(super) fn output(i: &Alu, x: f32) -> f32 {
     let x = if has(i, FTZ) { flush(x) } else { x };
-    if has(i, SAT) { saturate(x) } else { result::<false, false>(x) }
+    if has(i, SAT) { saturate(x) } else { canonical(x) }
 }
 
 /// Compiles a computation for each combination of `.ftz` and `.sat`.
@@ -166,7 +170,7 @@ fn extremum(i: &Alu) -> Option<AluFn> {
 pub(super) fn minimum(a: f32, b: f32) -> f32 {
     let d = if a < b || b.is_nan() { a } else { b };
     let d = if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { d };
-    if d.is_nan() { f32::from_bits(NAN_F32) } else { d }
+    canonical(d)
 }
 
 /// The larger one; +0 is larger than -0, and a NaN is not counted.
@@ -174,7 +178,7 @@ pub(super) fn minimum(a: f32, b: f32) -> f32 {
 pub(super) fn maximum(a: f32, b: f32) -> f32 {
     let d = if a > b || b.is_nan() { a } else { b };
     let d = if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { d };
-    if d.is_nan() { f32::from_bits(NAN_F32) } else { d }
+    canonical(d)
 }
 
 /// `min` and `max` with `.ftz`, `.NaN` (a NaN wins) and `.xorsign.abs` (of the magnitudes, with the product's sign).

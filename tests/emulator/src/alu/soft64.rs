@@ -135,7 +135,9 @@ fn zero(negative: bool) -> f64 {
 /// Rounds to f64; not for zero. A mantissa that stands for more bits than it has ends in a one.
 fn rounded(x: Number, round: Round) -> f64 {
     let x = normalised(x);
-    let last = (x.exponent + TOP as i32 - 52).max(-1074);
+    // A sum may have carried into the bit above.
+    let top = 127 - x.mantissa.leading_zeros() as i32;
+    let last = (x.exponent + top - 52).max(-1074);
     let shift = (last - x.exponent) as u32;
     let (kept, rest, half) = match shift {
         0..=127 => (x.mantissa >> shift, x.mantissa & ((1 << shift) - 1), 1u128 << (shift.max(1) - 1)),

@@ -18,18 +18,21 @@
 //!
 //! [kernel.matmul.architecture.sm_90a]  # goes before all others
 //! min_blocks_per_sm = 2
+//!
+//! [step]                               # all launches in the file of counters
+//! max_launches = 200
 //! ```
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::architecture::Architecture;
+use super::check::{self, Verdict};
 use super::measured::Measured;
-use super::sass::{Class, Mix};
-use super::{Error, KernelAudit, MainLoop};
+use super::sass::Mix;
+use super::{Error, KernelAudit};
 
 /// A budget file.
 #[derive(Clone, Debug)]
@@ -37,6 +40,7 @@ pub struct Budgets {
     file: String,
     tables: Table,
     kernels: Vec<String>,
+    step: StepLimits,
 }
 
 /// The file's shape. Only read to find mistakes: the tables themselves are what is merged.
@@ -47,6 +51,18 @@ struct Shape {
     default: Limits,
     #[serde(default)]
     kernel: BTreeMap<String, Limits>,
+    #[serde(default)]
+    step: StepLimits,
+}
+
+/// Limits of all launches in the file of counters together: of one training step, say.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StepLimits {
+    /// Launches.
+    pub max_launches: Option<u32>,
+    /// Bytes of the sectors of global memory.
+    pub max_global_bytes: Option<f64>,
 }
 
 /// The limits of a kernel. `max_` is the most that passes, `min_` the least.
@@ -79,6 +95,8 @@ pub struct Limits {
     pub min_occupancy: Option<f64>,
     /// Share of the global loads and stores that move 16 bytes or more.
     pub min_wide_share: Option<f64>,
+    /// Global loads that a thread has under way at once.
+    pub min_loads_in_flight: Option<u32>,
     /// Instructions of a class.
     pub max_instructions: Mix,
     /// Instructions of a class.
@@ -127,52 +145,6 @@ pub struct CounterLimits {
     pub min_bytes_per_instruction: Option<f64>,
 }
 
-/// How one limit is kept.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Verdict {
-    /// The kernel.
-    pub kernel: String,
-    /// The architecture.
-    pub architecture: String,
-    /// The limit's key in the file.
-    pub limit: String,
-    /// Its value.
-    pub allowed: f64,
-    /// What was found.
-    pub found: Option<f64>,
-    /// Whether it is kept.
-    pub status: Status,
-    /// Why there is nothing to compare with.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub reason: &'static str,
-}
-
-/// Whether a limit is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Status {
-    /// It is.
-    Kept,
-    /// It is not.
-    Exceeded,
-    /// Nobody knows: the emulator's counters are not there.
-    NotChecked,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Verdict { kernel, architecture, limit, allowed, .. } = self;
-        let allowed = (allowed * 1e4).round() / 1e4;
-        match self.found {
-            Some(found) => {
-                let found = (found * 1e4).round() / 1e4;
-                write!(f, "{kernel} on {architecture}: {limit} = {allowed}, found {found}")
-            }
-            None => write!(f, "{kernel} on {architecture}: {limit} = {allowed}, but {}", self.reason),
-        }
-    }
-}
-
 impl Budgets {
     /// Reads a budget file; `file` is what messages call it. Keys that are none, and values out of place, are errors.
     pub fn parse(text: &str, file: &str) -> Result<Budgets, Error> {
@@ -189,7 +161,8 @@ impl Budgets {
             }
         }
         let tables: Table = toml::from_str(text).map_err(|e| error(e.to_string()))?;
-        Ok(Budgets { file: file.to_string(), tables, kernels: shape.kernel.into_keys().collect() })
+        let kernels = shape.kernel.into_keys().collect();
+        Ok(Budgets { file: file.to_string(), tables, kernels, step: shape.step })
     }
 
     /// Returns an error if a kernel of the file is not among those audited.
@@ -242,11 +215,9 @@ impl Budgets {
                 let dynamic_shared = limits.dynamic_shared.or(counted.map(|m| m.dynamic_shared));
                 audit.launched_with(threads, dynamic_shared.unwrap_or(audit.dynamic_shared))?;
             }
-            let mut checks = Checks { audit, verdicts: &mut verdicts };
-            checks.whole(&limits);
-            checks.main_loop(&limits.main_loop);
-            checks.counters(&limits.counters, counted);
+            verdicts.extend(check::kernel(audit, &limits, counted));
         }
+        verdicts.extend(check::step(&self.step, measured));
         Ok(verdicts)
     }
 }
@@ -260,136 +231,5 @@ fn overlay(lower: &mut Table, upper: &Table) {
                 lower.insert(key.clone(), value.clone());
             }
         }
-    }
-}
-
-/// What is found for a limit.
-enum Found {
-    Value(f64),
-    /// There is nothing to measure, which is itself a failure.
-    Nothing(&'static str),
-    NotCounted,
-}
-
-impl From<u32> for Found {
-    fn from(value: u32) -> Found {
-        Found::Value(f64::from(value))
-    }
-}
-
-struct Checks<'a> {
-    audit: &'a KernelAudit,
-    verdicts: &'a mut Vec<Verdict>,
-}
-
-impl Checks<'_> {
-    fn whole(&mut self, limits: &Limits) {
-        let resources = &self.audit.resources;
-        let spills = resources.spill_stores + resources.spill_loads;
-        self.most("max_registers", limits.max_registers, resources.registers.into());
-        self.most("max_spill_bytes", limits.max_spill_bytes, spills.into());
-        self.most("max_stack_bytes", limits.max_stack_bytes, resources.stack.into());
-        self.most("max_static_shared", limits.max_static_shared, resources.static_shared.into());
-        for (name, limit, classes) in [
-            ("max_local", limits.max_local, &[Class::Ldl, Class::Stl][..]),
-            ("max_calls", limits.max_calls, &[Class::Call]),
-            ("max_fchk", limits.max_fchk, &[Class::Fchk]),
-            ("max_f64", limits.max_f64, &[Class::F64]),
-        ] {
-            self.most(name, limit, self.audit.count(classes).into());
-        }
-        let unknown = Found::Nothing("the block's size is unknown: set `threads`");
-        let blocks = self.audit.occupancy.map_or(unknown, |o| o.blocks.into());
-        self.least("min_blocks_per_sm", limits.min_blocks_per_sm, blocks);
-        let unknown = Found::Nothing("the block's size is unknown: set `threads`");
-        let share = self.audit.occupancy.map_or(unknown, |o| Found::Value(o.share));
-        self.least("min_occupancy", limits.min_occupancy, share);
-        let none = Found::Nothing("there are no loads and stores of global memory");
-        self.least("min_wide_share", limits.min_wide_share, self.audit.wide_share.map_or(none, Found::Value));
-        self.mix("max_instructions", &limits.max_instructions, Some(&self.audit.mix), Checks::most);
-        self.mix("min_instructions", &limits.min_instructions, Some(&self.audit.mix), Checks::least);
-    }
-
-    fn main_loop(&mut self, limits: &LoopLimits) {
-        let main_loop = self.audit.main_loop.as_ref();
-        let value = |of: &dyn Fn(&MainLoop) -> Option<f64>| match main_loop {
-            None => Found::Nothing("there is no loop"),
-            Some(l) => {
-                of(l).map_or(Found::Nothing("there are no tensor instructions of known shape"), Found::Value)
-            }
-        };
-        let tensor = |l: &MainLoop| Some(f64::from(l.tensor())).filter(|count| *count > 0.0);
-        let clocks = |l: &MainLoop| l.clocks.tensor.filter(|clocks| *clocks > 0.0);
-        let length = |l: &MainLoop| f64::from(l.instructions);
-        self.most("main_loop.max_length", limits.max_length, value(&|l| Some(length(l))));
-        let share = value(&|l| Some(f64::from(l.tensor()) / length(l)));
-        self.least("main_loop.min_tensor_share", limits.min_tensor_share, share);
-        let other = value(&|l| tensor(l).map(|count| (length(l) - count) / count));
-        self.most("main_loop.max_other_per_tensor", limits.max_other_per_tensor, other);
-        let issue = value(&|l| clocks(l).map(|tensor| l.clocks.issue / tensor));
-        self.most("main_loop.max_issue_per_tensor_clock", limits.max_issue_per_tensor_clock, issue);
-        let shared = value(&|l| clocks(l).map(|tensor| l.clocks.shared / tensor));
-        self.most("main_loop.max_shared_per_tensor_clock", limits.max_shared_per_tensor_clock, shared);
-        let mix = main_loop.map(|l| &l.mix);
-        self.mix("main_loop.max", &limits.max, mix, Checks::most);
-        self.mix("main_loop.min", &limits.min, mix, Checks::least);
-    }
-
-    fn counters(&mut self, limits: &CounterLimits, measured: Option<&Measured>) {
-        let value = |of: &dyn Fn(&Measured) -> Option<f64>, none: &'static str| match measured {
-            None => Found::NotCounted,
-            Some(m) => of(m).map_or(Found::Nothing(none), Found::Value),
-        };
-        let conflicts = value(&Measured::wavefront_ratio, "the kernel does not use shared memory");
-        self.most("counters.max_wavefront_ratio", limits.max_wavefront_ratio, conflicts);
-        let sectors = value(&Measured::sector_efficiency, "the kernel does not use global memory");
-        self.least("counters.min_sector_efficiency", limits.min_sector_efficiency, sectors);
-        let minimal = limits.minimal_bytes.filter(|bytes| *bytes > 0);
-        let ratio = |m: &Measured| minimal.map(|bytes| m.sector_bytes_per_launch() / bytes as f64);
-        let bytes = value(&ratio, "`minimal_bytes` is not given");
-        self.most("counters.max_bytes_ratio", limits.max_bytes_ratio, bytes);
-        let each = value(&Measured::bytes_per_instruction, "nothing was executed");
-        self.least("counters.min_bytes_per_instruction", limits.min_bytes_per_instruction, each);
-    }
-
-    fn mix(
-        &mut self,
-        name: &str,
-        limits: &Mix,
-        mix: Option<&Mix>,
-        compare: fn(&mut Self, &str, Option<u32>, Found),
-    ) {
-        for (class, limit) in limits {
-            let count = |mix: &Mix| mix.get(class).copied().unwrap_or(0).into();
-            let found = mix.map_or(Found::Nothing("there is no loop"), count);
-            compare(self, &format!("{name}.{}", class.name()), Some(*limit), found);
-        }
-    }
-
-    fn most<T: Into<f64>>(&mut self, name: &str, limit: Option<T>, found: Found) {
-        self.compare(name, limit.map(T::into), found, |found, limit| found <= limit);
-    }
-
-    fn least<T: Into<f64>>(&mut self, name: &str, limit: Option<T>, found: Found) {
-        self.compare(name, limit.map(T::into), found, |found, limit| found >= limit);
-    }
-
-    fn compare(&mut self, name: &str, limit: Option<f64>, found: Found, keeps: fn(f64, f64) -> bool) {
-        let Some(allowed) = limit else { return };
-        let (found, status, reason) = match found {
-            Found::Value(found) if keeps(found, allowed) => (Some(found), Status::Kept, ""),
-            Found::Value(found) => (Some(found), Status::Exceeded, ""),
-            Found::Nothing(reason) => (None, Status::Exceeded, reason),
-            Found::NotCounted => (None, Status::NotChecked, "the emulator's counters are not given"),
-        };
-        self.verdicts.push(Verdict {
-            kernel: self.audit.resources.kernel.clone(),
-            architecture: self.audit.resources.architecture.clone(),
-            limit: name.to_string(),
-            allowed,
-            found,
-            status,
-            reason,
-        });
     }
 }

@@ -100,8 +100,9 @@ impl<'a> Flow<'a> {
         let tensor = |l: &Loop| l.body.iter().filter(|&&i| self.code[i].class().is_tensor()).count();
         let any_tensor = loops.iter().any(|l| tensor(l) > 0);
         let works = |l: &Loop| if any_tensor { tensor(l) > 0 } else { !self.only_waits(l) };
-        let within =
-            |inner: &Loop, outer: &Loop| inner.head != outer.head && outer.body.contains(&inner.head);
+        let within = |inner: &Loop, outer: &Loop| {
+            inner.head != outer.head && outer.body.binary_search(&inner.head).is_ok()
+        };
         let innermost = |outer: &&Loop| !loops.iter().any(|inner| works(inner) && within(inner, outer));
         let candidates = loops.iter().filter(|l| works(l)).filter(innermost);
         candidates.max_by_key(|l| (tensor(l), l.body.len(), std::cmp::Reverse(l.head))).cloned()

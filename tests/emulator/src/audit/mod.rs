@@ -6,6 +6,8 @@
 
 pub mod architecture;
 pub mod budget;
+pub mod check;
+pub mod flight;
 pub mod loops;
 pub mod measured;
 pub mod model;
@@ -88,6 +90,8 @@ pub struct KernelAudit {
     pub mix: Mix,
     /// Share of the loads and stores of global memory, cp.async too, that move 16 bytes or more. None without any.
     pub wide_share: Option<f64>,
+    /// Global loads that a thread has under way at once.
+    pub loads_in_flight: u32,
     /// The loop in which the time goes.
     pub main_loop: Option<MainLoop>,
 }
@@ -149,6 +153,7 @@ impl KernelAudit {
             called_instructions: flow.own.iter().filter(|own| !**own).count() as u32,
             mix: flow.mix(0..flow.code_end),
             wide_share: wide_share(&function.instructions[..flow.code_end]),
+            loads_in_flight: flight::loads_in_flight(&function.instructions[..flow.code_end]),
             main_loop,
         };
         if let Some(threads) = threads {

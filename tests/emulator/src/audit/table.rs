@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::architecture::Architecture;
-use super::budget::{Status, Verdict};
+use super::check::{Status, Verdict};
 use super::measured::Measured;
 use super::sass::Class;
 use super::{Error, KernelAudit, MainLoop};
@@ -97,6 +97,7 @@ impl Report {
             row.push(resources.stack.to_string());
             row.push((resources.static_shared + audit.dynamic_shared).to_string());
             row.extend([blocks, share, audit.instructions.to_string(), tensor.to_string(), wide]);
+            row.push(audit.loads_in_flight.to_string());
             for classes in [&[Class::Ldl, Class::Stl][..], &[Class::Call], &[Class::Fchk], &[Class::F64]] {
                 row.push(audit.count(classes).to_string());
             }
@@ -117,6 +118,7 @@ impl Report {
                 "instructions",
                 "tensor",
                 "16-byte",
+                "loads in flight",
                 "local",
                 "CALL",
                 "FCHK",

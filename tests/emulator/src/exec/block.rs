@@ -81,6 +81,8 @@ pub enum Turn {
 const ORDERED_TURN: u64 = 4096;
 /// Instructions of a warp's turn at most when they run by chance.
 const SEEDED_TURN: u64 = 96;
+/// Instructions without a look at what others do, after which a warp counts as computing.
+const COMPUTING: u64 = 4096;
 
 impl Block {
     /// Makes the block of a number, or nothing if the host has no room.
@@ -136,7 +138,8 @@ impl Block {
 
     /// Lets each warp run for a while.
     pub fn turn(&mut self, engine: &mut Engine, grid_progress: &AtomicU64) -> Result<Turn, Halted> {
-        let (clock, mut ran, mut computed) = (self.state.clock, false, false);
+        let (clock, mut computed) = (self.state.clock, false);
+        let mut ran = self.finish_arrivals(engine)?;
         for i in 0..self.warps.len() {
             let (index, budget) = match &mut self.state.random {
                 Some(random) => {
@@ -146,10 +149,10 @@ impl Block {
             };
             let index = self.next_runnable(index);
             let Some(index) = index else { break };
-            let polls = self.state.polls;
+            let before = (self.state.polls, self.state.clock);
             let stop = engine.slice(&mut self.warps[index], &mut self.state, budget)?;
             ran = true;
-            computed |= self.state.polls == polls;
+            computed |= self.computes(index, before);
             if matches!(stop, Stop::Barrier | Stop::Ended) {
                 self.open_barriers(engine);
             }
@@ -163,6 +166,26 @@ impl Block {
             return Err(Halted);
         }
         self.watch(engine, grid_progress, computed, self.state.clock - clock)
+    }
+
+    /// Says whether a warp has computed for a while without looking at what others do.
+    fn computes(&mut self, index: usize, (polls, clock): (u64, u64)) -> bool {
+        let warp = &mut self.warps[index];
+        warp.unasked = if self.state.polls == polls { warp.unasked + self.state.clock - clock } else { 0 };
+        warp.unasked >= COMPUTING
+    }
+
+    /// Completes copies that an mbarrier is to be told of, sooner or later; says whether there were any.
+    fn finish_arrivals(&mut self, engine: &mut Engine) -> Result<bool, Halted> {
+        let mut any = false;
+        for warp in self.warps.iter_mut().filter(|warp| !warp.copies.arrivals.is_empty()) {
+            any = true;
+            let later = self.state.random.as_mut().is_some_and(|random| random.below(2) == 0);
+            if !later {
+                engine.finish_arrivals(warp, &mut self.state)?;
+            }
+        }
+        Ok(any)
     }
 
     fn next_runnable(&self, from: usize) -> Option<usize> {

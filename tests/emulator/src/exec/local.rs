@@ -31,11 +31,6 @@ impl OwnMemory {
         self.bytes
     }
 
-    /// Returns which bytes were written.
-    pub fn bits(&self) -> Option<&Bits> {
-        self.bits.as_ref()
-    }
-
     /// Returns the whole of it, for accesses.
     #[inline(always)]
     pub fn window(&self) -> Window<'_> {

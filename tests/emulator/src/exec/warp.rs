@@ -55,6 +55,8 @@ pub struct Warp {
     pub turn: u64,
     /// Turns in which the same split ran although others could have.
     pub favours: u32,
+    /// Instructions since it last looked at what others do.
+    pub unasked: u64,
 }
 
 /// Turns after which a split that could run is preferred, however far ahead it is: a thread that spins must not keep the
@@ -75,6 +77,7 @@ impl Warp {
             copies: Copies::default(),
             turn: 0,
             favours: 0,
+            unasked: 0,
         };
         warp.begin(exists);
         warp
@@ -90,6 +93,7 @@ impl Warp {
         self.local.forget();
         self.turn = 0;
         self.favours = 0;
+        self.unasked = 0;
     }
 
     /// Returns whether a split can run.

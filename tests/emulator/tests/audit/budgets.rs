@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use cuda_emulator::audit::KernelAudit;
-use cuda_emulator::audit::budget::{Budgets, Status, Verdict};
+use cuda_emulator::audit::budget::Budgets;
+use cuda_emulator::audit::check::{Status, Verdict};
 use cuda_emulator::audit::measured::Measured;
 use cuda_emulator::toolchain::NvrtcVersion;
 
@@ -66,7 +67,7 @@ fn kernel_goes_before_default_and_architecture_before_both() {
         let messages = exceeded(text, architecture);
         messages.iter().filter(|m| m.contains("max_registers")).count()
     };
-    assert_eq!((registers("sm_80"), registers("sm_90")), (5, 0)); // all but layer_norm
+    assert_eq!((registers("sm_80"), registers("sm_90")), (6, 0)); // all but layer_norm
 }
 
 #[test]
@@ -139,6 +140,7 @@ fn mistakes_in_the_file_are_named() {
         ("[default]\nmax_calls = -1\n", &["max_calls", "-1"]),
         ("[default]\nmax_calls = \"none\"\n", &["line 2"]),
         ("max_calls = 0\n", &["max_calls"]),
+        ("[step]\nmax_launch = 1\n", &["max_launch"]),
         ("[default\n", &["line 1"]),
     ] {
         let message = refused(text);
@@ -151,10 +153,11 @@ fn mistakes_in_the_file_are_named() {
 #[test]
 fn counters_are_compared_or_reported_as_missing() {
     let text = "[kernel.matmul.counters]\nmax_wavefront_ratio = 1.02\nmin_sector_efficiency = 0.95\n\
-                minimal_bytes = 1000\nmax_bytes_ratio = 1.1\nmin_bytes_per_instruction = 7.2\n";
+                minimal_bytes = 1000\nmax_bytes_ratio = 1.1\nmin_bytes_per_instruction = 7.2\n\
+                [step]\nmax_launches = 1\nmax_global_bytes = 2048\n";
     let mut audits = audit_source(KERNELS, NvrtcVersion::V13_0, "sm_80");
     let verdicts = check(text, &mut audits, &BTreeMap::new());
-    assert_eq!(verdicts.len(), 4);
+    assert_eq!(verdicts.len(), 6);
     assert!(
         verdicts
             .iter()
@@ -180,8 +183,11 @@ fn counters_are_compared_or_reported_as_missing() {
             (1000.0 / 2048.0, Status::Exceeded),
             (1.024, Status::Kept), // 1024 bytes of sectors a launch
             (10.0, Status::Kept),
+            (2.0, Status::Exceeded),
+            (2048.0, Status::Kept),
         ]
     );
+    assert_eq!(verdicts[4].to_string(), "all launches on the emulator: step.max_launches = 1, found 2");
     let matmul = audits.iter().find(|a| a.resources.kernel == "matmul").unwrap();
     assert_eq!(matmul.threads, Some(64)); // counted, and not the launch bound of 128
 }

@@ -51,8 +51,9 @@ fn everywhere(test: impl Fn(&[KernelAudit], &str)) {
 
 #[test]
 fn each_fault_is_seen_in_its_kernel_and_in_no_other() {
-    const FAULTS: [(&str, &[&str]); 6] = [
+    const FAULTS: [(&str, &[&str]); 7] = [
         ("matmul", &[]),
+        ("filling", &[]),
         ("layer_norm", &[]),
         ("spilling", &["spills", "stack", "local"]),
         ("dividing", &["calls", "fchk"]),
@@ -108,6 +109,16 @@ fn product_has_its_instructions_in_its_main_loop() {
 }
 
 #[test]
+fn loop_that_is_left_by_a_jump_called_call_is_found() {
+    everywhere(|audits, place| {
+        let filling = kernel(audits, "filling");
+        let main = filling.main_loop.as_ref().unwrap();
+        assert_eq!((main.count(&[Class::Hmma]), main.count(&[Class::Bar])), (1, 1), "{place}");
+        assert_eq!(filling.called_instructions, 0, "{place}");
+    });
+}
+
+#[test]
 fn tensor_clocks_and_bound_follow_the_architecture() {
     // 16 products of 2048: 32768 multiply-adds on a quarter of 1024, 512, 2048, 4096, 512 a clock.
     for (architecture, tensor, bound) in [
@@ -128,6 +139,7 @@ fn layer_norm_reads_and_writes_16_bytes() {
     everywhere(|audits, place| {
         let layer_norm = kernel(audits, "layer_norm");
         assert_eq!(layer_norm.wide_share, Some(1.0), "{place}");
+        assert!(layer_norm.loads_in_flight >= 4, "{place}: {}", layer_norm.loads_in_flight); // its loops are unrolled
         assert_eq!(layer_norm.count(&[Class::Shfl]), 10, "{place}");
         assert!(layer_norm.main_loop.as_ref().unwrap().count(&[Class::Ldg]) > 0, "{place}");
         assert_eq!(layer_norm.count(&[Class::Lds, Class::Sts, Class::Hmma]), 0, "{place}");

@@ -1,0 +1,6 @@
+//! Kernels from PTX text, run and compared with what the ISA says: control flow, synchronisation, memory, matrices.
+
+mod harness;
+
+mod control;
+mod memory;

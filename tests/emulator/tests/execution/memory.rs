@@ -1,0 +1,1 @@
+//! Loads, stores, spaces, and what is wrong with them.
