@@ -1,6 +1,6 @@
 //! Compiles a source with and without its bugs, and runs it under ten schedules.
 
-use cuda_emulator::exec::{self, Config, Schedule};
+use cuda_emulator::exec::{self, Config, Limits, Schedule};
 use cuda_emulator::lower;
 use cuda_emulator::memory::DeviceMemory;
 use cuda_emulator::report::{Kind, Report};
@@ -103,7 +103,8 @@ pub fn launch(
 ) -> (Vec<Report>, Vec<u8>) {
     let module = compiled(source, bug);
     let schedule = if seed == 0 { Schedule::Ordered } else { Schedule::Seeded };
-    let config = Config { seed, schedule, threads: 1 + seed as usize % 2, ..Config::default() };
+    let limits = Limits { polling: 1 << 14, ..Limits::default() };
+    let config = Config { seed, schedule, threads: 1 + seed as usize % 2, limits, ..Config::default() };
     let mut device = Device(DeviceMemory::new(1 << 28));
     let setup = setup(&mut device);
     let loaded = exec::load(module, &device.0, &config).unwrap();
