@@ -40,6 +40,8 @@ pub struct Engine<'a> {
     pub tally: Tally,
     /// For each instruction the region that it accessed last.
     pub regions: Vec<u32>,
+    /// The processor has AVX2 and its companions.
+    pub vectors: bool,
     /// Findings that cost nobody an error and need not be made again.
     noted: HashSet<(Kind, u32)>,
     /// The race detector, if it is on.
