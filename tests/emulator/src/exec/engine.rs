@@ -78,6 +78,10 @@ impl<'a> Engine<'a> {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
         let tally = Tally::new(program.steps.len());
+        let vectors = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
         Self {
             program,
             launch,
@@ -88,6 +92,7 @@ impl<'a> Engine<'a> {
             findings,
             tally,
             regions,
+            vectors,
             noted: HashSet::new(),
             races: None,
         }
