@@ -74,7 +74,8 @@ impl<'a> Engine<'a> {
         dst: List,
         addr: Addr,
     ) -> Result<(), Halted> {
-        if space == Space::Param && addr.base == NONE && self.load_parameter(warp, mask, ty, dst, addr.offset) {
+        if space == Space::Param && addr.base == NONE && self.load_parameter(warp, mask, ty, dst, addr.offset)
+        {
             return Ok(());
         }
         let mut at = Addresses::of(&warp.regs, addr);
@@ -129,7 +130,9 @@ impl<'a> Engine<'a> {
         unsafe {
             match size {
                 1 => warp.regs.r32[*slot as usize].0 = [u32::from(host.read()); LANES],
-                2 => warp.regs.r32[*slot as usize].0 = [u32::from(host.cast::<u16>().read_unaligned()); LANES],
+                2 => {
+                    warp.regs.r32[*slot as usize].0 = [u32::from(host.cast::<u16>().read_unaligned()); LANES]
+                }
                 4 => warp.regs.r32[*slot as usize].0 = [host.cast::<u32>().read_unaligned(); LANES],
                 _ => warp.regs.r64[*slot as usize].0 = [host.cast::<u64>().read_unaligned(); LANES],
             }

@@ -210,7 +210,8 @@ fn gather_sums(r32: &[Lanes32], ty: Ty, c: &[Slot]) -> Sums {
 #[inline(always)]
 fn scatter_sums(r32: &mut [Lanes32], ty: Ty, d: &[Slot], sums: &Sums) {
     if ty == Ty::F16 {
-        let half = |value: f32| u32::from(if value.is_nan() { 0x7FFF } else { f16::from_f32(value).to_bits() });
+        let half =
+            |value: f32| u32::from(if value.is_nan() { 0x7FFF } else { f16::from_f32(value).to_bits() });
         for (r, &slot) in d.iter().enumerate() {
             for (lane, word) in r32[slot as usize].0.iter_mut().enumerate() {
                 let row = &sums[lane / 4 + 8 * r];
