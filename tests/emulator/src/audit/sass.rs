@@ -159,16 +159,24 @@ impl Instruction {
         matches!(self.predicate.as_str(), "@!PT" | "@!UPT")
     }
 
+    /// Returns whether this is a jump that is written as a call: the compilers for sm_80 and sm_89 leave a loop of warps
+    /// that have come together with `@P0 CALL.REL.NOINC 0x3a30`. A real call names a function.
+    fn is_call_as_jump(&self) -> bool {
+        self.opcode.starts_with("CALL.REL") && self.operands.starts_with("0x")
+    }
+
     /// Returns whether control never passes to the next instruction.
     pub fn ends_block(&self) -> bool {
         let guarded = !self.predicate.is_empty() || self.operands.starts_with(['!', 'P', 'U']);
         let leaves = matches!(self.base(), "EXIT" | "RET" | "BRA" | "JMP" | "BRX" | "BRXU" | "JMX" | "KILL");
-        leaves && !self.opcode.contains(".DIV") && !(guarded && self.base() != "BRX")
+        (leaves || self.is_call_as_jump())
+            && !self.opcode.contains(".DIV")
+            && !(guarded && self.base() != "BRX")
     }
 
     /// Returns the index of the instruction that a direct branch goes to: its last operand.
     pub fn branch_target(&self) -> Option<usize> {
-        if !matches!(self.base(), "BRA" | "JMP") {
+        if !matches!(self.base(), "BRA" | "JMP") && !self.is_call_as_jump() {
             return None;
         }
         let address = self.operands.rsplit(',').next()?.strip_prefix("0x")?;
@@ -187,6 +195,9 @@ impl Instruction {
             || self.modifiers().any(double)
         {
             return Class::F64;
+        }
+        if self.is_call_as_jump() {
+            return Class::Control;
         }
         if base == "IMAD" && self.modifiers().next() == Some("MOV") {
             return Class::Mov;
@@ -330,6 +341,8 @@ mod tests {
             ("UTMALDG.2D [UR8],[UR4]", Class::Tma),
             ("UTCHMMA gdesc[UR4],gdesc[UR6],tmem[UR8]", Class::Utcmma),
             ("UTCBAR [UR4],URZ", Class::Other),
+            ("CALL.REL.NOINC $__internal_0_$f", Class::Call),
+            ("@P0 CALL.REL.NOINC 0x3a30", Class::Control),
         ] {
             assert_eq!(instruction(text).class(), class, "{text}");
         }
@@ -372,6 +385,8 @@ mod tests {
             ("RET.REL.NODEC R4,dividing", None, true),
             ("BRX R12,-0x2a0", None, true),
             ("CALL.REL.NOINC $f", None, false),
+            ("@P0 CALL.REL.NOINC 0x3a30", Some(0x3a3), false),
+            ("CALL.REL.NOINC 0x3a30", Some(0x3a3), true),
         ] {
             let instruction = instruction(text);
             assert_eq!((instruction.branch_target(), instruction.ends_block()), (target, ends), "{text}");

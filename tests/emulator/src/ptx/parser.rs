@@ -447,7 +447,10 @@ impl<'a> Parser<'a> {
     }
 
     fn initial(&mut self) -> Result<Initial<'a>, Error> {
-        let Token::Word(word) = self.token else { return Ok(Initial::Number(self.expression()?)) };
+        let word = match self.token {
+            Token::Word(word) if word != "WARP_SZ" => word,
+            _ => return Ok(Initial::Number(self.expression()?)),
+        };
         self.advance()?;
         let generic = word == "generic" && self.take(b'(')?;
         let name = if generic { self.name()? } else { word };

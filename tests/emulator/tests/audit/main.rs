@@ -2,6 +2,7 @@
 
 mod budgets;
 mod cli;
+mod counted;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -51,8 +52,9 @@ fn everywhere(test: impl Fn(&[KernelAudit], &str)) {
 
 #[test]
 fn each_fault_is_seen_in_its_kernel_and_in_no_other() {
-    const FAULTS: [(&str, &[&str]); 6] = [
+    const FAULTS: [(&str, &[&str]); 7] = [
         ("matmul", &[]),
+        ("filling", &[]),
         ("layer_norm", &[]),
         ("spilling", &["spills", "stack", "local"]),
         ("dividing", &["calls", "fchk"]),
@@ -104,6 +106,16 @@ fn product_has_its_instructions_in_its_main_loop() {
         assert_eq!(matmul.resources.static_shared, 2 * 2 * 64 * 40 * 2, "{place}");
         assert_eq!(matmul.threads, Some(128), "{place}");
         assert_eq!(matmul.called_instructions, 0, "{place}");
+    });
+}
+
+#[test]
+fn loop_that_is_left_by_a_jump_called_call_is_found() {
+    everywhere(|audits, place| {
+        let filling = kernel(audits, "filling");
+        let main = filling.main_loop.as_ref().unwrap();
+        assert_eq!((main.count(&[Class::Hmma]), main.count(&[Class::Bar])), (1, 1), "{place}");
+        assert_eq!(filling.called_instructions, 0, "{place}");
     });
 }
 
