@@ -6,6 +6,7 @@ use super::address::{Addresses, Span};
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
+use super::races;
 use super::warp::Warp;
 use super::window::Window;
 use crate::counters::{Direction, Traffic};
@@ -87,8 +88,18 @@ impl<'a> Engine<'a> {
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
                 let unwritten = window.unwritten(&at, &span, now, size);
-                // SAFETY: `window` returns lanes that it holds.
-                unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                if order == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds.
+                    unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                    races::weak(&mut block.races, &access, &at, now, |_| 0);
+                } else {
+                    let strength = self.strength(pc);
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.load(&mut warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        0
+                    });
+                }
                 if unwritten != 0 {
                     window.poison(&mut warp.regs, ty, slots, &at, unwritten);
                     self.unwritten(&access, &at, unwritten, block, warp)?;
@@ -122,8 +133,19 @@ impl<'a> Engine<'a> {
                 let own = Own { shared: &block.shared, local: &warp.local };
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
-                // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
-                unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                let strength = self.strength(pc);
+                if strength.0 == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
+                    unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                    let value = |lane| races::stored(&warp.regs, ty, slots, lane);
+                    races::weak(&mut block.races, &access, &at, now, value);
+                } else {
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.store(&warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        lanes
+                    });
+                }
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
             }

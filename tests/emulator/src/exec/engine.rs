@@ -1,6 +1,7 @@
 //! What one host thread needs to run blocks: the program, the memory it sees, counters, findings.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::block::BlockState;
 use super::findings::{Findings, Place};
@@ -9,6 +10,7 @@ use super::program::Program;
 use super::warp::Warp;
 use super::{Config, Launch};
 use crate::counters::Tally;
+use crate::detect;
 use crate::isa::Count;
 use crate::memory::{DeviceMemory, View};
 use crate::regs::Regs;
@@ -40,6 +42,8 @@ pub struct Engine<'a> {
     pub regions: Vec<u32>,
     /// Findings that cost nobody an error and need not be made again.
     noted: HashSet<(Kind, u32)>,
+    /// The race detector, if it is on.
+    pub races: Option<Arc<detect::Launch>>,
 }
 
 /// A warp's instruction, for reports.
@@ -83,6 +87,7 @@ impl<'a> Engine<'a> {
             tally,
             regions,
             noted: HashSet::new(),
+            races: None,
         }
     }
 

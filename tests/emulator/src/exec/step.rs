@@ -3,6 +3,7 @@
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::program::Act;
+use super::races;
 use super::sync::Arrival;
 use super::warp::{State, Warp};
 use crate::isa::{NONE, Op};
@@ -181,7 +182,12 @@ impl Engine<'_> {
                 self.convert_address(warp, block, at.1, (to, space, wide), d, a)
             }
             Op::IsSpace { space, d, a } => self.is_space(warp, block, at.1, space, d, a),
-            Op::Hint { .. } | Op::Brkpt | Op::Fence { .. } => {}
+            Op::Hint { .. } | Op::Brkpt => {}
+            Op::Fence { scope, proxy, .. } => {
+                if !proxy {
+                    races::fence(&mut block.races, warp, at.1, scope);
+                }
+            }
             Op::Yield => {
                 block.polls += 1;
                 return Ok(Next::Pause);
@@ -193,6 +199,7 @@ impl Engine<'_> {
             Op::Exit => {
                 warp.splits[here.chosen].pc = here.pc + 1;
                 warp.end(here.chosen, here.active);
+                races::exit(&mut block.races, warp, here.active);
                 block.progress += 1;
                 // Barriers may wait for those that remain.
                 return Ok(Next::Barrier);

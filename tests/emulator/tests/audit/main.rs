@@ -2,6 +2,7 @@
 
 mod budgets;
 mod cli;
+mod counted;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
