@@ -14,6 +14,8 @@ mod speed;
 use cuda_emulator::toolchain::NvrtcVersion;
 
 use mutations::{Catch, Mutation};
+use support::case::Case;
+use support::driver::Driver;
 use support::numbers::Inputs;
 use support::settings;
 
@@ -104,6 +106,25 @@ fn bugs_planted_in_the_scan_are_caught() {
 #[test]
 fn bugs_planted_in_elementwise_kernels_are_caught() {
     plant(&["noise", "adamw", "gather", "transpose"]);
+}
+
+/// What a program sees: the number of the error, as a real device gives it.
+#[test]
+fn bugs_of_the_host_are_errors_of_the_driver() {
+    let nvrtc = compile::nvrtc(NvrtcVersion::V13_0);
+    let bugs: [(&str, fn(&mut Case), u32); 3] = [
+        ("adamw", |case| case.free("grad"), 700),
+        ("adamw", |case| case.shorten("grad", 1), 700),
+        ("gather", |case| case.set("index", 3, 20.0), 700),
+    ];
+    for (stem, change, code) in bugs {
+        let ptx = compile::ptx(&nvrtc, &compile::source(stem), &format!("{stem}.cu"), "compute_80");
+        let mut case = references::cases(stem, Inputs::Random).swap_remove(0);
+        assert_eq!(Driver::start(&[]).run(&ptx, &case), Ok(None), "{stem} as it is");
+        change(&mut case);
+        let failure = Driver::start(&[]).run(&ptx, &case);
+        assert_eq!(failure, Err(("cuCtxSynchronize", code)), "{stem}");
+    }
 }
 
 #[test]

@@ -403,12 +403,17 @@ fn scan() -> Vec<Mutation> {
             "= value; }\n    unsigned whole",
             RACE,
         ),
-        bug("ticket read before the barrier", "1u); }\n    __syncthreads();\n", "1u); }\n", RACE),
+        bug(
+            "ticket read before the barrier",
+            "1u); }\n    __syncthreads();\n",
+            "1u); }\n",
+            Catch::Report(&[Kind::Race, Kind::Uninitialised]),
+        ),
         bug(
             "shuffle in a branch",
             "unsigned left = __shfl_up_sync(0xffffffffu, value, step);\n        if (lane >= step) { value += left; }",
             "if (lane >= step) { value += __shfl_up_sync(0xffffffffu, value, step); }",
-            WARP,
+            STUCK,
         ),
         bug("first block left out", "other >= 0; other--", "other > 0; other--", Catch::WrongResult),
     ]
