@@ -217,6 +217,33 @@ fn host_functions_run_in_order_and_must_not_call_the_driver() {
     assert_eq!((CALLED.load(SeqCst), INSIDE.load(SeqCst)), (42, 800));
 }
 
+extern "C" fn wait_for_flag(data: Pointer) {
+    // SAFETY: the test passes a flag that lives for ever.
+    let flag = unsafe { &*data.cast::<AtomicU32>() };
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while flag.load(SeqCst) == 0 && std::time::Instant::now() < end {
+        std::thread::yield_now();
+    }
+    flag.fetch_add(1, SeqCst);
+}
+
+#[test]
+fn a_host_function_may_wait_for_the_thread_that_asks_about_it() {
+    let _driver = started(&[]);
+    static FLAG: AtomicU32 = AtomicU32::new(0);
+    let (one, two): (Pointer, Pointer) = (made!(cuStreamCreate(1)), made!(cuStreamCreate(1)));
+    let device = upload(&[0.0]);
+    ok!(cuLaunchHostFunc(one, Some(wait_for_flag), (&raw const FLAG).cast_mut().cast()));
+    ok!(cuMemsetD8Async(device, 0, 4, two));
+    expect!(600, cuStreamQuery(one));
+    expect!(600, cuStreamQuery(one));
+    ok!(cuStreamSynchronize(two)); // another stream goes on
+    expect!(600, cuStreamQuery(one));
+    FLAG.store(1, SeqCst);
+    ok!(cuStreamSynchronize(one));
+    assert_eq!(FLAG.load(SeqCst), 2);
+}
+
 #[test]
 fn a_worker_does_the_work_without_a_wait() {
     let _driver = started(&[("queue", "worker")]);
