@@ -47,7 +47,7 @@ fn pageable_memory_is_staged_or_read_late_as_set() {
         let _driver = started(&[("pageable", option)]);
         let stream: Pointer = made!(cuStreamCreate(0));
         let device: Device = made!(cuMemAlloc_v2(4));
-        let mut host = vec![1.0f32];
+        let mut host = [1.0f32];
         ok!(cuMemcpyHtoDAsync_v2(device, host.as_ptr().cast(), 4, stream));
         host[0] = 2.0;
         ok!(cuStreamSynchronize(stream));
