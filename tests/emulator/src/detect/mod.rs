@@ -32,6 +32,7 @@ mod tests;
 mod threads;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::Scope;
@@ -40,7 +41,7 @@ use crate::regs::{LANES, for_lanes};
 use global::{Entry, Page, Pages, lock};
 use kind::{COPY, What};
 use pieces::{cut, for_groups};
-use shared::{Cells, Clash, Record};
+use shared::{COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
 
@@ -149,23 +150,29 @@ pub struct Recycled {
 }
 
 /// The detector of one block. Warps and threads are numbered from 0 in the block.
-pub struct Block<'l> {
-    launch: &'l Launch,
+pub struct Block {
+    launch: Arc<Launch>,
     threads: Threads,
     cells: Cells,
     meetings: Meetings,
     /// The pages that were used last.
-    recent: Vec<(u64, Arc<Mutex<Page>>)>,
+    recent: Vec<Option<(u64, Arc<Mutex<Page>>)>>,
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("number", &self.threads.block).finish_non_exhaustive()
+    }
 }
 
 /// Pages a block remembers, so as not to look them up again.
 const RECENT_PAGES: usize = 64;
 
-impl<'l> Block<'l> {
+impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
-    pub fn new(launch: &'l Launch, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
+    pub fn new(launch: Arc<Launch>, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
         let Recycled { mut cells, mut tick, copied } = old;
-        if tick > u32::MAX / 2 {
+        if tick > u32::MAX / 4 {
             (cells, tick) = (Cells::default(), 0);
         }
         let threads = Threads::new(block, threads, tick, &copied);
@@ -199,34 +206,38 @@ impl<'l> Block<'l> {
         let what = What::new(access.kind.flags(), 15, access.pc);
         let new = Record { epoch, warps: 1 << access.warp, lanes: access.lanes, what };
         for &row in rows {
-            for granule in 0..4 {
-                cells.touch(row as usize / 4 + granule, new, threads, &mut |clash| {
-                    launch.add(race(Memory::Shared, threads.block, access, what, clash));
-                });
-            }
+            let first = row as usize / 4;
+            cells.touch(first..first + 4, &new, threads, &mut |clash| {
+                launch.add(race(Memory::Shared, threads.block, access, what, clash));
+            });
         }
+    }
+
+    /// Records accesses to shared memory that hand nothing on, and of which no two in one instruction conflict.
+    pub fn record(&mut self, access: &Access<'_>) {
+        self.record_shared(access, None);
     }
 
     fn record_shared(&mut self, access: &Access<'_>, copies: Option<&[u32; LANES]>) {
         let Self { launch, threads, cells, .. } = self;
         let epoch = threads.warp(access.warp).epoch;
         let (flags, granules) = (access.kind.flags(), access.bytes.div_ceil(4) as usize);
+        let what = What::new(flags, 15, access.pc);
+        let mut new = Record { epoch, warps: 1 << access.warp, lanes: 0, what };
+        let mut clash = |clash: Clash| launch.add(race(Memory::Shared, threads.block, access, what, clash));
         for_groups(access.lanes, access.addresses, |address, lanes| {
-            let bytes = if access.bytes < 4 { ((1 << access.bytes) - 1) << (address % 4) } else { 15 };
-            let what = What::new(flags, bytes & 15, access.pc);
             let first = (address / 4) as usize;
-            let mut touch = |epoch, lanes| {
-                let new = Record { epoch, warps: 1 << access.warp, lanes, what };
-                for granule in first..first + granules {
-                    cells.touch(granule, new, threads, &mut |clash| {
-                        launch.add(race(Memory::Shared, threads.block, access, what, clash));
-                    });
-                }
-            };
-            match copies {
-                None => touch(epoch, lanes),
-                Some(copies) => for_lanes(lanes, |lane| touch(copies[lane], 1 << lane)),
+            if access.bytes < 4 {
+                new.what = What::new(flags, ((1 << access.bytes) - 1) << (address % 4) & 15, access.pc);
             }
+            let Some(copies) = copies else {
+                new.lanes = lanes;
+                return cells.touch(first..first + granules, &new, threads, &mut clash);
+            };
+            for_lanes(lanes, |lane| {
+                new = Record { lanes: 1 << lane, epoch: copies[lane] | COPY_NUMBER, ..new };
+                cells.touch(first..first + granules, &new, threads, &mut clash);
+            });
         });
     }
 
@@ -250,7 +261,7 @@ impl<'l> Block<'l> {
             let what = What::new(flags, bytes, access.pc);
             let new = Entry { piece, block: threads.block, epoch, what, warp: access.warp as u8 };
             let mut page = lock(page_of(recent, launch, line));
-            page.touch(line, new, threads, &mut |clash| {
+            page.touch(line, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Global, threads.block, access, what, clash));
             });
         });
@@ -280,15 +291,16 @@ impl<'l> Block<'l> {
 }
 
 /// Asynchronous copies (`cp.async`).
-impl Block<'_> {
-    /// Lanes issue copies: `to` in shared memory is written, `from` in global memory is read (lanes of `from` without bytes
-    /// to read are not in its mask).
-    pub fn copy(&mut self, to: &Access<'_>, from: &Access<'_>) {
+impl Block {
+    /// Lanes issue copies: `to` in shared memory is written, all of `from` in global memory is read.
+    pub fn copy(&mut self, to: &Access<'_>, from: &[Access<'_>]) {
         let mut numbers = [0; LANES];
         for_lanes(to.lanes, |lane| numbers[lane] = self.threads.issue_copy(to.warp, lane));
         self.check_copies(to);
         self.record_shared(&Access { kind: Kind::CopyWrite, ..*to }, Some(&numbers));
-        self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        for from in from {
+            self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        }
     }
 
     /// Lanes of one instruction that copy to the same address race, whatever they copy.
@@ -314,7 +326,7 @@ impl Block<'_> {
 }
 
 /// Flags: strong accesses. Each records the access, and hands knowledge on.
-impl Block<'_> {
+impl Block {
     /// Records strong accesses to shared memory, after they were executed; `wrote` has the lanes that changed, or may have
     /// changed, the memory (not: those whose comparison failed).
     pub fn shared_flag(&mut self, access: &Access<'_>, wrote: u32) {
@@ -356,7 +368,7 @@ impl Block<'_> {
 }
 
 /// Meetings: barriers of warps and blocks, and mbarriers.
-impl Block<'_> {
+impl Block {
     /// Lanes exit.
     pub fn exit(&mut self, warp: usize, lanes: u32) {
         self.threads.exit(warp, lanes);
@@ -412,16 +424,21 @@ impl Block<'_> {
     }
 }
 
-fn page_of<'a>(recent: &'a mut Vec<(u64, Arc<Mutex<Page>>)>, launch: &Launch, line: u64) -> &'a Mutex<Page> {
+/// Returns the page of a line, and remembers it.
+fn page_of<'a>(
+    recent: &'a mut Vec<Option<(u64, Arc<Mutex<Page>>)>>,
+    launch: &Launch,
+    line: u64,
+) -> &'a Mutex<Page> {
     let number = line / 32;
-    let at = number as usize % RECENT_PAGES;
     if recent.is_empty() {
-        recent.resize_with(RECENT_PAGES, || (u64::MAX, Arc::default()));
+        recent.resize(RECENT_PAGES, None);
     }
-    if recent[at].0 != number {
-        recent[at] = (number, launch.pages.page(line));
+    let slot = &mut recent[number as usize % RECENT_PAGES];
+    if slot.as_ref().is_some_and(|s| s.0 != number) {
+        *slot = None;
     }
-    &recent[at].1
+    &slot.get_or_insert_with(|| (number, launch.pages.page(line))).1
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {

@@ -1,7 +1,7 @@
 //! Cuts the access of a warp into pieces: side by side in a line where lanes lie so, else lanes with the same address.
 
 use super::global::{ALL, LINE, Piece};
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 
 /// A piece, the number of its line, and the mask of bytes within a granule (for pieces of [`ALL`]).
 pub(super) type Cut = (u64, Piece, u32);
@@ -14,9 +14,10 @@ pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: i
     let first = lanes.trailing_zeros() as usize;
     let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
     let mut side_by_side = lanes.count_ones() > 1;
-    for_lanes(lanes, |lane| {
-        side_by_side &= addresses[lane] == base.wrapping_add(lane as u64 * u64::from(bytes));
-    });
+    for lane in 0..LANES {
+        let expected = base.wrapping_add(lane as u64 * u64::from(bytes));
+        side_by_side &= (addresses[lane] == expected) | (lanes >> lane & 1 == 0);
+    }
     if side_by_side {
         cut_lines(lanes, bytes, base, addresses, visit);
     } else {
@@ -35,41 +36,55 @@ fn cut_lines(lanes: u32, bytes: u32, base: u64, addresses: &[u64; LANES], mut vi
         (addresses[lanes.trailing_zeros() as usize], addresses[last].saturating_add(u64::from(bytes)));
     for line in begin / LINE..end.div_ceil(LINE) {
         let start = base.wrapping_sub(line * LINE) as i64; // -496..128
-        let mut piece =
-            Piece { granules: 0, lanes: 0, start: start as i16, shift: bytes.trailing_zeros() as u8 };
-        for_lanes(lanes, |lane| {
-            let offset = start + lane as i64 * i64::from(bytes);
-            if (0..LINE as i64).contains(&offset) {
-                piece.lanes |= 1 << lane;
-                let granules = (1u64 << bytes.div_ceil(4)) - 1;
-                piece.granules |= (granules << (offset / 4)) as u32;
-            }
-        });
+        let shift = bytes.trailing_zeros();
+        let from = (-start).max(0) >> shift;
+        let below = ((LINE as i64 - start + i64::from(bytes) - 1) >> shift).min(LANES as i64);
+        let inside = ((1u64 << below) - (1u64 << from)) as u32 & lanes;
+        let granules = match inside {
+            FULL if bytes == 4 => FULL,
+            _ => granules_of(inside, start, bytes),
+        };
+        let piece = Piece { granules, lanes: inside, start: start as i16, shift: shift as u8 };
         if piece.lanes != 0 {
             visit((line, piece, 15));
         }
     }
 }
 
+/// Returns the granules of a line that lanes side by side touch.
+fn granules_of(lanes: u32, start: i64, bytes: u32) -> u32 {
+    let (mut granules, each) = (0, (1u64 << bytes.div_ceil(4)) - 1);
+    for_lanes(lanes, |lane| granules |= (each << ((start + lane as i64 * i64::from(bytes)) / 4)) as u32);
+    granules
+}
+
 /// Calls `visit` for each address with the lanes that have it.
+#[inline(always)]
 pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(u64, u32)) {
+    if lanes == FULL && rises(lanes, addresses) {
+        return (0..LANES).for_each(|lane| visit(addresses[lane], 1 << lane));
+    }
     if rises(lanes, addresses) {
         return for_lanes(lanes, |lane| visit(addresses[lane], 1 << lane));
     }
     let mut left = lanes;
     while left != 0 {
         let address = addresses[left.trailing_zeros() as usize];
-        let mut group = 0;
-        for lane in 0..LANES {
-            group |= u32::from(addresses[lane] == address) << lane;
-        }
+        let group = (0..LANES).fold(0, |group, lane| group | u32::from(addresses[lane] == address) << lane);
         visit(address, group & left);
         left &= !group;
     }
 }
 
 fn rises(lanes: u32, addresses: &[u64; LANES]) -> bool {
-    let (mut last, mut rises) = (None, true);
+    let mut rises = true;
+    if lanes == FULL {
+        for lane in 1..LANES {
+            rises &= addresses[lane] > addresses[lane - 1];
+        }
+        return rises;
+    }
+    let mut last = None;
     for_lanes(lanes, |lane| {
         rises &= last.is_none_or(|last| addresses[lane] > last);
         last = Some(addresses[lane]);

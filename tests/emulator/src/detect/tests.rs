@@ -71,16 +71,8 @@ fn reaches_all(scope: Scope) -> bool {
 }
 
 impl Model {
-    fn access(
-        &mut self,
-        block: usize,
-        actor: usize,
-        pc: u32,
-        memory: Memory,
-        at: u64,
-        size: u64,
-        kind: Kind,
-    ) {
+    fn access(&mut self, actor: usize, pc: u32, memory: Memory, (at, size): (u64, u64), kind: Kind) {
+        let block = actor / 64;
         let place = (memory == Memory::Shared).then_some(block);
         for (id, old) in self.events.iter().enumerate() {
             let old_place = (old.memory == Memory::Shared).then_some(old.block);
@@ -193,9 +185,9 @@ impl Random {
 }
 
 /// Both sides of a comparison.
-struct Pair<'l> {
+struct Pair {
     random: Random,
-    blocks: Vec<Block<'l>>,
+    blocks: Vec<Block>,
     model: Model,
     pc: u32,
 }
@@ -204,9 +196,9 @@ fn live(warp: usize) -> u32 {
     if warp == 0 { u32::MAX } else { (1 << (THREADS - LANES)) - 1 }
 }
 
-impl<'l> Pair<'l> {
-    fn new(launch: &'l Launch, seed: u64) -> Self {
-        let block = |b| Block::new(launch, b as u32, THREADS, 64, Recycled::default());
+impl Pair {
+    fn new(launch: &Arc<Launch>, seed: u64) -> Self {
+        let block = |b| Block::new(Arc::clone(launch), b as u32, THREADS, 64, Recycled::default());
         let model = Model { actors: vec![Actor::default(); BLOCKS * 64], ..Model::default() };
         Self { random: Random(seed), blocks: (0..BLOCKS).map(block).collect(), model, pc: 0 }
     }
@@ -266,7 +258,7 @@ impl<'l> Pair<'l> {
         // The model checks all lanes of an instruction before it hands on what they release, as hardware may.
         for_lanes(lanes, |lane| {
             let actor = block * 64 + warp * LANES + lane;
-            self.model.access(block, actor, self.pc, memory, addresses[lane], size, kind);
+            self.model.access(actor, self.pc, memory, (addresses[lane], size), kind);
             if is_strong(kind) {
                 self.model.flag(block, actor, memory, addresses[lane], kind);
             }
@@ -283,11 +275,11 @@ impl<'l> Pair<'l> {
         }
         let access = |kind, pc, addresses| Access { warp, lanes, kind, bytes: 4, pc, addresses };
         let (write, read) = (access(Kind::CopyWrite, self.pc, &to), access(Kind::CopyRead, self.pc, &from));
-        self.blocks[block].copy(&write, &read);
+        self.blocks[block].copy(&write, &[read]);
         for_lanes(lanes, |lane| {
             let actor = block * 64 + warp * LANES + lane;
-            self.model.access(block, actor, self.pc, Memory::Shared, to[lane], 4, Kind::CopyWrite);
-            self.model.access(block, actor, self.pc, Memory::Global, from[lane], 4, Kind::CopyRead);
+            self.model.access(actor, self.pc, Memory::Shared, (to[lane], 4), Kind::CopyWrite);
+            self.model.access(actor, self.pc, Memory::Global, (from[lane], 4), Kind::CopyRead);
         });
         self.pc += 1;
     }
@@ -366,7 +358,7 @@ impl<'l> Pair<'l> {
 fn random_programs_get_the_verdict_of_the_model() {
     let (mut with, mut without) = (0, 0);
     for seed in 1..=6000u64 {
-        let launch = Launch::new();
+        let launch = Arc::new(Launch::new());
         let mut pair = Pair::new(&launch, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         for _ in 0..4 + seed % 40 {
             pair.step();

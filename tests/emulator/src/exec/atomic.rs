@@ -8,6 +8,7 @@ use super::access::{Access, Action, Own};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::warp::Warp;
 use crate::isa::{AtomOp, NONE, Op, Space, Ty};
 use crate::regs::{Regs, for_lanes};
@@ -27,6 +28,7 @@ impl Engine<'_> {
         let size = u64::from(ty.bytes());
         self.tally.sums.atomics += u64::from(mask.count_ones());
         let mut changed = false;
+        let strength = self.strength(pc);
         for (space, lanes) in self.by_space(space, &mut at, mask, block) {
             let access = Access { who: Who::new(block, warp, pc), space, size, action: Action::Atomic };
             if lanes != 0 && !matches!(space, Space::Global | Space::Shared) {
@@ -50,20 +52,24 @@ impl Engine<'_> {
                     self.unwritten(&access, &at, unwritten, block, warp)?;
                 }
                 let regs = &mut warp.regs;
-                for_lanes(now, |lane| {
-                    let (b, c) = (
-                        read(regs, ty, b, lane),
-                        if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 },
-                    );
-                    let new = |old| apply(op, ty, flush, old, b, c);
-                    // SAFETY: the window holds the access, which is aligned to its size.
-                    let old = unsafe { update(window.host(at.0[lane]), size, new) };
-                    changed |= new(old) != old;
-                    if d != NONE && ty.is_wide() {
-                        regs.r64[d as usize].0[lane] = old;
-                    } else if d != NONE {
-                        regs.r32[d as usize].0[lane] = old as u32;
-                    }
+                races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                    let mut wrote = 0;
+                    for_lanes(lanes, |lane| {
+                        let expected = read(regs, ty, b, lane);
+                        let c = if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 };
+                        let new = |old| apply(op, ty, flush, old, expected, c);
+                        // SAFETY: the window holds the access, which is aligned to its size.
+                        let old = unsafe { update(window.host(at.0[lane]), size, new) };
+                        changed |= new(old) != old;
+                        // A comparison that fails writes nothing; every other operation does, if only the same value.
+                        wrote |= u32::from(op != AtomOp::Cas || old == expected) << lane;
+                        if d != NONE && ty.is_wide() {
+                            regs.r64[d as usize].0[lane] = old;
+                        } else if d != NONE {
+                            regs.r32[d as usize].0[lane] = old as u32;
+                        }
+                    });
+                    wrote
                 });
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);

@@ -7,6 +7,7 @@ use super::barrier::{BARRIERS, Barrier, release, write_lanes};
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
 use super::mbarrier::Mbarrier;
+use super::races::{self, Races};
 use super::random::Random;
 use super::step::Stop;
 use super::warp::{State, Warp};
@@ -30,6 +31,8 @@ pub struct BlockState {
     pub barriers: Vec<Barrier>,
     /// By their offset in shared memory.
     pub mbarriers: BTreeMap<u32, Mbarrier>,
+    /// Finds races, if that is wanted.
+    pub races: Races,
     /// For random schedules.
     pub random: Option<Random>,
     /// Counts what other threads could see: stores, arrivals, ends.
@@ -99,6 +102,7 @@ impl Block {
             in_flight: Bits::new(shared, Sharing::OneThread)?,
             barriers: vec![Barrier::default(); BARRIERS],
             mbarriers: BTreeMap::new(),
+            races: None,
             random: None,
             progress: 0,
             polls: 0,
@@ -119,6 +123,7 @@ impl Block {
         state.in_flight.clear(0, state.shared.bytes());
         state.barriers.iter_mut().for_each(Barrier::reset);
         state.mbarriers.clear();
+        races::begin(&mut state.races, engine, number);
         state.random = engine.random(number);
         (state.progress, state.polls, state.clock) = (1, 0, 0);
         (self.seen, self.silent, self.polling) = ((0, 0), 0, 0);
@@ -194,6 +199,7 @@ impl Block {
                 continue;
             }
             self.state.progress += 1;
+            races::open_barrier(&mut self.state.races, &self.warps, number);
             let barrier = &self.state.barriers[number];
             release(&mut self.warps, number as u8, |warp, pc, mask| {
                 let Some(inst) = engine.program.kernel.code.get(pc as usize) else { return };

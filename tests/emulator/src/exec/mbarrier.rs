@@ -7,6 +7,7 @@ use super::address::Addresses;
 use super::block::BlockState;
 use super::copies::CopyArrival;
 use super::engine::{Engine, Halted, Who};
+use super::races::{self, Waited};
 use super::step::Next;
 use super::sync::Arrival;
 use super::warp::Warp;
@@ -86,15 +87,18 @@ impl Engine<'_> {
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, here.active)?;
         window.mark(&at, &span, here.active, SIZE);
+        let init = matches!(op, Op::Mbar { op: MbarOp::Init | MbarOp::Inval, .. });
+        races::use_mbarriers(&mut block.races, &access, &at, here.active, init);
         if let Op::CpAsyncArrive { no_inc, .. } = *op {
             return self.arrive_after_copies(warp, block, here, at, no_inc);
         }
-        let mut failed = false;
+        let (mut failed, mut waited) = (false, Waited::default());
         for lane in (0..32).filter(|lane| here.active >> lane & 1 == 1) {
             let count = counts.map(|count| self.count(&warp.regs, count, 1 << lane));
             let target = at.0[lane] as u32;
             match *op {
-                Op::Mbar { op, d, .. } => {
+                Op::Mbar { op, d, order, .. } => {
+                    races::arrive_mbarrier(&mut block.races, (warp.index, lane), target, op, order);
                     let token = self.change(block, who, lane as u32, target, op, count)?;
                     if d != NONE {
                         warp.regs.r64[d as usize].0[lane] = token;
@@ -102,18 +106,25 @@ impl Engine<'_> {
                 }
                 Op::MbarWait { parity, d, state, .. } => {
                     let phase = self.mbarrier(block, who, lane as u32, target)?.phase;
-                    let complete = if parity {
-                        phase & 1 != u64::from(warp.regs.r32[state as usize].0[lane] & 1)
+                    let (awaited, complete) = if parity {
+                        let awaited = u64::from(warp.regs.r32[state as usize].0[lane] & 1);
+                        (awaited, phase & 1 != awaited)
                     } else {
-                        phase != warp.regs.r64[state as usize].0[lane] >> 20
+                        let awaited = warp.regs.r64[state as usize].0[lane] >> 20;
+                        (awaited, phase != awaited)
                     };
-                    failed |= !complete;
+                    if complete {
+                        waited.add(target, awaited as u32 & 1, lane);
+                    } else {
+                        failed = true;
+                    }
                     let predicate = &mut warp.regs.pred[d as usize];
                     *predicate = *predicate & !(1 << lane) | u32::from(complete) << lane;
                 }
                 _ => {}
             }
         }
+        waited.tell(&mut block.races, warp.index);
         Ok(self.after_mbarrier(block, failed))
     }
 
@@ -190,6 +201,9 @@ impl Engine<'_> {
             block.mbarriers.remove(&at);
         } else if op != MbarOp::ExpectTx {
             mbarrier.settle();
+            if mbarrier.phase != state.phase {
+                races::complete_mbarrier(&mut block.races, at);
+            }
         }
         Ok(token)
     }
@@ -209,6 +223,7 @@ impl Engine<'_> {
             if !no_inc {
                 mbarrier.pending += 1;
             }
+            races::arrive_copies(&mut block.races, (warp.index, lane), at.0[lane]);
         }
         warp.copies.arrivals.push(CopyArrival { mask: here.active, at, pc: here.pc });
         block.progress += 1;
