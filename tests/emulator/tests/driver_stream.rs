@@ -49,7 +49,9 @@ fn pageable_memory_is_staged_or_read_late_as_set() {
         let device: Device = made!(cuMemAlloc_v2(4));
         let mut host = [1.0f32];
         ok!(cuMemcpyHtoDAsync_v2(device, host.as_ptr().cast(), 4, stream));
-        host[0] = 2.0;
+        let place = &raw mut host[0];
+        // SAFETY: a live variable; volatile, so that the change is made before the copy.
+        unsafe { place.write_volatile(2.0) };
         ok!(cuStreamSynchronize(stream));
         assert_eq!(download(device, 1), [expected], "{option}");
     }
