@@ -113,6 +113,9 @@ fn tensor(steps: u32) -> String {
     .reg .f32 %f<64>;
     .shared .align 16 .b8 s[4096];
     ld.param.u64 %rd1, [p];
+    mov.u32 %r1, %ctaid.x;
+    mul.wide.u32 %rd2, %r1, 32768;
+    add.s64 %rd1, %rd1, %rd2;
     mov.u32 %r1, %tid.x;
     mov.u32 %r2, s;
     shl.b32 %r3, %r1, 2;
@@ -180,5 +183,5 @@ fn run(name: &str, text: &str, grid: u32, block: u32, arrays: usize, bytes: u64)
 #[ignore = "prints timings"]
 fn speed() {
     run("element-wise", &element_wise(), 8192, 256, 4, 8192 * 256 * 4);
-    run("matrix product", &tensor(500), 8, 128, 1, 64 * 512);
+    run("matrix product", &tensor(500), 8, 128, 1, 8 * 64 * 512);
 }

@@ -10,9 +10,9 @@ use super::races;
 use super::warp::Warp;
 use super::window::Window;
 use crate::counters::{Direction, Traffic};
-use crate::isa::{Addr, List, Order, Space, Ty};
+use crate::isa::{Addr, List, NONE, Order, Space, Ty};
 use crate::memory::{FaultKind, LOCAL_WINDOW, PARAM_WINDOW, SHARED_STRIDE, SHARED_WINDOW, WINDOW_BYTES};
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 use crate::report::Kind;
 
 /// What an instruction wants to do to memory.
@@ -64,6 +64,7 @@ pub type Shares = [(Space, u32); 4];
 impl<'a> Engine<'a> {
     /// Executes `ld`.
     #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
     pub fn load(
         &mut self,
         warp: &mut Warp,
@@ -73,6 +74,10 @@ impl<'a> Engine<'a> {
         dst: List,
         addr: Addr,
     ) -> Result<(), Halted> {
+        if space == Space::Param && addr.base == NONE && self.load_parameter(warp, mask, ty, dst, addr.offset)
+        {
+            return Ok(());
+        }
         let mut at = Addresses::of(&warp.regs, addr);
         if order != Order::Weak {
             block.polls += 1;
@@ -110,8 +115,34 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// Loads the same parameter into all lanes; refuses anything that is not as simple, or wrong.
+    #[inline(always)]
+    fn load_parameter(&mut self, warp: &mut Warp, mask: u32, ty: Ty, dst: List, offset: i64) -> bool {
+        let (window, size) = (self.params.window(), u64::from(ty.bytes()));
+        let at = offset as u64;
+        let span = Span { low: at, high: at, contiguous: false, aligned: at.is_multiple_of(size) };
+        let [slot] = self.program.list(dst) else { return false };
+        if mask != FULL || *slot == NONE || !span.aligned || !window.holds(&span, size) {
+            return false;
+        }
+        let host = window.host(at);
+        // SAFETY: the window holds the parameter, as was just checked.
+        unsafe {
+            match size {
+                1 => warp.regs.r32[*slot as usize].0 = [u32::from(host.read()); LANES],
+                2 => {
+                    warp.regs.r32[*slot as usize].0 = [u32::from(host.cast::<u16>().read_unaligned()); LANES]
+                }
+                4 => warp.regs.r32[*slot as usize].0 = [host.cast::<u32>().read_unaligned(); LANES],
+                _ => warp.regs.r64[*slot as usize].0 = [host.cast::<u64>().read_unaligned(); LANES],
+            }
+        }
+        true
+    }
+
     /// Executes `st`.
     #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
     pub fn store(
         &mut self,
         warp: &mut Warp,

@@ -40,6 +40,8 @@ pub struct Engine<'a> {
     pub tally: Tally,
     /// For each instruction the region that it accessed last.
     pub regions: Vec<u32>,
+    /// The processor has AVX2 and its companions.
+    pub vectors: bool,
     /// Findings that cost nobody an error and need not be made again.
     noted: HashSet<(Kind, u32)>,
     /// The race detector, if it is on.
@@ -76,6 +78,10 @@ impl<'a> Engine<'a> {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
         let tally = Tally::new(program.steps.len());
+        let vectors = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
         Self {
             program,
             launch,
@@ -86,6 +92,7 @@ impl<'a> Engine<'a> {
             findings,
             tally,
             regions,
+            vectors,
             noted: HashSet::new(),
             races: None,
         }

@@ -84,6 +84,33 @@ impl Engine<'_> {
         chosen: usize,
         given: u64,
     ) -> Result<(Next, u64), Halted> {
+        if self.vectors {
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.run_group_vectors(warp, block, chosen, given) };
+        }
+        self.run_group_plain(warp, block, chosen, given)
+    }
+
+    /// The same, compiled for wide vectors: addresses and copies of 32 lanes gain from them.
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+    fn run_group_vectors(
+        &mut self,
+        warp: &mut Warp,
+        block: &mut BlockState,
+        chosen: usize,
+        given: u64,
+    ) -> Result<(Next, u64), Halted> {
+        self.run_group_plain(warp, block, chosen, given)
+    }
+
+    #[inline(always)]
+    fn run_group_plain(
+        &mut self,
+        warp: &mut Warp,
+        block: &mut BlockState,
+        chosen: usize,
+        given: u64,
+    ) -> Result<(Next, u64), Halted> {
         let program = self.program;
         let limit = warp.limit(chosen);
         let mask = warp.splits[chosen].mask;

@@ -57,6 +57,8 @@ pub struct Warp {
     pub favours: u32,
     /// Instructions since it last looked at what others do.
     pub unasked: u64,
+    /// Its registers hold the special registers of its threads.
+    pub filled: bool,
 }
 
 /// Turns after which a split that could run is preferred, however far ahead it is: a thread that spins must not keep the
@@ -78,6 +80,7 @@ impl Warp {
             turn: 0,
             favours: 0,
             unasked: 0,
+            filled: false,
         };
         warp.begin(exists);
         warp

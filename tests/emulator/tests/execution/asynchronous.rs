@@ -91,7 +91,10 @@ fn groups_are_waited_for_in_order() {
         selp.u32 %r13, %r13, 0, %p1;
         st.global.u32 [%rd4], %r13;";
     runs(body, |outcome, out, input| {
-        assert!(outcome.reports.iter().all(|r| r.kind == Kind::Uninitialised) && outcome.reports.len() == 1);
+        // The second group is read before its wait, and nothing else is wrong.
+        let lines: Vec<u32> = outcome.reports.iter().map(|r| r.ptx_line).collect();
+        assert!(!lines.is_empty() && lines.iter().all(|&line| line == lines[0]), "{:?}", outcome.reports);
+        assert!(outcome.reports.iter().any(|r| r.kind == Kind::Uninitialised));
         for (i, &v) in out.iter().enumerate() {
             assert_eq!(v, input[4 * i + 1] - input[4 * i]);
         }

@@ -191,7 +191,7 @@ fn generic_addresses_reach_every_space() {
         ret;"
         ),
     );
-    outputs(&text, (2, 32), 32, |out| {
+    outputs(&text, (1, 32), 32, |out| {
         for (i, &v) in out.iter().enumerate() {
             let i = i as u32;
             assert_eq!(v, if i < 16 { 100 + 2 * i } else { 200 + i });
