@@ -21,7 +21,7 @@ const SHARDS: u64 = 64;
 /// A list is tidied when it is as long as this.
 const LONG: usize = 64;
 /// Only so many of the latest pieces are looked at to find one that a new one makes superfluous.
-const RECENT: usize = 16;
+const RECENT: usize = 4;
 /// `shift` of a piece of which each lane touches all bytes.
 pub(super) const ALL: u8 = u8::MAX;
 

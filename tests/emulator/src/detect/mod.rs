@@ -39,12 +39,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::Scope;
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 
 use global::{Entry, Page, Pages, lock};
 use kind::{COPY, What};
 use pieces::{cut, for_groups};
-use shared::{COPY_NUMBER, Cells, Clash, Record};
+use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
 
@@ -210,6 +210,9 @@ impl Block {
         let new = Record { epoch, warps: 1 << access.warp, lanes: access.lanes, what };
         for &row in rows {
             let first = row as usize / 4;
+            if access.kind == Kind::Read && cells.read_chunk(first / CHUNK, &new) {
+                continue;
+            }
             cells.touch(first..first + 4, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Shared, threads.block, access, what, clash));
             });
@@ -227,7 +230,11 @@ impl Block {
         let (flags, granules) = (access.kind.flags(), access.bytes.div_ceil(4) as usize);
         let what = What::new(flags, 15, access.pc);
         let mut new = Record { epoch, warps: 1 << access.warp, lanes: 0, what };
+        let wide = access.kind == Kind::Read && access.bytes == 16;
         let mut clash = |clash: Clash| launch.add(race(Memory::Shared, threads.block, access, what, clash));
+        if let Some(first) = side_by_side_words(access).filter(|_| access.kind == Kind::Read) {
+            return record_words(cells, threads, first, new, &mut clash);
+        }
         for_groups(access.lanes, access.addresses, |address, lanes| {
             let first = (address / 4) as usize;
             if access.bytes < 4 {
@@ -235,6 +242,9 @@ impl Block {
             }
             let Some(copies) = copies else {
                 new.lanes = lanes;
+                if wide && cells.read_chunk(first / CHUNK, &new) {
+                    return;
+                }
                 return cells.touch(first..first + granules, &new, threads, &mut clash);
             };
             for_lanes(lanes, |lane| {
@@ -444,6 +454,39 @@ fn page_of<'a>(
         *slot = None;
     }
     &slot.get_or_insert_with(|| (number, launch.pages.page(line))).1
+}
+
+/// Returns the first granule if a whole warp accesses 32 words side by side that make up whole chunks.
+fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
+    let first = access.addresses[0];
+    if access.lanes != FULL || access.bytes != 4 || first % 16 != 0 {
+        return None;
+    }
+    let mut side_by_side = true;
+    for lane in 0..LANES {
+        side_by_side &= access.addresses[lane] == first.wrapping_add(4 * lane as u64);
+    }
+    side_by_side.then_some((first / 4) as usize)
+}
+
+/// Records a weak read of words side by side by a whole warp.
+fn record_words(
+    cells: &mut Cells,
+    threads: &Threads,
+    first: usize,
+    new: Record,
+    clash: &mut impl FnMut(Clash),
+) {
+    for chunk in 0..LANES / CHUNK {
+        let quad = Record { lanes: 15 << (chunk * CHUNK), what: new.what.of_bytes(0), ..new };
+        if cells.read_chunk(first / CHUNK + chunk, &quad) {
+            continue;
+        }
+        for lane in chunk * CHUNK..(chunk + 1) * CHUNK {
+            let granule = first + lane;
+            cells.touch(granule..granule + 1, &Record { lanes: 1 << lane, ..new }, threads, clash);
+        }
+    }
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {
