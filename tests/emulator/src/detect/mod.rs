@@ -41,7 +41,7 @@ use std::sync::{Arc, Mutex};
 use crate::isa::Scope;
 use crate::regs::{FULL, LANES, for_lanes};
 
-use global::{Entry, Page, Pages, lock};
+use global::{Entry, Pages, Recent, lock};
 use kind::{COPY, What};
 use pieces::{cut, for_groups};
 use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
@@ -159,7 +159,7 @@ pub struct Block {
     cells: Cells,
     meetings: Meetings,
     /// The pages that were used last.
-    recent: Vec<Option<(u64, Arc<Mutex<Page>>)>>,
+    recent: Recent,
 }
 
 impl fmt::Debug for Block {
@@ -167,9 +167,6 @@ impl fmt::Debug for Block {
         f.debug_struct("Block").field("number", &self.threads.block).finish_non_exhaustive()
     }
 }
-
-/// Pages a block remembers, so as not to look them up again.
-const RECENT_PAGES: usize = 64;
 
 impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
@@ -180,7 +177,7 @@ impl Block {
         }
         let threads = Threads::new(block, threads, tick, &copied);
         cells.begin(shared_bytes, tick, (!copied.is_empty()).then(|| copied.into()));
-        Self { launch, threads, cells, meetings: Meetings::default(), recent: Vec::new() }
+        Self { launch, threads, cells, meetings: Meetings::default(), recent: Recent::default() }
     }
 
     /// Ends the block.
@@ -233,7 +230,7 @@ impl Block {
         let wide = access.kind == Kind::Read && access.bytes == 16;
         let mut clash = |clash: Clash| launch.add(race(Memory::Shared, threads.block, access, what, clash));
         if let Some(first) = side_by_side_words(access).filter(|_| access.kind == Kind::Read) {
-            return record_words(cells, threads, first, new, &mut clash);
+            return cells.read_words(threads, first, new, &mut clash);
         }
         for_groups(access.lanes, access.addresses, |address, lanes| {
             let first = (address / 4) as usize;
@@ -273,7 +270,7 @@ impl Block {
         cut(access.lanes, access.bytes, access.addresses, |(line, piece, bytes)| {
             let what = What::new(flags, bytes, access.pc);
             let new = Entry { piece, block: threads.block, epoch, what, warp: access.warp as u8 };
-            let mut page = lock(page_of(recent, launch, line));
+            let mut page = lock(recent.page(&launch.pages, line));
             page.touch(line, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Global, threads.block, access, what, clash));
             });
@@ -439,27 +436,10 @@ impl Block {
     }
 }
 
-/// Returns the page of a line, and remembers it.
-fn page_of<'a>(
-    recent: &'a mut Vec<Option<(u64, Arc<Mutex<Page>>)>>,
-    launch: &Launch,
-    line: u64,
-) -> &'a Mutex<Page> {
-    let number = line / 32;
-    if recent.is_empty() {
-        recent.resize(RECENT_PAGES, None);
-    }
-    let slot = &mut recent[number as usize % RECENT_PAGES];
-    if slot.as_ref().is_some_and(|s| s.0 != number) {
-        *slot = None;
-    }
-    &slot.get_or_insert_with(|| (number, launch.pages.page(line))).1
-}
-
 /// Returns the first granule if a whole warp accesses 32 words side by side that make up whole chunks.
 fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
     let first = access.addresses[0];
-    if access.lanes != FULL || access.bytes != 4 || first % 16 != 0 {
+    if access.lanes != FULL || access.bytes != 4 || !first.is_multiple_of(16) {
         return None;
     }
     let mut side_by_side = true;
@@ -467,26 +447,6 @@ fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
         side_by_side &= access.addresses[lane] == first.wrapping_add(4 * lane as u64);
     }
     side_by_side.then_some((first / 4) as usize)
-}
-
-/// Records a weak read of words side by side by a whole warp.
-fn record_words(
-    cells: &mut Cells,
-    threads: &Threads,
-    first: usize,
-    new: Record,
-    clash: &mut impl FnMut(Clash),
-) {
-    for chunk in 0..LANES / CHUNK {
-        let quad = Record { lanes: 15 << (chunk * CHUNK), what: new.what.of_bytes(0), ..new };
-        if cells.read_chunk(first / CHUNK + chunk, &quad) {
-            continue;
-        }
-        for lane in chunk * CHUNK..(chunk + 1) * CHUNK {
-            let granule = first + lane;
-            cells.touch(granule..granule + 1, &Record { lanes: 1 << lane, ..new }, threads, clash);
-        }
-    }
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {

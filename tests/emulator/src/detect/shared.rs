@@ -177,6 +177,26 @@ impl Cells {
         true
     }
 
+    /// Records a weak read of words side by side by a whole warp.
+    pub(super) fn read_words(
+        &mut self,
+        threads: &Threads,
+        first: usize,
+        new: Record,
+        clash: &mut impl FnMut(Clash),
+    ) {
+        for chunk in 0..LANES / CHUNK {
+            let quad = Record { lanes: 15 << (chunk * CHUNK), what: new.what.of_bytes(0), ..new };
+            if self.read_chunk(first / CHUNK + chunk, &quad) {
+                continue;
+            }
+            for lane in chunk * CHUNK..(chunk + 1) * CHUNK {
+                let granule = first + lane;
+                self.touch(granule..granule + 1, &Record { lanes: 1 << lane, ..new }, threads, clash);
+            }
+        }
+    }
+
     /// Moves what is known of a chunk into its cells.
     #[inline(always)]
     fn unfold(&mut self, chunk: usize) {
