@@ -53,7 +53,6 @@ pub struct LaunchClocks {
 /// A line of the driver's file of counters; what the audit does not use is left out.
 #[derive(Deserialize)]
 struct Line {
-    kernel: String,
     dynamic_shared: u32,
     counters: Counters,
 }
@@ -68,7 +67,7 @@ pub fn parse(text: &str, file: &str) -> Result<BTreeMap<String, Measured>, Error
             line: number + 1,
             message: e.to_string(),
         })?;
-        kernels.entry(line.kernel).or_default().add(&line.counters, line.dynamic_shared);
+        kernels.entry(line.counters.kernel.clone()).or_default().add(&line.counters, line.dynamic_shared);
     }
     Ok(kernels)
 }
@@ -119,15 +118,14 @@ impl Measured {
     }
 
     /// Returns the least clocks of all launches on the architecture's board.
-    pub fn clocks(&self, architecture: &Architecture) -> LaunchClocks {
-        let multiprocessors = f64::from(architecture.multiprocessors);
-        let bytes_per_clock = architecture.bandwidth / architecture.clock;
+    pub fn clocks(&self, architecture: Architecture) -> LaunchClocks {
+        let multiprocessors = f64::from(architecture.device.multiprocessors);
         let per_multiprocessor = |count: u64, rate: u32| count as f64 / (multiprocessors * f64::from(rate));
         LaunchClocks {
             tensor: per_multiprocessor(self.tensor_operations, 2 * architecture.tensor_rate),
             shared: per_multiprocessor(self.shared_wavefronts, 1),
             issue: per_multiprocessor(self.warp_instructions, PARTITIONS),
-            dram: (SECTOR * self.global_sectors) as f64 / bytes_per_clock,
+            dram: (SECTOR * self.global_sectors) as f64 / architecture.bytes_per_clock(),
         }
     }
 }
@@ -151,7 +149,8 @@ mod tests {
     use super::*;
 
     fn line(kernel: &str, block: [u32; 3], sectors: u64) -> String {
-        let mut counters = Counters { block, tensor_operations: 8192, ..Counters::default() };
+        let mut counters =
+            Counters { kernel: kernel.to_string(), block, tensor_operations: 8192, ..Counters::default() };
         counters.instructions.warps = 1000;
         counters.global_loads.bytes = 3200;
         counters.global_loads.bytes_in_wide_accesses = 800;
@@ -159,8 +158,7 @@ mod tests {
         for shared in [&mut counters.shared_loads, &mut counters.shared_stores] {
             (shared.wavefronts, shared.ideal_wavefronts) = (13, 4);
         }
-        serde_json::json!({ "launch": 3, "kernel": kernel, "dynamic_shared": 2048, "counters": counters })
-            .to_string()
+        serde_json::json!({ "launch": 3, "dynamic_shared": 2048, "counters": counters }).to_string()
     }
 
     #[test]
