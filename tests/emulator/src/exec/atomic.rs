@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use half::{bf16, f16};
 
-use super::access::{Access, Action, Own};
+use super::access::{Access, Action, Own, first_lane};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
@@ -63,10 +63,10 @@ impl Engine<'_> {
                 self.observe(&access, &at, &span, now);
             }
         }
-        if changed {
+        if changed || d == NONE {
             block.progress += 1;
         } else {
-            block.polls += 1;
+            block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
         }
         Ok(())
     }

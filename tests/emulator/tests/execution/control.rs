@@ -287,3 +287,38 @@ fn a_trap_is_an_illegal_instruction_at_its_line() {
     let report = finding(&text, (1, 32), Kind::IllegalInstruction, 32);
     assert!(report.contains("thread (5,0,0)") && report.contains(&format!("PTX line {line}")), "{report}");
 }
+
+#[test]
+fn volatile_reads_of_many_addresses_are_work_and_no_livelock() {
+    // 300,000 reads in a row, and none of them sees a change.
+    let text = body(
+        "mov.u32 %r5, 0;
+        mov.u64 %rd5, table;
+    LOOP:
+        and.b32 %r6, %r5, 1023;
+        mul.wide.u32 %rd6, %r6, 4;
+        add.s64 %rd7, %rd5, %rd6;
+        ld.volatile.global.u32 %r7, [%rd7];
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p1, %r5, 300000;
+        @%p1 bra LOOP;
+        st.global.u32 [%rd4], %r7;
+        ret;",
+    )
+    .replace(".visible", ".global .align 4 .u32 table[1024];\n.visible");
+    let bench = crate::harness::Bench::new(&text, cuda_emulator::exec::Config::default());
+    let out = bench.memory.alloc(128).unwrap();
+    assert_eq!(bench.launch(1, 32, 0, &[out]).reports, []);
+    assert_eq!(bench.read(out, 32), [0; 32]);
+}
+
+#[test]
+fn the_instructions_of_a_block_are_limited() {
+    let text = body("AGAIN:\nst.global.u32 [%rd4], %r5;\nadd.u32 %r5, %r5, 1;\nbra AGAIN;\nret;");
+    let mut config = cuda_emulator::exec::Config::default();
+    config.limits.total = 100_000;
+    let bench = crate::harness::Bench::new(&text, config);
+    let out = bench.memory.alloc(128).unwrap();
+    let outcome = bench.launch(1, 32, 0, &[out]);
+    assert_eq!(outcome.failure().unwrap().kind, Kind::Livelock);
+}
