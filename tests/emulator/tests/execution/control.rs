@@ -56,7 +56,7 @@ fn loops_of_different_length_in_one_warp() {
     let steps = |mut n: u32| {
         let mut count = 0;
         while n != 1 {
-            n = if n % 2 == 0 { n / 2 } else { 3 * n + 1 };
+            n = if n.is_multiple_of(2) { n / 2 } else { 3 * n + 1 };
             count += 1;
         }
         count
@@ -80,7 +80,7 @@ fn threads_that_exit_early_leave_the_others_alone() {
     outputs(&text, (2, 96), 192, |out| {
         for (i, &v) in out.iter().enumerate() {
             let thread = i as u32 % 96;
-            assert_eq!(v, if thread % 4 == 0 { thread } else { 7 });
+            assert_eq!(v, if thread.is_multiple_of(4) { thread } else { 7 });
         }
     });
 }
