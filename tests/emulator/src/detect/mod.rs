@@ -43,7 +43,7 @@ use crate::regs::{FULL, LANES, for_lanes};
 
 use global::{Entry, Pages, Recent, lock};
 use kind::{COPY, What};
-use pieces::{cut, for_groups};
+use pieces::{all_differ, are_side_by_side, cut, for_groups};
 use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
@@ -279,7 +279,7 @@ impl Block {
 
     /// Reports lanes that store different values to one address.
     fn check_instruction(&self, memory: Memory, access: &Access<'_>, value: impl Fn(usize) -> u128) {
-        if access.kind != Kind::Write {
+        if access.kind != Kind::Write || all_differ(access.lanes, access.addresses) {
             return;
         }
         for_groups(access.lanes, access.addresses, |address, lanes| {
@@ -442,11 +442,7 @@ fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
     if access.lanes != FULL || access.bytes != 4 || !first.is_multiple_of(16) {
         return None;
     }
-    let mut side_by_side = true;
-    for lane in 0..LANES {
-        side_by_side &= access.addresses[lane] == first.wrapping_add(4 * lane as u64);
-    }
-    side_by_side.then_some((first / 4) as usize)
+    are_side_by_side(4, access.addresses).then_some((first / 4) as usize)
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {

@@ -8,6 +8,9 @@ pub(super) type Cut = (u64, Piece, u32);
 
 /// Calls `visit` for each piece of an access of `bytes` bytes (1, 2, 4, 8 or 16) by `lanes` at aligned addresses.
 pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
+    if lanes == FULL && are_side_by_side(bytes, addresses) {
+        return cut_lines(lanes, bytes, addresses, &mut visit);
+    }
     if !rises(lanes, addresses) {
         // Lanes with the same address belong together: they do not race with each other here.
         return for_groups(lanes, addresses, |address, lanes| visit(one_place(address, lanes, bytes)));
@@ -76,7 +79,7 @@ pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl F
     if lanes == FULL && rises(lanes, addresses) {
         return (0..LANES).for_each(|lane| visit(addresses[lane], 1 << lane));
     }
-    if rises(lanes, addresses) {
+    if all_differ(lanes, addresses) {
         return for_lanes(lanes, |lane| visit(addresses[lane], 1 << lane));
     }
     let mut left = lanes;
@@ -86,6 +89,35 @@ pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl F
         visit(address, group & left);
         left &= !group;
     }
+}
+
+/// Returns whether each lane's access begins where that of the lane before ends.
+pub(super) fn are_side_by_side(bytes: u32, addresses: &[u64; LANES]) -> bool {
+    let mut side_by_side = true;
+    for lane in 1..LANES {
+        side_by_side &= addresses[lane] == addresses[lane - 1].wrapping_add(u64::from(bytes));
+    }
+    side_by_side
+}
+
+/// Returns whether no two lanes have the same address, as far as that is quickly seen: if they rise, or lie close together.
+pub(super) fn all_differ(lanes: u32, addresses: &[u64; LANES]) -> bool {
+    if rises(lanes, addresses) {
+        return true;
+    }
+    let (mut low, mut met, mut differ) = (u64::MAX, [0u64; 16], true);
+    for_lanes(lanes, |lane| low = low.min(addresses[lane]));
+    for_lanes(lanes, |lane| {
+        let (word, bit) = ((addresses[lane] - low) / 64, (addresses[lane] - low) % 64);
+        match met.get_mut(word as usize) {
+            Some(met) => {
+                differ &= *met >> bit & 1 == 0;
+                *met |= 1 << bit;
+            }
+            None => differ = false,
+        }
+    });
+    differ
 }
 
 fn rises(lanes: u32, addresses: &[u64; LANES]) -> bool {
