@@ -13,8 +13,7 @@ mod speed;
 
 use cuda_emulator::toolchain::NvrtcVersion;
 
-use mutations::{Catch, Mutation};
-use support::case::Case;
+use mutations::{Catch, Change, Mutation};
 use support::driver::Driver;
 use support::numbers::Inputs;
 use support::settings;
@@ -112,7 +111,7 @@ fn bugs_planted_in_elementwise_kernels_are_caught() {
 #[test]
 fn bugs_of_the_host_are_errors_of_the_driver() {
     let nvrtc = compile::nvrtc(NvrtcVersion::V13_0);
-    let bugs: [(&str, fn(&mut Case), u32); 3] = [
+    let bugs: [(&str, Change, u32); 3] = [
         ("adamw", |case| case.free("grad"), 700),
         ("adamw", |case| case.shorten("grad", 1), 700),
         ("gather", |case| case.set("index", 3, 20.0), 700),

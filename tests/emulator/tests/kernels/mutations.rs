@@ -16,13 +16,16 @@ pub enum Catch {
     WrongResult,
 }
 
+/// What the host does wrong.
+pub type Change = fn(&mut Case);
+
 /// A bug.
 pub struct Mutation {
     pub stem: &'static str,
     pub name: &'static str,
     /// What is replaced by what; the text is there once.
     patch: Vec<(&'static str, &'static str)>,
-    pub change: fn(&mut Case),
+    pub change: Change,
     pub catch: Catch,
 }
 
@@ -61,7 +64,7 @@ fn bug(
 }
 
 /// A bug of the host: the kernel is right.
-fn host(stem: &'static str, name: &'static str, change: fn(&mut Case), catch: Catch) -> Mutation {
+fn host(stem: &'static str, name: &'static str, change: Change, catch: Catch) -> Mutation {
     Mutation { stem, name, patch: Vec::new(), change, catch }
 }
 
