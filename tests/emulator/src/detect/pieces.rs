@@ -76,6 +76,9 @@ fn granules_of(lanes: u32, start: i64, bytes: u32) -> u32 {
 /// Calls `visit` for each address with the lanes that have it.
 #[inline(always)]
 pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(u64, u32)) {
+    if lanes == FULL && addresses.iter().all(|&address| address == addresses[0]) {
+        return visit(addresses[0], FULL);
+    }
     if lanes == FULL && rises(lanes, addresses) {
         return (0..LANES).for_each(|lane| visit(addresses[lane], 1 << lane));
     }
@@ -104,6 +107,10 @@ pub(super) fn are_side_by_side(bytes: u32, addresses: &[u64; LANES]) -> bool {
 pub(super) fn all_differ(lanes: u32, addresses: &[u64; LANES]) -> bool {
     if rises(lanes, addresses) {
         return true;
+    }
+    let (first, second) = (lanes.trailing_zeros(), (lanes & lanes.wrapping_sub(1)).trailing_zeros());
+    if second < 32 && addresses[first as usize] == addresses[second as usize] {
+        return false;
     }
     let (mut low, mut met, mut differ) = (u64::MAX, [0u64; 16], true);
     for_lanes(lanes, |lane| low = low.min(addresses[lane]));
