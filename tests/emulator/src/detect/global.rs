@@ -9,7 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::clock::Seen;
-use super::kind::{COPY, NARROW, STRONG, WRITES, What, conflict, replaces};
+use super::kind::{ATOMIC, COPY, NARROW, STRONG, WRITES, What, conflict, replaces};
 use super::shared::Clash;
 use super::threads::Threads;
 use crate::regs::{LANES, for_lanes};
@@ -121,7 +121,7 @@ struct Line {
 struct Lists {
     writes: Vec<Entry>,
     reads: Vec<Entry>,
-    /// Atomic and other strong accesses.
+    /// Atomic and other strong accesses, in the order in which they were done last.
     strong: Vec<Entry>,
     /// Whether a strong access does not reach beyond its block.
     narrow: bool,
@@ -195,7 +195,12 @@ impl Page {
         } else if let Some(lists) = &mut at.lists {
             lists.writes.retain(&mut keep);
             if !new.what.is(STRONG) || new.what.is(NARROW) || lists.narrow {
-                lists.strong.retain(&mut keep);
+                let observer = observer(&lists.strong, new, threads);
+                let mut index = 0;
+                lists.strong.retain(|old| {
+                    index += 1;
+                    observer.is_some_and(|(at, by)| index <= at && is_observed(old, &by, new)) || keep(old)
+                });
             }
             if new.what.is(WRITES) {
                 lists.reads.retain(&mut keep);
@@ -221,6 +226,23 @@ fn keep(old: &Entry, new: &Entry, line: u64, threads: &Threads, clash: &mut impl
         return !(covers(new, old) && replaces(flags, old_flags));
     }
     !is_superseded(old, new, threads)
+}
+
+/// Returns the latest strong access that read all that a new weak access touches, and that the new one comes after.
+fn observer(strong: &[Entry], new: &Entry, threads: &Threads) -> Option<(usize, Entry)> {
+    let observes = |e: &Entry| {
+        let reads = e.what.is(ATOMIC) || !e.what.is(WRITES);
+        reads && new.piece.granules & !e.piece.granules == 0 && unordered(e, new, threads).is_none()
+    };
+    let at = strong.iter().rposition(observes).filter(|_| !new.what.is(STRONG))?;
+    Some((at, strong[at]))
+}
+
+/// Returns whether an earlier strong access comes before a new weak one since `by` read what it wrote: atomic operations at
+/// one place have one order, so that the last block may reset the counter of arrivals.
+fn is_observed(old: &Entry, by: &Entry, new: &Entry) -> bool {
+    let strong = !conflict(old.what.flags(), by.what.flags(), old.block == by.block);
+    strong && old.piece.granules & new.piece.granules & !by.piece.granules == 0
 }
 
 impl Line {
@@ -257,11 +279,12 @@ impl Lists {
         let recent = list.len().saturating_sub(RECENT);
         for at in (recent..list.len()).rev() {
             let old = &mut list[at];
-            if !new.what.is(COPY) && old.merge(new) {
-                return;
-            }
-            if is_superseded(old, new, threads) {
-                *old = *new;
+            let merged = !new.what.is(COPY) && old.merge(new);
+            if merged || is_superseded(old, new, threads) {
+                if !merged {
+                    *old = *new;
+                }
+                list[at..].rotate_left(1);
                 return;
             }
         }

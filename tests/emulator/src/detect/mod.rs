@@ -12,6 +12,9 @@
 //! usual "thread 0 spins, then all meet at a barrier" has no fence there; a fence of each thread before a barrier serves
 //! whoever sets the flag after it. An exited thread counts as one that has arrived at every barrier.
 //!
+//! An access that comes after an atomic operation comes after all that this one has seen at the same place: so the last
+//! block may reset a counter.
+//!
 //! Lanes that store *different* values to one address in one instruction race; equal values are harmless, and are not reported.
 //!
 //! The verdict follows from these rules alone, not from the order in which the emulator happened to run the accesses: see
@@ -349,10 +352,12 @@ impl Block {
         lane: usize,
         execute: impl FnOnce() -> (T, bool),
     ) -> T {
-        self.record_global(&Access { lanes: 1 << lane, ..*access }, None);
         let flag = sync::Flag::of(access.kind);
-        let mut flags = self.launch.flags.hold(access.addresses[lane]);
+        let launch = Arc::clone(&self.launch);
+        let mut flags = launch.flags.hold(access.addresses[lane]);
         let (result, wrote) = execute();
+        // Recorded in the order in which they were executed: it says who has seen what.
+        self.record_global(&Access { lanes: 1 << lane, ..*access }, None);
         flags.pass(&mut self.threads, (access.warp, lane), access.addresses[lane], flag, wrote);
         drop(flags);
         if flag.releases() {

@@ -32,6 +32,7 @@ const INSTRUCTIONS: &[(&str, &str)] = &[
     ("mov.u32 5, %r1;", "the result must be a register"),
     ("mov.u32 %tid.x, %r1;", "the result must be a register"),
     ("mov.u32 %r1, %tid.w;", "the special register `%tid.w` is not supported"),
+    ("mov.u32 %r1, %envreg2;", "the special register `%envreg2` is not supported"),
     ("mov.u16 %rs1, 65536;", "65536 does not fit into `.u16`"),
     ("mov.s16 %rs1, -32769;", "-32769 does not fit into `.s16`"),
     ("mov.u32 %r1, 0x1ffffffff;", "8589934591 does not fit into `.u32`"),

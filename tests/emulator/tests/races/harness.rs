@@ -23,6 +23,11 @@ impl Device {
         address
     }
 
+    /// Allocates bytes that nobody writes.
+    pub fn unwritten(&mut self, bytes: usize) -> u64 {
+        self.0.alloc(bytes as u64).unwrap()
+    }
+
     pub fn zeros(&mut self, bytes: usize) -> u64 {
         self.bytes(&vec![0; bytes])
     }
@@ -99,15 +104,26 @@ pub fn launch(
     kernel: &str,
     bug: u32,
     seed: u64,
-    setup: impl Fn(&mut Device) -> Setup,
+    setup: impl FnOnce(&mut Device) -> Setup,
 ) -> (Vec<Report>, Vec<u8>) {
-    let module = compiled(source, bug);
     let schedule = if seed == 0 { Schedule::Ordered } else { Schedule::Seeded };
     let limits = Limits { polling: 1 << 14, ..Limits::default() };
     let config = Config { seed, schedule, threads: 1 + seed as usize % 2, limits, ..Config::default() };
+    launch_with(&config, source, kernel, bug, setup)
+}
+
+/// Compiles and runs a kernel with these settings.
+pub fn launch_with(
+    config: &Config,
+    source: &str,
+    kernel: &str,
+    bug: u32,
+    setup: impl FnOnce(&mut Device) -> Setup,
+) -> (Vec<Report>, Vec<u8>) {
+    let module = compiled(source, bug);
     let mut device = Device(DeviceMemory::new(1 << 28));
     let setup = setup(&mut device);
-    let loaded = exec::load(module, &device.0, &config).unwrap();
+    let loaded = exec::load(module, &device.0, config).unwrap();
     let launch = exec::Launch {
         kernel: loaded.kernel(kernel).unwrap(),
         grid: setup.grid,
@@ -116,7 +132,7 @@ pub fn launch(
         dynamic_shared: 0,
         params: &setup.params,
     };
-    let outcome = exec::run(&launch, &device.0, &config).unwrap();
+    let outcome = exec::run(&launch, &device.0, config).unwrap();
     let mut output = vec![0; setup.output.1];
     device.0.read(setup.output.0, &mut output).unwrap();
     (outcome.reports, output)

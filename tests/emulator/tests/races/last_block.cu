@@ -27,21 +27,24 @@ extern "C" __global__ void last_block(float* y, float* sums, unsigned* count, co
     }
 }
 
-// As last_block, with the fence in thread 0 alone, after the barrier.
+// As last_block, with the fence in thread 0 alone, after the barrier; the last block resets the counter.
+// BUG 1: no fence; 2: the others touch the counter after they have counted.
 extern "C" __global__ void last_block_once(float* y, float* sums, unsigned* count, const float* x) {
     __shared__ bool last;
     int t = threadIdx.x, b = blockIdx.x, n = blockDim.x;
     sums[b * n + t] = x[b * n + t] * 2.0f;
     __syncthreads();
     if (t == 0) {
-        if (BUG == 0) { __threadfence(); }
+        if (BUG != 1) { __threadfence(); }
         last = atomicInc(count, gridDim.x) == gridDim.x - 1;
-        if (BUG == 0) { __threadfence(); }
+        if (BUG != 1) { __threadfence(); }
     }
     __syncthreads();
     if (last) {
         float sum = 0.0f;
         for (int i = 0; i < gridDim.x; ++i) { sum += sums[i * n + t]; }
         y[t] = sum;
+        if (t == 1) { *count = 0; }
     }
+    if (BUG == 2 && t == 0 && !last) { *count = *count; }
 }
