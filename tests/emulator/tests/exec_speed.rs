@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use cuda_emulator::exec::{self, Config, Launch};
+use cuda_emulator::exec::{self, Checks, Config, Launch};
 use cuda_emulator::lower;
 use cuda_emulator::memory::DeviceMemory;
 
@@ -146,8 +146,16 @@ LOOP:
     )
 }
 
-fn run(name: &str, text: &str, grid: u32, block: u32, arrays: usize, bytes: u64) {
-    let (memory, config) = (DeviceMemory::new(1 << 32), Config::default());
+fn run(name: &str, text: &str, (grid, block): (u32, u32), arrays: usize, bytes: u64) {
+    for races in [true, false] {
+        let checks = Checks { races, ..Checks::default() };
+        let name = format!("{name}, race detector {}", if races { "on" } else { "off" });
+        time(&name, text, (grid, block), arrays, bytes, Config { checks, ..Config::default() });
+    }
+}
+
+fn time(name: &str, text: &str, (grid, block): (u32, u32), arrays: usize, bytes: u64, config: Config) {
+    let memory = DeviceMemory::new(1 << 32);
     let module = exec::load(lower::module(text).unwrap(), &memory, &config).unwrap();
     let mut params = Vec::new();
     for _ in 0..arrays {
@@ -182,6 +190,6 @@ fn run(name: &str, text: &str, grid: u32, block: u32, arrays: usize, bytes: u64)
 #[test]
 #[ignore = "prints timings"]
 fn speed() {
-    run("element-wise", &element_wise(), 8192, 256, 4, 8192 * 256 * 4);
-    run("matrix product", &tensor(500), 8, 128, 1, 8 * 64 * 512);
+    run("element-wise", &element_wise(), (8192, 256), 4, 8192 * 256 * 4);
+    run("matrix product", &tensor(500), (8, 128), 1, 8 * 64 * 512);
 }

@@ -21,7 +21,7 @@ const SHARDS: u64 = 64;
 /// A list is tidied when it is as long as this.
 const LONG: usize = 64;
 /// Only so many of the latest pieces are looked at to find one that a new one makes superfluous.
-const RECENT: usize = 16;
+const RECENT: usize = 4;
 /// `shift` of a piece of which each lane touches all bytes.
 pub(super) const ALL: u8 = u8::MAX;
 
@@ -135,8 +135,10 @@ pub(super) struct Page {
 
 /// The history of global memory in one launch.
 pub(super) struct Pages {
-    shards: Vec<Mutex<HashMap<u64, Arc<Mutex<Page>>, BuildHasherDefault<PageHasher>>>>,
+    shards: Vec<Mutex<Shard>>,
 }
+
+type Shard = HashMap<u64, Arc<Mutex<Page>>, BuildHasherDefault<PageHasher>>;
 
 /// Spreads the numbers of pages.
 #[derive(Default)]
@@ -168,6 +170,27 @@ impl Pages {
         let page = line / LINES as u64;
         let mut shard = lock(&self.shards[(page % SHARDS) as usize]);
         Arc::clone(shard.entry(page).or_default())
+    }
+}
+
+/// The pages that a block used last, so that they need not be looked up again.
+#[derive(Default)]
+pub(super) struct Recent(Vec<Option<(u64, Arc<Mutex<Page>>)>>);
+
+const RECENT_PAGES: usize = 64;
+
+impl Recent {
+    /// Returns the page of a line, and remembers it.
+    pub(super) fn page(&mut self, pages: &Pages, line: u64) -> &Mutex<Page> {
+        let number = line / LINES as u64;
+        if self.0.is_empty() {
+            self.0.resize(RECENT_PAGES, None);
+        }
+        let slot = &mut self.0[number as usize % RECENT_PAGES];
+        if slot.as_ref().is_some_and(|s| s.0 != number) {
+            *slot = None;
+        }
+        &slot.get_or_insert_with(|| (number, pages.page(line))).1
     }
 }
 

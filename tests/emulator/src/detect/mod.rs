@@ -39,12 +39,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::Scope;
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 
-use global::{Entry, Page, Pages, lock};
+use global::{Entry, Pages, Recent, lock};
 use kind::{COPY, What};
-use pieces::{cut, for_groups};
-use shared::{COPY_NUMBER, Cells, Clash, Record};
+use pieces::{all_differ, are_side_by_side, cut, for_groups};
+use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
 
@@ -159,7 +159,7 @@ pub struct Block {
     cells: Cells,
     meetings: Meetings,
     /// The pages that were used last.
-    recent: Vec<Option<(u64, Arc<Mutex<Page>>)>>,
+    recent: Recent,
 }
 
 impl fmt::Debug for Block {
@@ -167,9 +167,6 @@ impl fmt::Debug for Block {
         f.debug_struct("Block").field("number", &self.threads.block).finish_non_exhaustive()
     }
 }
-
-/// Pages a block remembers, so as not to look them up again.
-const RECENT_PAGES: usize = 64;
 
 impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
@@ -180,7 +177,7 @@ impl Block {
         }
         let threads = Threads::new(block, threads, tick, &copied);
         cells.begin(shared_bytes, tick, (!copied.is_empty()).then(|| copied.into()));
-        Self { launch, threads, cells, meetings: Meetings::default(), recent: Vec::new() }
+        Self { launch, threads, cells, meetings: Meetings::default(), recent: Recent::default() }
     }
 
     /// Ends the block.
@@ -210,6 +207,9 @@ impl Block {
         let new = Record { epoch, warps: 1 << access.warp, lanes: access.lanes, what };
         for &row in rows {
             let first = row as usize / 4;
+            if access.kind == Kind::Read && cells.read_chunk(first / CHUNK, &new) {
+                continue;
+            }
             cells.touch(first..first + 4, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Shared, threads.block, access, what, clash));
             });
@@ -227,7 +227,11 @@ impl Block {
         let (flags, granules) = (access.kind.flags(), access.bytes.div_ceil(4) as usize);
         let what = What::new(flags, 15, access.pc);
         let mut new = Record { epoch, warps: 1 << access.warp, lanes: 0, what };
+        let wide = access.kind == Kind::Read && access.bytes == 16;
         let mut clash = |clash: Clash| launch.add(race(Memory::Shared, threads.block, access, what, clash));
+        if let Some(first) = side_by_side_words(access).filter(|_| access.kind == Kind::Read) {
+            return cells.read_words(threads, first, new, &mut clash);
+        }
         for_groups(access.lanes, access.addresses, |address, lanes| {
             let first = (address / 4) as usize;
             if access.bytes < 4 {
@@ -235,6 +239,9 @@ impl Block {
             }
             let Some(copies) = copies else {
                 new.lanes = lanes;
+                if wide && cells.read_chunk(first / CHUNK, &new) {
+                    return;
+                }
                 return cells.touch(first..first + granules, &new, threads, &mut clash);
             };
             for_lanes(lanes, |lane| {
@@ -263,7 +270,7 @@ impl Block {
         cut(access.lanes, access.bytes, access.addresses, |(line, piece, bytes)| {
             let what = What::new(flags, bytes, access.pc);
             let new = Entry { piece, block: threads.block, epoch, what, warp: access.warp as u8 };
-            let mut page = lock(page_of(recent, launch, line));
+            let mut page = lock(recent.page(&launch.pages, line));
             page.touch(line, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Global, threads.block, access, what, clash));
             });
@@ -272,7 +279,7 @@ impl Block {
 
     /// Reports lanes that store different values to one address.
     fn check_instruction(&self, memory: Memory, access: &Access<'_>, value: impl Fn(usize) -> u128) {
-        if access.kind != Kind::Write {
+        if access.kind != Kind::Write || all_differ(access.lanes, access.addresses) {
             return;
         }
         for_groups(access.lanes, access.addresses, |address, lanes| {
@@ -429,21 +436,13 @@ impl Block {
     }
 }
 
-/// Returns the page of a line, and remembers it.
-fn page_of<'a>(
-    recent: &'a mut Vec<Option<(u64, Arc<Mutex<Page>>)>>,
-    launch: &Launch,
-    line: u64,
-) -> &'a Mutex<Page> {
-    let number = line / 32;
-    if recent.is_empty() {
-        recent.resize(RECENT_PAGES, None);
+/// Returns the first granule if a whole warp accesses 32 words side by side that make up whole chunks.
+fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
+    let first = access.addresses[0];
+    if access.lanes != FULL || access.bytes != 4 || !first.is_multiple_of(16) {
+        return None;
     }
-    let slot = &mut recent[number as usize % RECENT_PAGES];
-    if slot.as_ref().is_some_and(|s| s.0 != number) {
-        *slot = None;
-    }
-    &slot.get_or_insert_with(|| (number, launch.pages.page(line))).1
+    are_side_by_side(4, access.addresses).then_some((first / 4) as usize)
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {

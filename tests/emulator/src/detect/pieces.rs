@@ -8,29 +8,44 @@ pub(super) type Cut = (u64, Piece, u32);
 
 /// Calls `visit` for each piece of an access of `bytes` bytes (1, 2, 4, 8 or 16) by `lanes` at aligned addresses.
 pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
-    if lanes == 0 {
-        return;
+    if lanes == FULL && are_side_by_side(bytes, addresses) {
+        return cut_lines(lanes, bytes, addresses, &mut visit);
     }
-    let first = lanes.trailing_zeros() as usize;
-    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
-    let mut side_by_side = lanes.count_ones() > 1;
-    for lane in 0..LANES {
-        let expected = base.wrapping_add(lane as u64 * u64::from(bytes));
-        side_by_side &= (addresses[lane] == expected) | (lanes >> lane & 1 == 0);
+    if !rises(lanes, addresses) {
+        // Lanes with the same address belong together: they do not race with each other here.
+        return for_groups(lanes, addresses, |address, lanes| visit(one_place(address, lanes, bytes)));
     }
-    if side_by_side {
-        cut_lines(lanes, bytes, base, addresses, visit);
-    } else {
-        for_groups(lanes, addresses, |address, lanes| {
-            let shift = (address % LINE) / 4;
-            let granules = if bytes > 4 { ((1 << (bytes / 4)) - 1) << shift } else { 1 << shift };
-            let mask = if bytes < 4 { ((1 << bytes) - 1) << (address % 4) } else { 15 };
-            visit((address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask));
-        });
+    let mut left = lanes;
+    while left != 0 {
+        let first = left.trailing_zeros() as usize;
+        let mut last = first;
+        while last + 1 < LANES
+            && left >> (last + 1) & 1 == 1
+            && addresses[last + 1] == addresses[last].wrapping_add(u64::from(bytes))
+        {
+            last += 1;
+        }
+        let run = (u32::MAX >> (31 - (last - first))) << first;
+        left &= !run;
+        if last > first {
+            cut_lines(run, bytes, addresses, &mut visit);
+        } else {
+            visit(one_place(addresses[first], run, bytes));
+        }
     }
 }
 
-fn cut_lines(lanes: u32, bytes: u32, base: u64, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
+fn one_place(address: u64, lanes: u32, bytes: u32) -> Cut {
+    let shift = (address % LINE) / 4;
+    let granules = if bytes > 4 { ((1 << (bytes / 4)) - 1) << shift } else { 1 << shift };
+    let mask = if bytes < 4 { ((1 << bytes) - 1) << (address % 4) & 15 } else { 15 };
+    (address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask)
+}
+
+/// Cuts the access of lanes side by side.
+fn cut_lines(lanes: u32, bytes: u32, addresses: &[u64; LANES], visit: &mut impl FnMut(Cut)) {
+    let first = lanes.trailing_zeros() as usize;
+    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
     let last = 31 - lanes.leading_zeros() as usize;
     let (begin, end) =
         (addresses[lanes.trailing_zeros() as usize], addresses[last].saturating_add(u64::from(bytes)));
@@ -64,7 +79,7 @@ pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl F
     if lanes == FULL && rises(lanes, addresses) {
         return (0..LANES).for_each(|lane| visit(addresses[lane], 1 << lane));
     }
-    if rises(lanes, addresses) {
+    if all_differ(lanes, addresses) {
         return for_lanes(lanes, |lane| visit(addresses[lane], 1 << lane));
     }
     let mut left = lanes;
@@ -74,6 +89,35 @@ pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl F
         visit(address, group & left);
         left &= !group;
     }
+}
+
+/// Returns whether each lane's access begins where that of the lane before ends.
+pub(super) fn are_side_by_side(bytes: u32, addresses: &[u64; LANES]) -> bool {
+    let mut side_by_side = true;
+    for lane in 1..LANES {
+        side_by_side &= addresses[lane] == addresses[lane - 1].wrapping_add(u64::from(bytes));
+    }
+    side_by_side
+}
+
+/// Returns whether no two lanes have the same address, as far as that is quickly seen: if they rise, or lie close together.
+pub(super) fn all_differ(lanes: u32, addresses: &[u64; LANES]) -> bool {
+    if rises(lanes, addresses) {
+        return true;
+    }
+    let (mut low, mut met, mut differ) = (u64::MAX, [0u64; 16], true);
+    for_lanes(lanes, |lane| low = low.min(addresses[lane]));
+    for_lanes(lanes, |lane| {
+        let (word, bit) = ((addresses[lane] - low) / 64, (addresses[lane] - low) % 64);
+        match met.get_mut(word as usize) {
+            Some(met) => {
+                differ &= *met >> bit & 1 == 0;
+                *met |= 1 << bit;
+            }
+            None => differ = false,
+        }
+    });
+    differ
 }
 
 fn rises(lanes: u32, addresses: &[u64; LANES]) -> bool {

@@ -63,6 +63,9 @@ struct Cell {
     other: Record,
 }
 
+/// Granules of a chunk.
+pub(super) const CHUNK: usize = 4;
+
 /// Epoch of `Cell::write` if the cell is a list, whose index is in `lanes`.
 const LIST: u32 = u32::MAX;
 
@@ -84,6 +87,9 @@ pub(super) struct Clash {
 #[derive(Default)]
 pub(super) struct Cells {
     cells: Vec<Cell>,
+    /// Weak reads of whole chunks of four granules, which are most accesses: by all of `lanes`, or if `bytes` is 0 of each
+    /// granule by the next of four lanes. What a chunk has here is not in its cells; writes put it there first.
+    chunks: Vec<Record>,
     lists: Vec<Vec<Record>>,
     free: Vec<u32>,
     scratch: Vec<Record>,
@@ -98,7 +104,8 @@ impl Cells {
     pub(super) fn begin(&mut self, bytes: usize, dead: u32, dead_copies: Option<Arc<[u32]>>) {
         let cells = bytes.div_ceil(4);
         if self.cells.len() < cells {
-            self.cells.resize(cells, Cell::default());
+            self.cells.resize(cells.next_multiple_of(CHUNK), Cell::default());
+            self.chunks.resize(cells.div_ceil(CHUNK), Record::default());
         }
         self.forget(dead, dead_copies);
     }
@@ -130,11 +137,109 @@ impl Cells {
         threads: &Threads,
         clash: &mut impl FnMut(Clash),
     ) {
+        if new.what.flags() != 0 {
+            for chunk in granules.start / CHUNK..granules.end.div_ceil(CHUNK) {
+                self.unfold(chunk);
+            }
+        }
         for granule in granules {
             if !self.touch_quickly(granule, new) {
                 self.touch_slowly(granule, new, threads, clash);
             }
         }
+    }
+
+    /// Records a weak read of a chunk if nothing is alive there but weak reads.
+    #[inline(always)]
+    pub(super) fn read_chunk(&mut self, chunk: usize, new: &Record) -> bool {
+        let dead = self.dead;
+        let Some(seen) = self.chunks.get_mut(chunk) else { return true };
+        if seen.epoch == new.epoch && seen.what == new.what && seen.lanes == new.lanes {
+            seen.warps |= new.warps;
+            return true;
+        }
+        if seen.epoch > dead {
+            return false;
+        }
+        for granule in chunk * CHUNK..(chunk + 1) * CHUNK {
+            let Cell { write, other } = self.cells[granule];
+            if write.epoch > dead {
+                if write.epoch == LIST || !self.is_dead(&write) {
+                    return false;
+                }
+                self.cells[granule].write = Record::default();
+            }
+            if other.epoch > dead && other.what.flags() != 0 {
+                return false;
+            }
+        }
+        self.chunks[chunk] = *new;
+        true
+    }
+
+    /// Records a weak read of words side by side by a whole warp.
+    pub(super) fn read_words(
+        &mut self,
+        threads: &Threads,
+        first: usize,
+        new: Record,
+        clash: &mut impl FnMut(Clash),
+    ) {
+        for chunk in 0..LANES / CHUNK {
+            let quad = Record { lanes: 15 << (chunk * CHUNK), what: new.what.of_bytes(0), ..new };
+            if self.read_chunk(first / CHUNK + chunk, &quad) {
+                continue;
+            }
+            for lane in chunk * CHUNK..(chunk + 1) * CHUNK {
+                let granule = first + lane;
+                self.touch(granule..granule + 1, &Record { lanes: 1 << lane, ..new }, threads, clash);
+            }
+        }
+    }
+
+    /// Moves what is known of a chunk into its cells.
+    #[inline(always)]
+    fn unfold(&mut self, chunk: usize) {
+        if self.chunks.get(chunk).is_some_and(|seen| seen.epoch > self.dead) {
+            let seen = std::mem::take(&mut self.chunks[chunk]);
+            for granule in 0..CHUNK {
+                let lanes = match seen.what.bytes() {
+                    0 => 1 << (seen.lanes.trailing_zeros() as usize + granule),
+                    _ => seen.lanes,
+                };
+                self.add(chunk * CHUNK + granule, &Record { lanes, what: seen.what.of_bytes(15), ..seen });
+            }
+        }
+    }
+
+    /// Adds a weak read of the past, which was checked when it was done.
+    fn add(&mut self, granule: usize, read: &Record) {
+        let Cell { write, other } = &mut self.cells[granule];
+        if write.epoch != LIST && other.epoch <= self.dead {
+            *other = *read;
+            return;
+        }
+        if write.epoch != LIST && other.merge(read) {
+            return;
+        }
+        let mut kept = self.take(granule);
+        kept.retain(|old| !self.is_dead(old));
+        if !kept.iter_mut().any(|old| old.merge(read)) {
+            kept.push(*read);
+        }
+        self.put(granule, kept);
+    }
+
+    /// Takes all that a granule remembers.
+    fn take(&mut self, granule: usize) -> Vec<Record> {
+        let Cell { write, other } = self.cells[granule];
+        if write.epoch == LIST {
+            self.free.push(write.lanes);
+            return std::mem::take(&mut self.lists[write.lanes as usize]);
+        }
+        let mut kept = std::mem::take(&mut self.scratch);
+        kept.extend([write, other]);
+        kept
     }
 
     /// Records an access if all that was recorded is dead, or is the same access by other threads.
@@ -166,15 +271,7 @@ impl Cells {
         threads: &Threads,
         clash: &mut impl FnMut(Clash),
     ) {
-        let Cell { write, other } = self.cells[granule];
-        let mut kept = if write.epoch == LIST {
-            self.free.push(write.lanes);
-            std::mem::take(&mut self.lists[write.lanes as usize])
-        } else {
-            let mut kept = std::mem::take(&mut self.scratch);
-            kept.extend([write, other]);
-            kept
-        };
+        let mut kept = self.take(granule);
         let mut merged = false;
         kept.retain_mut(|old| {
             if self.is_dead(old) {

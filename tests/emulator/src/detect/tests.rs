@@ -210,7 +210,7 @@ fn live(warp: usize) -> u32 {
 
 impl Pair {
     fn new(launch: &Arc<Launch>, seed: u64) -> Self {
-        let block = |b| Block::new(Arc::clone(launch), b as u32, THREADS, 64, Recycled::default());
+        let block = |b| Block::new(Arc::clone(launch), b as u32, THREADS, 256, Recycled::default());
         let model = Model { actors: vec![Actor::default(); BLOCKS * 64], ..Model::default() };
         Self { random: Random(seed), blocks: (0..BLOCKS).map(block).collect(), model, pc: 0 }
     }
@@ -231,7 +231,8 @@ impl Pair {
         let base = self.random.below(room / bytes) * bytes;
         let stride = self.random.pick(&[bytes, bytes, 0, bytes * 2]);
         match self.random.below(4) {
-            0 => std::array::from_fn(|_| self.random.below(room / bytes) * bytes),
+            0 if bytes == 4 && room >= 128 => std::array::from_fn(|lane| lane as u64 * 4),
+            1 => std::array::from_fn(|_| self.random.below(room / bytes) * bytes),
             _ => std::array::from_fn(|lane| (base + lane as u64 * stride) % room),
         }
     }
@@ -252,7 +253,8 @@ impl Pair {
         let memory = self.random.pick(&[Memory::Shared, Memory::Global]);
         let kind = self.kind();
         let size = if is_strong(kind) { 4 } else { self.random.pick(&[1, 2, 4, 4, 8, 16]) };
-        let addresses = self.addresses(size, if memory == Memory::Shared { 64 } else { 512 });
+        let room = if memory == Memory::Shared { self.random.pick(&[64, 64, 256]) } else { 512 };
+        let addresses = self.addresses(size, room);
         if lanes == 0 {
             return;
         }

@@ -80,7 +80,7 @@ impl<'a> Engine<'a> {
         }
         let mut at = Addresses::of(&warp.regs, addr);
         if order != Order::Weak {
-            block.polls += 1;
+            block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
         }
         let size = u64::from(ty.bytes() * dst.len);
         let program = self.program;
@@ -412,6 +412,12 @@ impl<'a> Engine<'a> {
             Space::Param => {}
         }
     }
+}
+
+/// Returns the number of the first lane of a mask.
+#[inline(always)]
+pub fn first_lane(mask: u32) -> usize {
+    (mask.trailing_zeros() & 31) as usize
 }
 
 /// Names a state space.

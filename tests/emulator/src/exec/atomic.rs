@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use half::{bf16, f16};
 
-use super::access::{Access, Action, Own};
+use super::access::{Access, Action, Own, first_lane};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::races;
 use super::warp::Warp;
+use super::window::Window;
 use crate::isa::{AtomOp, NONE, Op, Space, Ty};
-use crate::regs::{Regs, for_lanes};
+use crate::regs::{Regs, Slot, for_lanes};
 use crate::report::Kind;
 
 impl Engine<'_> {
@@ -53,34 +54,55 @@ impl Engine<'_> {
                 }
                 let regs = &mut warp.regs;
                 races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
-                    let mut wrote = 0;
-                    for_lanes(lanes, |lane| {
-                        let expected = read(regs, ty, b, lane);
-                        let c = if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 };
-                        let new = |old| apply(op, ty, flush, old, expected, c);
-                        // SAFETY: the window holds the access, which is aligned to its size.
-                        let old = unsafe { update(window.host(at.0[lane]), size, new) };
-                        changed |= new(old) != old;
-                        // A comparison that fails writes nothing; every other operation does, if only the same value.
-                        wrote |= u32::from(op != AtomOp::Cas || old == expected) << lane;
-                        if d != NONE && ty.is_wide() {
-                            regs.r64[d as usize].0[lane] = old;
-                        } else if d != NONE {
-                            regs.r32[d as usize].0[lane] = old as u32;
-                        }
-                    });
+                    let update = Update { op, ty, flush, d, b, c };
+                    let (wrote, new) = update.run(regs, &window, &at, lanes);
+                    changed |= new;
                     wrote
                 });
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
             }
         }
-        if changed {
+        if changed || d == NONE {
             block.progress += 1;
         } else {
-            block.polls += 1;
+            block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
         }
         Ok(())
+    }
+}
+
+/// An atomic operation with its registers.
+struct Update {
+    op: AtomOp,
+    ty: Ty,
+    flush: bool,
+    d: Slot,
+    b: Slot,
+    c: Slot,
+}
+
+impl Update {
+    /// Executes it for some lanes, all inside of the window. Returns those that wrote, and whether a value has changed.
+    fn run(&self, regs: &mut Regs, window: &Window, at: &Addresses, lanes: u32) -> (u32, bool) {
+        let Self { op, ty, flush, d, b, c } = *self;
+        let (mut wrote, mut changed) = (0, false);
+        for_lanes(lanes, |lane| {
+            let expected = read(regs, ty, b, lane);
+            let c = if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 };
+            let new = |old| apply(op, ty, flush, old, expected, c);
+            // SAFETY: the window holds the access, which is aligned to its size.
+            let old = unsafe { update(window.host(at.0[lane]), u64::from(ty.bytes()), new) };
+            changed |= new(old) != old;
+            // A comparison that fails writes nothing; every other operation does, if only the same value.
+            wrote |= u32::from(op != AtomOp::Cas || old == expected) << lane;
+            if d != NONE && ty.is_wide() {
+                regs.r64[d as usize].0[lane] = old;
+            } else if d != NONE {
+                regs.r32[d as usize].0[lane] = old as u32;
+            }
+        });
+        (wrote, changed)
     }
 }
 

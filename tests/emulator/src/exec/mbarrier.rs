@@ -12,7 +12,7 @@ use super::step::Next;
 use super::sync::Arrival;
 use super::warp::Warp;
 use crate::isa::{MbarOp, NONE, Op, Space};
-use crate::regs::for_lanes;
+use crate::regs::{Regs, Slot, for_lanes};
 use crate::report::Kind;
 
 /// Largest number of arrivals of a phase.
@@ -59,6 +59,25 @@ impl Mbarrier {
     }
 }
 
+/// Reads the pending arrivals out of a state, which lies in a register.
+fn pending_count(warp: &mut Warp, lanes: u32, d: Slot, state: Slot) {
+    for_lanes(lanes, |lane| {
+        let state = if state == NONE { 0 } else { warp.regs.r64[state as usize].0[lane] };
+        warp.regs.r32[d as usize].0[lane] = state as u32 & MAX_COUNT;
+    });
+}
+
+/// Returns the phase (or its parity) that a lane waits for, and whether it is complete, the current one being `phase`.
+fn awaited_phase(regs: &Regs, parity: bool, state: Slot, lane: usize, phase: u64) -> (u64, bool) {
+    if parity {
+        let awaited = u64::from(regs.r32[state as usize].0[lane] & 1);
+        (awaited, phase & 1 != awaited)
+    } else {
+        let awaited = regs.r64[state as usize].0[lane] >> 20;
+        (awaited, phase != awaited)
+    }
+}
+
 impl Engine<'_> {
     /// Executes an mbarrier operation, one lane after the other.
     pub fn mbarrier_operation(
@@ -70,11 +89,7 @@ impl Engine<'_> {
     ) -> Result<Next, Halted> {
         let (addr, counts) = match *op {
             Op::Mbar { op: MbarOp::PendingCount, d, addr, .. } => {
-                // The count is a part of a state, which lies in a register.
-                for_lanes(here.active, |lane| {
-                    let state = if addr.base == NONE { 0 } else { warp.regs.r64[addr.base as usize].0[lane] };
-                    warp.regs.r32[d as usize].0[lane] = state as u32 & MAX_COUNT;
-                });
+                pending_count(warp, here.active, d, addr.base);
                 return Ok(Next::Step);
             }
             Op::Mbar { addr, count, .. } => (addr, count),
@@ -106,13 +121,7 @@ impl Engine<'_> {
                 }
                 Op::MbarWait { parity, d, state, .. } => {
                     let phase = self.mbarrier(block, who, lane as u32, target)?.phase;
-                    let (awaited, complete) = if parity {
-                        let awaited = u64::from(warp.regs.r32[state as usize].0[lane] & 1);
-                        (awaited, phase & 1 != awaited)
-                    } else {
-                        let awaited = warp.regs.r64[state as usize].0[lane] >> 20;
-                        (awaited, phase != awaited)
-                    };
+                    let (awaited, complete) = awaited_phase(&warp.regs, parity, state, lane, phase);
                     if complete {
                         waited.add(target, awaited as u32 & 1, lane);
                     } else {

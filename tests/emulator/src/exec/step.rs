@@ -219,10 +219,7 @@ impl Engine<'_> {
                 block.polls += 1;
                 return Ok(Next::Pause);
             }
-            Op::ReadSpecial { special, d } => {
-                block.polls += 1;
-                self.read_special(special, warp, block, d, at.1);
-            }
+            Op::ReadSpecial { special, d } => self.read_special(special, warp, block, d, at.1),
             Op::Exit => {
                 warp.splits[here.chosen].pc = here.pc + 1;
                 warp.end(here.chosen, here.active);

@@ -325,3 +325,28 @@ fn matrices_move_between_shared_memory_and_registers() {
         }
     }
 }
+
+#[test]
+fn tensor_cores_cut_off_what_the_f32_order_keeps() {
+    // 2^24 and sixteen ones. In f32 order each one is lost to rounding. Aligned to 2^24, an f32 has units of 2: the ones
+    // are cut off, unless extra bits keep them.
+    let form = FORMS[0];
+    let model = |extra_bits: Option<u32>| {
+        let tensor = match extra_bits {
+            Some(extra_bits) => cuda_emulator::exec::Tensor::Truncated { extra_bits, group: 16 },
+            None => cuda_emulator::exec::Tensor::Ordered,
+        };
+        let config = cuda_emulator::exec::Config { tensor, ..schedules().remove(0) };
+        let bench = Bench::new(&kernel(form), config);
+        let ones = bench.words(&[0x3F80_3F80; 128]);
+        let large = bench.words(&[16_777_216f32.to_bits(); 128]);
+        let out = bench.memory.alloc(512).unwrap();
+        assert_eq!(bench.launch(1, 32, 0, &[out, ones, ones, large]).reports, []);
+        let result = bench.read(out, 128);
+        assert!(result.iter().all(|&v| v == result[0]));
+        f32::from_bits(result[0])
+    };
+    assert_eq!(model(None), 16_777_216.0, "each addition rounds to even");
+    assert_eq!(model(Some(0)), 16_777_216.0, "ones lie below the last bit");
+    assert_eq!(model(Some(2)), 16_777_232.0, "two more bits keep the ones");
+}

@@ -61,7 +61,7 @@ fn vectors_move_whole_and_narrow_integers_are_extended() {
                 (w[1] as i32 >> 16) as u32,
                 w[2] >> 16,
                 sign,
-                w[2] >> 16 | w[2] << 16,
+                w[2].rotate_left(16),
                 w[3] & 0xFF | 1 << 8 | 2 << 16,
             ];
             assert_eq!(r, expected);

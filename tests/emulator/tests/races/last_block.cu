@@ -46,5 +46,5 @@ extern "C" __global__ void last_block_once(float* y, float* sums, unsigned* coun
         y[t] = sum;
         if (t == 1) { *count = 0; }
     }
-    if (BUG == 2 && t == 0 && !last) { *count = *count; }
+    if (BUG == 2 && t == 0 && !last) { *count = gridDim.x; }
 }
