@@ -21,10 +21,12 @@ const LAYERS: [&[&str]; 8] = [
 /// Files of `src/ops` that are shared by operations and are none themselves.
 const OPERATION_HELPERS: [&str; 3] = ["mod", "rows", "modulation"];
 
-/// The only files with `unsafe`: vector instructions, huge pages, matrix kernels and the tiles they share, mapped files.
-const UNSAFE: [&str; 5] = [
+/// The only files with `unsafe`: vector instructions, huge pages, the team's borrowed job, matrix kernels and the tiles they
+/// share, mapped files.
+const UNSAFE: [&str; 6] = [
     "src/device/simd.rs",
     "src/device/cpu.rs",
+    "src/device/team.rs",
     "src/ops/linear/kernel.rs",
     "src/ops/linear/shared.rs",
     "src/data/map.rs",

@@ -1,4 +1,4 @@
-//! The CPU device: a thread pool with a fixed split of work, and a pool of memory whose blocks are used again.
+//! The CPU device: a team of threads with a fixed split of work, and a pool of memory whose blocks are used again.
 //!
 //! A training step asks for the same sizes in the same order every time, so from the second step on each request finds
 //! a block of exactly its size: no system allocation, no page fault ([`Cpu::allocations`] counts the misses).
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytemuck::{Pod, Zeroable};
 
 use crate::device::simd::Isa;
+use crate::device::team::Team;
 use crate::error::{Error, Result};
 
 /// One cache line; the unit and the alignment of all tensor memory.
@@ -40,7 +41,9 @@ pub struct CpuOptions {
 pub struct Cpu(Arc<Inner>);
 
 struct Inner {
-    threads: rayon::ThreadPool,
+    team: Team,
+    /// For long work that is not an operation (metrics, evaluations): rayon's iterators. Asleep during a step.
+    pool: rayon::ThreadPool,
     isa: Isa,
     memory: Arc<Memory>,
 }
@@ -64,18 +67,21 @@ impl Cpu {
                 "instruction set {isa:?} was asked for; this processor has {best:?}"
             )));
         }
-        let threads = rayon::ThreadPoolBuilder::new()
+        let refused =
+            |e: &dyn fmt::Display| Error::Device(format!("cannot start {} threads: {e}", options.threads));
+        let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
-            .thread_name(|i| format!("flowprior-{i}"))
+            .thread_name(|i| format!("flowprior-pool-{i}"))
             .build()
-            .map_err(|e| Error::Device(format!("cannot start {} threads: {e}", options.threads)))?;
+            .map_err(|e| refused(&e))?;
+        let team = Team::new(pool.current_num_threads()).map_err(|e| refused(&e))?;
         let memory = Arc::new(Memory { guard: options.guard, ..Memory::default() });
-        Ok(Self(Arc::new(Inner { threads, isa, memory })))
+        Ok(Self(Arc::new(Inner { team, pool, isa, memory })))
     }
 
     /// Returns the number of worker threads.
     pub fn threads(&self) -> usize {
-        self.0.threads.current_num_threads()
+        self.0.team.threads()
     }
 
     /// Returns the instruction set that kernels run with.
@@ -83,9 +89,19 @@ impl Cpu {
         self.0.isa
     }
 
-    /// Runs `f` on the pool's threads; inside, rayon's parallel iterators use them. Cheap when already inside.
+    /// Runs `f` on a thread of the pool, whose threads rayon's parallel iterators then use.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        self.0.threads.install(f)
+        self.0.pool.install(f)
+    }
+
+    /// Calls `f` for each item, by all threads of the team together: the form of every operation. An item is worth some
+    /// microseconds. Items of an operation that is called inside another's item are done by the calling thread.
+    pub(crate) fn each<T: Send>(&self, items: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
+        let items: Vec<_> = items.map(|item| Mutex::new(Some(item))).collect();
+        self.0.team.run(items.len(), |i| {
+            let item = items[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+            item.into_iter().for_each(&f);
+        });
     }
 
     /// Returns how many blocks of tensor memory were taken from the system so far.

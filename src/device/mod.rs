@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod simd;
 pub mod survey;
+mod team;
 
 pub use cpu::{Cpu, CpuOptions};
 pub use simd::{Arch, Isa};

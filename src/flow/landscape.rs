@@ -11,8 +11,6 @@
 
 use std::f64::consts::{E, TAU};
 
-use rayon::prelude::*;
-
 use crate::device::{Device, Isa};
 use crate::error::Result;
 use crate::float::FloatX;
@@ -23,6 +21,8 @@ use crate::tensor::Tensor;
 
 /// Widest data whose noise is a lattice; in more dimensions lattices of this kind are no better than chance.
 const LATTICE: usize = 6;
+/// Rows of a batch, draws times points: enough for all threads, small enough for the caches.
+const ROWS: usize = 4096;
 
 /// What is estimated at each point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +54,8 @@ impl Landscape {
     pub fn evaluate<X: FloatX>(&self, velocity: Velocity<'_, X>, points: &[f32]) -> Result<Vec<f64>> {
         let d = velocity.net.config().channels;
         let shared = self.shared(velocity.params.flat().device(), d)?;
-        // One task a thread: a worker that waits inside an operation takes up other tasks, on top of its stack.
-        let share = (points.len() / d).div_ceil(rayon::current_num_threads()).max(1);
-        let at = |point| shared.at(velocity, point);
-        let parts = points.par_chunks(share * d).map(|part| part.chunks_exact(d).map(at).collect());
-        Ok(parts.collect::<Result<Vec<Vec<f64>>>>()?.concat())
+        let batches = points.chunks((ROWS / self.draws).max(1) * d).map(|points| shared.at(velocity, points));
+        Ok(batches.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Draws what all points share.
@@ -78,14 +75,14 @@ impl Landscape {
                 constant -= *weight * (square + d as f64 * (1.0 / spread - 1.0));
             }
         }
-        let times: Vec<f32> = times.iter().map(|t| *t as f32).collect();
-        Ok(Shared { t: Tensor::from_f32(device, [self.draws], &times)?, times, noise, weights, constant })
+        let times = times.iter().map(|t| *t as f32).collect();
+        Ok(Shared { device: device.clone(), times, noise, weights, constant })
     }
 }
 
 /// The draws that all points share, and what becomes of their squared residuals: Σ_k weight_k·‖r_k‖² + constant.
 struct Shared {
-    t: Tensor<f32>,
+    device: Device,
     times: Vec<f32>,
     noise: Vec<f32>, // (K, D)
     weights: Vec<f64>,
@@ -93,24 +90,35 @@ struct Shared {
 }
 
 impl Shared {
-    fn at<X: FloatX>(&self, velocity: Velocity<'_, X>, point: &[f32]) -> Result<f64> {
-        let d = point.len();
-        let draws = || self.times.iter().zip(self.noise.chunks_exact(d));
-        let x_t: Vec<f32> = draws()
-            .flat_map(|(t, noise)| noise.iter().zip(point).map(move |(e, y)| (1.0 - t) * e + t * y))
-            .collect();
-        let x_t = Tensor::from_f32(self.t.device(), [self.times.len(), d], &x_t)?;
-        let (net, params) = (velocity.net, velocity.params);
+    /// Returns the estimate at each of the points (P, D), all draws of all points in one batch.
+    fn at<X: FloatX>(&self, velocity: Velocity<'_, X>, points: &[f32]) -> Result<Vec<f64>> {
+        let (k, net, params) = (self.times.len(), velocity.net, velocity.params);
+        let d = self.noise.len() / k;
+        let rows = points.len() / d * k;
+        let mut x_t = Vec::with_capacity(rows * d);
+        for point in points.chunks_exact(d) {
+            for (t, noise) in self.times.iter().zip(self.noise.chunks_exact(d)) {
+                x_t.extend(noise.iter().zip(point).map(|(e, y)| (1.0 - t) * e + t * y));
+            }
+        }
+        let x_t = Tensor::from_f32(&self.device, [rows, d], &x_t)?;
+        let t = Tensor::from_f32(&self.device, [rows], &self.times.repeat(points.len() / d))?;
         let modulations = match velocity.tables {
-            Some(tables) => net.modulations_from(tables, &self.t)?,
-            None => net.modulations(params, net.default_form(), &self.t, 1, None)?,
+            Some(tables) => net.modulations_from(tables, &t)?,
+            None => net.modulations(params, net.default_form(), &t, 1, None)?,
         };
         let (v, _) = net.forward(params, x_t, modulations, Keep::Nothing)?;
-        let rows = v.host()?.chunks_exact(d).zip(self.noise.chunks_exact(d)).zip(&self.weights);
+        let of_points = v.host()?.chunks_exact(k * d).zip(points.chunks_exact(d));
+        Ok(of_points.map(|(v, point)| self.constant + self.weighted(v, point)).collect())
+    }
+
+    /// Returns Σ_k weight_k·‖v_k − (y − noise_k)‖² of one point.
+    fn weighted<X: FloatX>(&self, v: &[X], point: &[f32]) -> f64 {
         let residual =
             |((v, e), y): ((&X, &f32), &f32)| (v.to_f32() as f64 - (*y as f64 - *e as f64)).powi(2);
         let square = |v: &[X], noise: &[f32]| v.iter().zip(noise).zip(point).map(residual).sum::<f64>();
-        Ok(self.constant + rows.map(|((v, noise), weight)| weight * square(v, noise)).sum::<f64>())
+        let draws = v.chunks_exact(point.len()).zip(self.noise.chunks_exact(point.len())).zip(&self.weights);
+        draws.map(|((v, noise), weight)| weight * square(v, noise)).sum()
     }
 }
 

@@ -3,8 +3,6 @@
 //! `cast`: y = x in another storage type. `axpy`: y += a·x. Both are linear; the backward of a cast is a cast, that of
 //! `axpy` is an `axpy`.
 
-use rayon::prelude::*;
-
 use crate::device::Device;
 use crate::error::Result;
 use crate::float::FloatX;
@@ -17,17 +15,15 @@ pub fn cast<X: FloatX, Y: FloatX>(x: &Tensor<X>) -> Result<Tensor<Y>> {
     match x.device() {
         Device::Cpu(cpu) => {
             let (y, x, isa, block) = (y.host_mut()?, x.host()?, cpu.isa(), rows_per_block(1));
-            cpu.install(|| {
-                y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-                    isa.run(
-                        #[inline(always)]
-                        |_| {
-                            for (y, x) in y.iter_mut().zip(x) {
-                                *y = Y::from_f32(x.to_f32());
-                            }
-                        },
-                    );
-                });
+            cpu.each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
+                isa.run(
+                    #[inline(always)]
+                    |_| {
+                        for (y, x) in y.iter_mut().zip(x) {
+                            *y = Y::from_f32(x.to_f32());
+                        }
+                    },
+                );
             });
         }
     }
@@ -40,17 +36,15 @@ pub fn axpy<X: FloatX>(y: &mut Tensor<f32>, a: f32, x: &Tensor<X>) -> Result<()>
     match x.device() {
         Device::Cpu(cpu) => {
             let (y, x, isa, block) = (y.host_mut()?, x.host()?, cpu.isa(), rows_per_block(1));
-            cpu.install(|| {
-                y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-                    isa.run(
-                        #[inline(always)]
-                        |arch| {
-                            for (y, x) in y.iter_mut().zip(x) {
-                                *y = arch.fma(a, x.to_f32(), *y);
-                            }
-                        },
-                    );
-                });
+            cpu.each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
+                isa.run(
+                    #[inline(always)]
+                    |arch| {
+                        for (y, x) in y.iter_mut().zip(x) {
+                            *y = arch.fma(a, x.to_f32(), *y);
+                        }
+                    },
+                );
             });
         }
     }

@@ -10,8 +10,6 @@
 //! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
 //! clipped at t ≤ clip. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu, Device};
 use crate::error::Result;
 use crate::float::FloatX;
@@ -165,13 +163,13 @@ fn loss_cpu<X: FloatX>(
             |arch| block.run(arch, loss, dv),
         );
     };
-    cpu.install(|| match dv {
+    match dv {
         Some(dv) => {
-            let work = loss.par_chunks_mut(block).zip(dv.par_chunks_mut(block * d)).enumerate();
-            work.for_each(|(b, (loss, dv))| run(b, loss, Some(dv)));
+            let work = loss.chunks_mut(block).zip(dv.chunks_mut(block * d)).enumerate();
+            cpu.each(work, |(b, (loss, dv))| run(b, loss, Some(dv)));
         }
-        None => loss.par_chunks_mut(block).enumerate().for_each(|(b, loss)| run(b, loss, None)),
-    });
+        None => cpu.each(loss.chunks_mut(block).enumerate(), |(b, loss)| run(b, loss, None)),
+    }
     Ok(())
 }
 
@@ -244,29 +242,27 @@ fn latents_cpu<X: FloatX>(
     let d = dy.len() / rows.samples.max(1);
     let isa = cpu.isa();
     let block = rows_per_block(d);
-    cpu.install(|| {
-        dy.par_chunks_mut((block * d).max(1)).enumerate().for_each(|(b, dy)| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    for (s, dy) in dy.chunks_exact_mut(d).enumerate() {
-                        dy.fill(0.0);
-                        for replica in 0..rows.replicas {
-                            let i = replica * rows.samples + b * block + s;
-                            let dv = &dv[i * d..(i + 1) * d];
-                            add_row(
-                                arch,
-                                dy,
-                                dv,
-                                dx_t.map(|x| &x[i * d..(i + 1) * d]),
-                                t[i / rows.share],
-                                unscale,
-                            );
-                        }
+    cpu.each(dy.chunks_mut((block * d).max(1)).enumerate(), |(b, dy)| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                for (s, dy) in dy.chunks_exact_mut(d).enumerate() {
+                    dy.fill(0.0);
+                    for replica in 0..rows.replicas {
+                        let i = replica * rows.samples + b * block + s;
+                        let dv = &dv[i * d..(i + 1) * d];
+                        add_row(
+                            arch,
+                            dy,
+                            dv,
+                            dx_t.map(|x| &x[i * d..(i + 1) * d]),
+                            t[i / rows.share],
+                            unscale,
+                        );
                     }
-                },
-            );
-        });
+                }
+            },
+        );
     });
 }
 

@@ -7,8 +7,6 @@
 //! draws the same numbers again. `flow_mul` (FEATURES 1.1) is index arithmetic: row i of the N = samples · replicas
 //! rows is sample `i mod samples`, replica `i div samples`, the reference's order of tiling.
 
-use rayon::prelude::*;
-
 use crate::device::{Cpu, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -170,31 +168,29 @@ fn interpolate_cpu<X: FloatX>(cpu: &Cpu, x_t: &mut [X], data: &[f32], t: &[f32],
     let d = data.len() / rows.samples.max(1);
     let block = rows_per_block(d);
     let isa = cpu.isa();
-    cpu.install(|| {
-        x_t.par_chunks_mut((block * d).max(1)).enumerate().for_each(|(b, x_t)| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    let range = b * block..b * block + x_t.len() / d;
-                    let first = range.start;
-                    noise.for_each_normal_row(
-                        arch,
-                        range,
-                        d,
-                        #[inline(always)]
-                        |i| rows.address(i),
-                        #[inline(always)]
-                        |i, column, noise| {
-                            let t = t[i / rows.share];
-                            let data = &data[i % rows.samples * d + column..][..noise.len()];
-                            let out = &mut x_t[(i - first) * d + column..][..noise.len()];
-                            for ((x, n), y) in out.iter_mut().zip(noise).zip(data) {
-                                *x = X::from_f32(interpolant(*n, *y, t));
-                            }
-                        },
-                    );
-                },
-            );
-        });
+    cpu.each(x_t.chunks_mut((block * d).max(1)).enumerate(), |(b, x_t)| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                let range = b * block..b * block + x_t.len() / d;
+                let first = range.start;
+                noise.for_each_normal_row(
+                    arch,
+                    range,
+                    d,
+                    #[inline(always)]
+                    |i| rows.address(i),
+                    #[inline(always)]
+                    |i, column, noise| {
+                        let t = t[i / rows.share];
+                        let data = &data[i % rows.samples * d + column..][..noise.len()];
+                        let out = &mut x_t[(i - first) * d + column..][..noise.len()];
+                        for ((x, n), y) in out.iter_mut().zip(noise).zip(data) {
+                            *x = X::from_f32(interpolant(*n, *y, t));
+                        }
+                    },
+                );
+            },
+        );
     });
 }

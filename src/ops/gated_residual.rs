@@ -3,8 +3,6 @@
 //! Backward: `du = gate · dy`, `dgate = dy · u`, `dh = dy` (the caller keeps dy). Elementwise: forward reads h and u and
 //! writes y, backward reads dy and u and writes du: memory bound.
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu, Device};
 use crate::error::Result;
 use crate::float::FloatX;
@@ -70,23 +68,22 @@ fn forward_cpu<X: FloatX>(cpu: &Cpu, y: &mut [X], u: &[X], h: Option<&[X]>, gate
     let blocks = (u.len() / c.max(1)).div_ceil(rows);
     let mut scratch = Tensor::<f32>::uninit(&Device::Cpu(cpu.clone()), [blocks, MOD_ROWS * c]);
     let isa = cpu.isa();
-    let work = y.par_chunks_mut(rows * c).zip(scratch.host_mut()?.par_chunks_mut(MOD_ROWS * c)).enumerate();
-    cpu.install(|| {
-        work.for_each(|(block, (y, gates))| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    let mut row = block * rows;
-                    for y in y.chunks_mut(MOD_ROWS * c) {
-                        let at = row * c..row * c + y.len();
-                        let gates = &mut gates[..y.len()];
-                        gate.table.fetch(arch, gates, row, gate.offset, c);
-                        apply_gate(arch, y, &u[at.clone()], h.map(|h| &h[at]), gates);
-                        row += MOD_ROWS;
-                    }
-                },
-            );
-        });
+    let scratch = scratch.host_mut()?.chunks_mut((MOD_ROWS * c).max(1));
+    let work = y.chunks_mut((rows * c).max(1)).zip(scratch).enumerate();
+    cpu.each(work, |(block, (y, gates))| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                let mut row = block * rows;
+                for y in y.chunks_mut(MOD_ROWS * c) {
+                    let at = row * c..row * c + y.len();
+                    let gates = &mut gates[..y.len()];
+                    gate.table.fetch(arch, gates, row, gate.offset, c);
+                    apply_gate(arch, y, &u[at.clone()], h.map(|h| &h[at]), gates);
+                    row += MOD_ROWS;
+                }
+            },
+        );
     });
     Ok(())
 }
@@ -131,21 +128,18 @@ fn backward_cpu<X: FloatX>(
         _ => (0..blocks).map(|_| None).collect(),
     };
     let isa = cpu.isa();
-    let work = du.host_mut()?.par_chunks_mut(rows * c).zip(tables.par_iter_mut());
-    let work = work.zip(scratch.host_mut()?.par_chunks_mut(2 * MOD_ROWS * c)).enumerate();
-    cpu.install(|| {
-        work.for_each(|(block, ((du, table), scratch))| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    let first = block * rows;
-                    let at = first * c..first * c + du.len();
-                    let block =
-                        BackwardBlock { first, dy: &dy[at.clone()], u: u.map(|u| &u[at]), gate: host };
-                    block.run(arch, du, scratch, table);
-                },
-            );
-        });
+    let work = du.host_mut()?.chunks_mut((rows * c).max(1)).zip(tables.iter_mut());
+    let work = work.zip(scratch.host_mut()?.chunks_mut((2 * MOD_ROWS * c).max(1))).enumerate();
+    cpu.each(work, |(block, ((du, table), scratch))| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                let first = block * rows;
+                let at = first * c..first * c + du.len();
+                let block = BackwardBlock { first, dy: &dy[at.clone()], u: u.map(|u| &u[at]), gate: host };
+                block.run(arch, du, scratch, table);
+            },
+        );
     });
     drop(tables);
     match (&mut dtable, &table_scratch) {

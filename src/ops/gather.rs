@@ -2,8 +2,6 @@
 //!
 //! Backward: `dtable[j] += scale · Σ_{i: index[i] = j} dy[i]`, rows in the order of i: no atomics, same bits always.
 
-use rayon::prelude::*;
-
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -36,18 +34,18 @@ pub fn gather_forward<S: FloatX, X: FloatX>(
     match table.device() {
         Device::Cpu(cpu) => {
             let (y, table, isa) = (y.host_mut()?, table.host()?, cpu.isa());
-            cpu.install(|| {
-                let rows = y.par_chunks_exact_mut(d.max(1)).zip(index).with_min_len(rows_per_block(d));
-                rows.for_each(|(y, j)| {
-                    isa.run(
-                        #[inline(always)]
-                        |_| {
+            let rows = rows_per_block(d);
+            cpu.each(y.chunks_mut((rows * d).max(1)).zip(index.chunks(rows)), |(y, index)| {
+                isa.run(
+                    #[inline(always)]
+                    |_| {
+                        for (y, j) in y.chunks_exact_mut(d.max(1)).zip(index) {
                             for (y, x) in y.iter_mut().zip(&table[*j as usize * d..]) {
                                 *y = X::from_f32((x.to_f32() - affine.shift) * affine.scale);
                             }
-                        },
-                    );
-                });
+                        }
+                    },
+                );
             });
         }
     }

@@ -3,8 +3,6 @@
 //! Squares are added in f64 over fixed blocks, so the norm has the same bits on any number of threads; a NaN or ∞
 //! anywhere makes it non-finite, which is how a bad step is found before it touches the weights.
 
-use rayon::prelude::*;
-
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -30,9 +28,7 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
             let mut partials =
                 Tensor::<f32>::uninit(&Device::Cpu(cpu.clone()), [2 * g.len().div_ceil(BLOCK)]);
             let partials: &mut [f64] = bytemuck::cast_slice_mut(partials.host_mut()?);
-            cpu.install(|| {
-                partials.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(p, xs)| *p = block(xs));
-            });
+            cpu.each(partials.iter_mut().zip(g.chunks(BLOCK)), |(p, xs)| *p = block(xs));
             Ok(partials.iter().sum::<f64>().sqrt() * unscale as f64)
         }
     }

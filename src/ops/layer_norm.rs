@@ -9,8 +9,6 @@
 //! `dx̂ = dn·gamma`, `dx = rstd·(dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) [+ add]`. The residual's gradient is dy itself.
 //! Forward reads x (and residual) once and writes y; backward reads x, dy (and add) once and writes dx: memory bound.
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -184,23 +182,18 @@ fn forward_cpu<X: FloatX>(
     // One row of f32 work space and MOD_ROWS rows of shift and scale for each block.
     let mut scratch = Tensor::<f32>::uninit(&Device::Cpu(cpu.clone()), [blocks, c * (1 + 2 * MOD_ROWS)]);
     let isa = cpu.isa();
-    let work = y.par_chunks_mut(rows * c).zip(stats.par_chunks_mut(rows * 2));
-    let work = work.zip(scratch.host_mut()?.par_chunks_mut(c * (1 + 2 * MOD_ROWS))).enumerate();
-    cpu.install(|| {
-        work.for_each(|(block, ((y, stats), scratch))| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    let first = block * rows;
-                    let block = ForwardBlock {
-                        first,
-                        x: &x[first * c..],
-                        residual: residual.map(|r| &r[first * c..]),
-                    };
-                    block.run(arch, y, stats, norm, scratch);
-                },
-            );
-        });
+    let work = y.chunks_mut(rows * c).zip(stats.chunks_mut(rows * 2));
+    let work = work.zip(scratch.host_mut()?.chunks_mut(c * (1 + 2 * MOD_ROWS))).enumerate();
+    cpu.each(work, |(block, ((y, stats), scratch))| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                let first = block * rows;
+                let block =
+                    ForwardBlock { first, x: &x[first * c..], residual: residual.map(|r| &r[first * c..]) };
+                block.run(arch, y, stats, norm, scratch);
+            },
+        );
     });
     Ok(())
 }
@@ -290,26 +283,24 @@ fn backward_cpu<X: FloatX>(
             _ => (0..blocks).map(|_| None).collect(),
         };
     let isa = cpu.isa();
-    let work = dx.host_mut()?.par_chunks_mut(rows * c).zip(tables.par_iter_mut());
-    let work = work.zip(scratch.host_mut()?.par_chunks_mut(BACKWARD_ROWS * c)).enumerate();
-    cpu.install(|| {
-        work.for_each(|(block, ((dx, table), scratch))| {
-            isa.run(
-                #[inline(always)]
-                |arch| {
-                    let first = block * rows;
-                    let at = first * c..first * c + dx.len();
-                    let input = BackwardBlock {
-                        first,
-                        x: &x[at.clone()],
-                        dy: &dy[at.clone()],
-                        add: add.map(|a| &a[at.clone()]),
-                        stats: &stats[first * 2..],
-                    };
-                    input.run(arch, dx, table, &host, scratch);
-                },
-            );
-        });
+    let work = dx.host_mut()?.chunks_mut(rows * c).zip(tables.iter_mut());
+    let work = work.zip(scratch.host_mut()?.chunks_mut(BACKWARD_ROWS * c)).enumerate();
+    cpu.each(work, |(block, ((dx, table), scratch))| {
+        isa.run(
+            #[inline(always)]
+            |arch| {
+                let first = block * rows;
+                let at = first * c..first * c + dx.len();
+                let input = BackwardBlock {
+                    first,
+                    x: &x[at.clone()],
+                    dy: &dy[at.clone()],
+                    add: add.map(|a| &a[at.clone()]),
+                    stats: &stats[first * 2..],
+                };
+                input.run(arch, dx, table, &host, scratch);
+            },
+        );
     });
     drop(tables);
     if let (Some(scratch), Some(grad), Some((_, offset))) =

@@ -2,8 +2,6 @@
 //!
 //! Row loss `ℓ_i = ‖x̂_i − x_i‖²` in f32, `dx̂ = scale·(x̂ − x)`; scale = 2/M for a mean over M elements.
 
-use rayon::prelude::*;
-
 use crate::device::Device;
 use crate::error::Result;
 use crate::float::FloatX;
@@ -22,14 +20,16 @@ pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<
     match x.device() {
         Device::Cpu(cpu) => {
             let isa = cpu.isa();
-            let rows = dx.host_mut()?.par_chunks_exact_mut(d.max(1)).zip(loss.host_mut()?.par_iter_mut());
-            let rows =
-                rows.zip(x_hat.host()?.par_chunks_exact(d.max(1))).zip(x.host()?.par_chunks_exact(d.max(1)));
-            cpu.install(|| {
-                rows.with_min_len(rows_per_block(d)).for_each(|(((dx, loss), x_hat), x)| {
-                    isa.run(
-                        #[inline(always)]
-                        |arch| {
+            let rows = rows_per_block(d);
+            let outputs = dx.host_mut()?.chunks_mut((rows * d).max(1)).zip(loss.host_mut()?.chunks_mut(rows));
+            let inputs = x_hat.host()?.chunks((rows * d).max(1)).zip(x.host()?.chunks((rows * d).max(1)));
+            cpu.each(outputs.zip(inputs), |((dx, loss), (x_hat, x))| {
+                isa.run(
+                    #[inline(always)]
+                    |arch| {
+                        let rows = dx.chunks_exact_mut(d.max(1)).zip(loss);
+                        let rows = rows.zip(x_hat.chunks_exact(d.max(1))).zip(x.chunks_exact(d.max(1)));
+                        for (((dx, loss), x_hat), x) in rows {
                             *loss = 0.0;
                             let mut r = [0.0f32; TILE];
                             let tiles = dx.chunks_mut(TILE).zip(x_hat.chunks(TILE)).zip(x.chunks(TILE));
@@ -43,9 +43,9 @@ pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<
                                     *dx = X::from_f32(scale * *r);
                                 }
                             }
-                        },
-                    );
-                });
+                        }
+                    },
+                );
             });
         }
     }

@@ -4,8 +4,6 @@
 //! deviation of all elements, both detached, so `dx = dy/(std + 1e-8)`.
 //! `unit_norm`: `y = x/max(‖x‖, 1e-12)` for each row; `dx = (dy − y·⟨y, dy⟩)/‖x‖`.
 
-use rayon::prelude::*;
-
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::rows_per_block;
@@ -83,12 +81,10 @@ fn map(x: &Tensor<f32>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor<f32>> {
         Device::Cpu(cpu) => {
             let (y, x) = (y.host_mut()?, x.host()?);
             let block = rows_per_block(1);
-            cpu.install(|| {
-                y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = f(*x);
-                    }
-                });
+            cpu.each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = f(*x);
+                }
             });
         }
     }
@@ -105,9 +101,10 @@ fn by_rows(
     match a.device() {
         Device::Cpu(cpu) => {
             let (y, a, b) = (y.host_mut()?, a.host()?, b.host()?);
-            cpu.install(|| {
-                let rows = y.par_chunks_exact_mut(d).zip(a.par_chunks_exact(d)).zip(b.par_chunks_exact(d));
-                rows.with_min_len(rows_per_block(d)).for_each(|((y, a), b)| f(y, a, b));
+            let block = rows_per_block(d) * d;
+            cpu.each(y.chunks_mut(block).zip(a.chunks(block)).zip(b.chunks(block)), |((y, a), b)| {
+                let rows = y.chunks_exact_mut(d).zip(a.chunks_exact(d)).zip(b.chunks_exact(d));
+                rows.for_each(|((y, a), b)| f(y, a, b));
             });
         }
     }

@@ -13,8 +13,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -178,13 +176,11 @@ fn step_cpu<X: FloatX>(
             (Block { first: b * BLOCK, params, master, m, v, grads }, emas)
         })
         .collect();
-    cpu.install(|| {
-        work.into_par_iter().for_each(|(mut block, mut emas)| {
-            isa.run(
-                #[inline(always)]
-                |arch| block.run(arch, &rule, &mut emas, decayed, step.rounding),
-            );
-        });
+    cpu.each(work.into_iter(), |(mut block, mut emas)| {
+        isa.run(
+            #[inline(always)]
+            |arch| block.run(arch, &rule, &mut emas, decayed, step.rounding),
+        );
     });
     Ok(())
 }

@@ -2,8 +2,6 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu};
 use crate::float::FloatX;
 use crate::ops::linear::activation::Activation;
@@ -192,5 +190,5 @@ pub(super) fn column_sums<A: FloatX>(cpu: &Cpu, db: &mut [f32], dy: &[A]) {
     if dy.len() < SERIAL || cpu.threads() == 1 {
         return db.chunks_mut(STRIP).enumerate().for_each(strip);
     }
-    cpu.install(|| db.par_chunks_mut(STRIP).enumerate().for_each(strip));
+    cpu.each(db.chunks_mut(STRIP).enumerate(), strip);
 }

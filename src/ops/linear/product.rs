@@ -10,8 +10,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::device::{Arch, Cpu, Isa};
 use crate::float::{DType, FloatX};
 use crate::ops::linear::finish::{Add, Finish};
@@ -194,7 +192,7 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     if threads == 1 {
         return job.work(&mut private[..each]);
     }
-    cpu.install(|| private.par_chunks_mut(each).take(threads).for_each(|scratch| job.work(scratch)));
+    cpu.each(private.chunks_mut(each).take(threads), |scratch| job.work(scratch));
 }
 
 /// Panels packed in one go: 128 rows or 192 columns, so that a memory row gives some hundred bytes in sequence.

@@ -30,7 +30,9 @@ fn shuffles_move_values_within_segments() {
             add.u32 %r9, %r3, %r4;"
         ))
     };
-    let cases: [(&str, u32, u32, fn(u32) -> Option<u32>); 4] = [
+    /// The lane that a lane reads, if there is one in its segment.
+    type Source = fn(u32) -> Option<u32>;
+    let cases: [(&str, u32, u32, Source); 4] = [
         ("down", 3, 0x181F, |l| (l % 8 + 3 < 8).then_some(l + 3)),
         ("up", 2, 0x1800, |l| (l % 8 >= 2).then(|| l - 2)),
         ("bfly", 5, 0x181F, |l| Some(l ^ 5)),

@@ -249,3 +249,20 @@ fn a_guarded_write_keeps_the_old_value() {
     assert_eq!(d(1), d(3), "both writes are of %r2");
     assert_ne!(d(4), d(1), "%r3 must not overwrite %r2, which lives on");
 }
+
+#[test]
+fn a_guarded_write_in_a_loop_keeps_the_value_of_the_round_before() {
+    let kernel = kernel(
+        "mov.u32 %r1, 5; mov.u32 %r2, 0;
+         AGAIN: setp.gt.u32 %p1, %r2, 100; @%p1 mov.u32 %r1, 7; add.u32 %r3, %r1, %r2;
+         add.u32 %r4, %r3, 1; add.u32 %r5, %r4, 1; mov.u32 %r2, %r5;
+         setp.lt.u32 %p2, %r2, 500; @%p2 bra AGAIN; st.shared.u32 [0], %r2;",
+    );
+    let d = |i: usize| match kernel.code[i].op {
+        Op::Alu(alu) => alu.d,
+        _ => NONE,
+    };
+    for i in 4..8 {
+        assert_ne!(d(i), d(0), "instruction {i} overwrites %r1, which the next round may read");
+    }
+}
