@@ -18,10 +18,10 @@
 //! Lanes that store *different* values to one address in one instruction race; equal values are harmless, and are not reported.
 //!
 //! The verdict follows from these rules alone, not from the order in which the emulator happened to run the accesses: see
-//! [`shared`] and [`global`] for what is remembered and what may be forgotten.
+//! `shared` and `global` for what is remembered and what may be forgotten.
 //!
 //! Room for other memory proxies (TMA, wgmma): their accesses are asynchronous copies with another actor, and "written by the
-//! generic proxy, not fenced" is one more bit of [`kind::What`].
+//! generic proxy, not fenced" is one more bit of `kind::What`.
 
 mod clock;
 mod global;

@@ -8,13 +8,13 @@ use crate::regs::Slot;
 pub struct Inst {
     /// What it does.
     pub op: Op,
-    /// The predicate under which lanes take part, or [`NONE`].
+    /// The predicate under which lanes take part, or [`NONE`](crate::isa::NONE).
     pub guard: Slot,
     /// Whether the guard is negated (`@!p`).
     pub guard_not: bool,
     /// Line of the PTX text, from 1.
     pub line: u32,
-    /// Place in the source: an index into [`Kernel::locs`], or [`NONE`].
+    /// Place in the source: an index into [`Kernel::locs`], or [`NONE`](crate::isa::NONE).
     pub loc: u32,
 }
 
