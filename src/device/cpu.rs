@@ -42,7 +42,8 @@ pub struct Cpu(Arc<Inner>);
 
 struct Inner {
     team: Team,
-    /// For long work that is not an operation (metrics, evaluations): rayon's iterators. Asleep during a step.
+    /// For long work that is not an operation (metrics, evaluations): rayon's iterators. A step runs on one of its
+    /// threads, the others sleep.
     pool: rayon::ThreadPool,
     isa: Isa,
     memory: Arc<Memory>,

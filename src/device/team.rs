@@ -130,7 +130,7 @@ impl Team {
         while shared.done.load(Ordering::Acquire) < tasks {
             looks += 1;
             // The others are at their last task; on a crowded machine they may need this processor for it.
-            if looks % 1024 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if looks.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         let panicked = shared.panicked.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(payload) = panicked {

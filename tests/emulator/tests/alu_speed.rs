@@ -47,6 +47,17 @@ fn forms() -> Vec<(&'static str, Alu)> {
     ]
 }
 
+/// Returns the best of some short runs, in G lanes a second: a busy machine spoils the others.
+fn best_rate(mut call: impl FnMut()) -> f64 {
+    const CALLS: u32 = 5000;
+    let run = |_| {
+        let start = Instant::now();
+        (0..CALLS).for_each(|_| call());
+        f64::from(CALLS) * 32.0 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..30).map(run).fold(0.0, f64::max)
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn lane_instructions_a_second() {
@@ -60,13 +71,10 @@ fn lane_instructions_a_second() {
     for (name, i) in forms() {
         let f = select(&i, Approx::Rounded).unwrap_or_else(|| panic!("{name}"));
         let rates = [FULL, 0x0fff_f0ff].map(|mask| {
-            const CALLS: u32 = 200_000;
-            let start = Instant::now();
-            for _ in 0..CALLS {
+            best_rate(|| {
                 // SAFETY: selected for this instruction on this machine.
                 unsafe { f(std::hint::black_box(&mut regs), std::hint::black_box(&i), mask) };
-            }
-            f64::from(CALLS) * 32.0 / start.elapsed().as_secs_f64() / 1e9
+            })
         });
         println!("{name:20} {:6.2} G/s, with a partial mask {:6.2} G/s", rates[0], rates[1]);
     }

@@ -136,9 +136,10 @@ fn waiting_for_a_captured_stream_invalidates_the_capture() {
         expect!(900, call(stream));
         end_invalid(stream);
     }
+    let device: Device = made!(cuMemAlloc_v2(4));
     ok!(cuStreamBeginCapture_v2(stream, RELAXED));
     expect!(900, cuCtxSynchronize());
-    expect!(901, cuMemsetD8Async(made!(cuMemAlloc_v2(4)), 0, 4, stream));
+    expect!(901, cuMemsetD8Async(device, 0, 4, stream));
     end_invalid(stream);
 }
 

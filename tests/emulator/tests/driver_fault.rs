@@ -148,6 +148,8 @@ fn lines_and_counters_go_to_files() {
     assert_eq!(launches.len(), 3);
     assert_eq!(launches[0]["counters"]["kernel"], "scale");
     assert_eq!(launches[2]["findings"], 1);
+    let measured = cuda_emulator::audit::measured::parse(&lines, "counters.jsonl").unwrap();
+    assert_eq!((measured["scale"].launches, measured["poke"].launches), (2, 1)); // kernel-audit reads the file
     let text = std::fs::read_to_string(&report).unwrap();
     assert!(text.contains("cuMemFree_v2: CUDA_ERROR_INVALID_VALUE (1): "), "{text}");
     let line = PTX.lines().position(|line| line.contains("st.global.u32")).unwrap() + 1;

@@ -380,3 +380,36 @@ fn hostile_text_is_refused_quickly() {
         assert_ne!(refusal(text.as_bytes()), 0, "{}", &text[..20]);
     }
 }
+
+#[test]
+fn mutated_images_are_loaded_or_refused_and_nothing_else() {
+    let _driver = started(&[("report", "/dev/null")]);
+    let whole = [PTX.as_bytes().to_vec(), cubin(32)];
+    let mut random = 1u64;
+    let mut draw = move |limit: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % limit
+    };
+    let mut loaded = 0;
+    for round in 0..4000 {
+        let mut image = whole[round % 2].clone();
+        for _ in 0..1 + draw(3) {
+            let (at, from) = (draw(image.len()), draw(whole[round % 2].len()));
+            match draw(4) {
+                0 => image[at] = draw(256) as u8,
+                1 => drop(image.remove(at)),
+                2 => image.insert(at, b"{}();,.%@[]-0"[draw(13)]),
+                _ => image[at] = whole[round % 2][from],
+            }
+        }
+        match refusal(&image) {
+            0 => loaded += 1,
+            code => assert!(
+                [2, 200, 209, 218, 222].contains(&code),
+                "{code}: {}",
+                String::from_utf8_lossy(&image)
+            ),
+        }
+    }
+    assert!(loaded > 20, "only {loaded} of the texts are still right");
+}

@@ -47,9 +47,11 @@ fn pageable_memory_is_staged_or_read_late_as_set() {
         let _driver = started(&[("pageable", option)]);
         let stream: Pointer = made!(cuStreamCreate(0));
         let device: Device = made!(cuMemAlloc_v2(4));
-        let mut host = vec![1.0f32];
+        let mut host = [1.0f32];
         ok!(cuMemcpyHtoDAsync_v2(device, host.as_ptr().cast(), 4, stream));
-        host[0] = 2.0;
+        let place = &raw mut host[0];
+        // SAFETY: a live variable; volatile, so that the change is made before the copy.
+        unsafe { place.write_volatile(2.0) };
         ok!(cuStreamSynchronize(stream));
         assert_eq!(download(device, 1), [expected], "{option}");
     }
@@ -215,6 +217,33 @@ fn host_functions_run_in_order_and_must_not_call_the_driver() {
     assert_eq!(CALLED.load(SeqCst), 0);
     ok!(cuCtxSynchronize());
     assert_eq!((CALLED.load(SeqCst), INSIDE.load(SeqCst)), (42, 800));
+}
+
+extern "C" fn wait_for_flag(data: Pointer) {
+    // SAFETY: the test passes a flag that lives for ever.
+    let flag = unsafe { &*data.cast::<AtomicU32>() };
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while flag.load(SeqCst) == 0 && std::time::Instant::now() < end {
+        std::thread::yield_now();
+    }
+    flag.fetch_add(1, SeqCst);
+}
+
+#[test]
+fn a_host_function_may_wait_for_the_thread_that_asks_about_it() {
+    let _driver = started(&[]);
+    static FLAG: AtomicU32 = AtomicU32::new(0);
+    let (one, two): (Pointer, Pointer) = (made!(cuStreamCreate(1)), made!(cuStreamCreate(1)));
+    let device = upload(&[0.0]);
+    ok!(cuLaunchHostFunc(one, Some(wait_for_flag), (&raw const FLAG).cast_mut().cast()));
+    ok!(cuMemsetD8Async(device, 0, 4, two));
+    expect!(600, cuStreamQuery(one));
+    expect!(600, cuStreamQuery(one));
+    ok!(cuStreamSynchronize(two)); // another stream goes on
+    expect!(600, cuStreamQuery(one));
+    FLAG.store(1, SeqCst);
+    ok!(cuStreamSynchronize(one));
+    assert_eq!(FLAG.load(SeqCst), 2);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //!
 //! The bounds are those of the notes to each instruction in the PTX ISA.
 
-use super::half::{Bf16, F16, Format, by_format, flush, half, pair};
-use super::lanes::{binary, unary};
+use super::half::{Bf16, F16, Format, by_format, flush, pair};
+use super::lanes::{Binary, Lane, binary, collect, fast, lane, twice, unary, unary_lane};
 use super::single::{input, output};
-use super::{AluFn, Approx, flags_within, has};
+use super::{AluFn, Approx, elementary, flags_within, has};
 use crate::isa::flag::{APPROX, FTZ, FULL};
 use crate::isa::{Alu, AluOp, Round, Ty};
+use crate::regs::{Regs, for_lanes};
 
 /// Returns the function of an approximate instruction.
 pub(super) fn select(i: &Alu, approx: Approx) -> Option<AluFn> {
@@ -26,39 +27,74 @@ pub(super) fn select(i: &Alu, approx: Approx) -> Option<AluFn> {
 macro_rules! modes {
     ($approx:expr, $value:expr, $bound:expr) => {
         match $approx {
-            Approx::Rounded => unary(|i, a: f32| output(i, ($value)(f64::from(input(i, a))) as f32)),
+            Approx::Rounded => {
+                unary_lane(lane!(|i, a: f32| -> f32 { output(i, $value(f64::from(input(i, a))) as f32) }))
+            }
             Approx::Perturbed => unary(|i, a: f32| {
                 let a = input(i, a);
-                let exact: f64 = ($value)(f64::from(a));
-                let bound: f64 = ($bound)(f64::from(a), exact);
+                let exact = $value(f64::from(a));
+                let bound: f64 = $bound(f64::from(a), exact);
                 output(i, perturbed(exact, bound, a.to_bits()))
             }),
         }
     };
 }
 
+/// Like [`modes`], for functions whose fast computation holds only for angles that are not large.
+macro_rules! circular {
+    ($approx:expr, $fast:expr, $any:expr) => {
+        match $approx {
+            Approx::Rounded => guarded(lane!(|i, a: f32, large: bool| -> f32 {
+                let a = f64::from(input(i, a));
+                output(i, if large { $any(a) } else { $fast(a) } as f32)
+            })),
+            Approx::Perturbed => guarded(lane!(|i, a: f32, large: bool| -> f32 {
+                let a = input(i, a);
+                let exact: f64 = if large { $any(f64::from(a)) } else { $fast(f64::from(a)) };
+                output(i, perturbed(exact, circular_bound(f64::from(a)), a.to_bits()))
+            })),
+        }
+    };
+}
+
+twice! {
+    /// d = f(a, false), and f(a, true) where a is a large angle
+    guarded, guarded_plain, guarded_fast, <>, f: Binary<f32, f32, bool>, (regs, i, mask) {
+        let a = f32::load(regs, i.a);
+        let mut d = collect!(f32, lane => f.apply(i, f32::at(a, lane), false));
+        let large = collect!(bool, lane => elementary::is_large_angle(f64::from(f32::at(a, lane))));
+        for_lanes(large & mask, |lane| d.0[lane] = f.apply(i, f32::at(a, lane), true).to_bits());
+        f32::store(regs, i.d, &d, mask);
+    }
+}
+
 fn single(i: &Alu, approx: Approx) -> Option<AluFn> {
     Some(match i.op {
-        AluOp::Rcp => modes!(approx, |a: f64| 1.0 / a, |_, y| ulp(y)),
+        AluOp::Rcp => modes!(approx, reciprocal, |_, y| ulp(y)),
         AluOp::Sqrt => modes!(approx, f64::sqrt, |_, y: f64| y * exp2(-23.0)),
-        AluOp::Rsqrt => modes!(approx, |a: f64| 1.0 / a.sqrt(), |_, y: f64| y * exp2(-22.9)),
-        AluOp::Ex2 => modes!(approx, f64::exp2, |_, y| 2.0 * ulp(y)),
-        AluOp::Lg2 => modes!(approx, log2, |a: f64, y: f64| {
+        AluOp::Rsqrt => modes!(approx, reciprocal_root, |_, y: f64| y * exp2(-22.9)),
+        AluOp::Ex2 => modes!(approx, elementary::exp2, |_, y| 2.0 * ulp(y)),
+        AluOp::Lg2 => modes!(approx, elementary::log2, |a: f64, y: f64| {
             let scale = if a > 0.5 && a < 2.0 { 1.0 } else { y.abs() };
             scale * exp2(-22.0)
         }),
-        AluOp::Sin => modes!(approx, f64::sin, |a, _| circular_bound(a)),
-        AluOp::Cos => modes!(approx, f64::cos, |a, _| circular_bound(a)),
+        AluOp::Sin => circular!(approx, elementary::sin, f64::sin),
+        AluOp::Cos => circular!(approx, elementary::cos, f64::cos),
         AluOp::Tanh if i.flags == APPROX => {
-            modes!(approx, f64::tanh, |_, y: f64| y.abs() * exp2(-11.0))
+            modes!(approx, elementary::tanh, |_, y: f64| y.abs() * exp2(-11.0))
         }
         _ => return None,
     })
 }
 
-/// The logarithm of -0 is that of +0.
-fn log2(a: f64) -> f64 {
-    if a == 0.0 { f64::NEG_INFINITY } else { a.log2() }
+#[inline(always)]
+fn reciprocal(a: f64) -> f64 {
+    1.0 / a
+}
+
+#[inline(always)]
+fn reciprocal_root(a: f64) -> f64 {
+    1.0 / a.sqrt()
 }
 
 /// Returns the bound of `sin` and `cos`: none is given beyond 100 pi.
@@ -162,37 +198,33 @@ fn halves(i: &Alu, approx: Approx) -> Option<AluFn> {
         return None;
     }
     match (i.op, approx) {
-        (AluOp::Ex2, Approx::Rounded) => {
-            by_format!(i.ty, F => unary(|i, a: u32| ex2_halves::<F>(i, a, false)))
-        }
-        (AluOp::Ex2, _) => by_format!(i.ty, F => unary(|i, a: u32| ex2_halves::<F>(i, a, true))),
-        (AluOp::Tanh, Approx::Rounded) => {
-            by_format!(i.ty, F => unary(|i, a: u32| tanh_halves::<F>(i, a, false)))
-        }
-        (AluOp::Tanh, _) => by_format!(i.ty, F => unary(|i, a: u32| tanh_halves::<F>(i, a, true))),
+        (AluOp::Ex2, Approx::Rounded) => by_format!(i.ty, F => unary_lane(lane!(|i, a: u32| -> u32 {
+            pair!(i, [a], ex2_half::<F, false>)
+        }))),
+        (AluOp::Ex2, _) => by_format!(i.ty, F => unary(|i, a: u32| pair!(i, [a], ex2_half::<F, true>))),
+        (AluOp::Tanh, Approx::Rounded) => by_format!(i.ty, F => unary_lane(lane!(|i, a: u32| -> u32 {
+            pair!(i, [a], tanh_half::<F, false>)
+        }))),
+        (AluOp::Tanh, _) => by_format!(i.ty, F => unary(|i, a: u32| pair!(i, [a], tanh_half::<F, true>))),
         _ => None,
     }
 }
 
 /// Relative error 2^-9.9 (f16) or 2^-7 (bf16).
-fn ex2_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
-    let bound = if F::NORMAL > 1e-30 { -9.9 } else { -7.0 };
-    pair(i, |n| {
-        let bits = flush::<F>(i, half(a, n));
-        let exact = f64::from(F::value(bits)).exp2();
-        let bound = if perturb { exact * exp2(bound) } else { 0.0 };
-        flush::<F>(i, perturbed_half::<F>(exact, bound, bits))
-    })
+#[inline(always)]
+fn ex2_half<F: Format, const PERTURB: bool>(i: &Alu, [a]: [u16; 1]) -> u16 {
+    let a = flush::<F>(i, a);
+    let exact = elementary::exp2(f64::from(F::value(a)));
+    let bound = exact * exp2(if F::NORMAL > 1e-30 { -9.9 } else { -7.0 });
+    flush::<F>(i, if PERTURB { perturbed_half::<F>(exact, bound, a) } else { F::round(exact) })
 }
 
 /// Absolute error 2^-10.987 (f16) or 2^-8 (bf16).
-fn tanh_halves<F: Format>(i: &Alu, a: u32, perturb: bool) -> u32 {
-    let bound = if F::NORMAL > 1e-30 { -10.987 } else { -8.0 };
-    pair(i, |n| {
-        let bits = half(a, n);
-        let exact = f64::from(F::value(bits)).tanh();
-        perturbed_half::<F>(exact, if perturb { exp2(bound) } else { 0.0 }, bits)
-    })
+#[inline(always)]
+fn tanh_half<F: Format, const PERTURB: bool>(_: &Alu, [a]: [u16; 1]) -> u16 {
+    let exact = elementary::tanh(f64::from(F::value(a)));
+    let bound = exp2(if F::NORMAL > 1e-30 { -10.987 } else { -8.0 });
+    if PERTURB { perturbed_half::<F>(exact, bound, a) } else { F::round(exact) }
 }
 
 /// Like [`perturbed`], for a half format.

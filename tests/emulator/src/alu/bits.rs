@@ -1,6 +1,6 @@
 //! Bits: logic, shifts, bit fields, counts, permutations, and the packed products dp4a and dp2a.
 
-use super::lanes::{Lane, binary, by_type, quaternary, ternary, unary};
+use super::lanes::{Lane, binary, by_type, lane, quaternary, ternary, ternary_lane, unary};
 use super::{AluFn, flags_within};
 use crate::isa::flag::{HI, SHIFTAMT, WRAP};
 use crate::isa::{Alu, AluOp, Round, Ty};
@@ -157,7 +157,7 @@ fn count(i: &Alu) -> Option<AluFn> {
 /// Picks four of the eight bytes of {b, a}: by the nibbles of c, or as one of six fixed modes with c's lowest two bits.
 fn prmt(mode: u8) -> Option<AluFn> {
     match mode {
-        0 => Some(ternary(|_, a: u32, b: u32, c: u32| permute(a, b, c))),
+        0 => Some(ternary_lane(lane!(|_, a: u32, b: u32, c: u32| -> u32 { permute(a, b, c) }))),
         1..=6 => Some(ternary(|i, a: u32, b: u32, c: u32| permute(a, b, prmt_selector(i.op, c & 3)))),
         _ => None,
     }

@@ -2,9 +2,11 @@
 //!
 //! Half of the comparisons are the negation of another one, so only some are compiled: see [`Relation`].
 
-use super::lanes::{Lane, by_type, fast, twice};
+use std::convert::identity;
+
+use super::lanes::{Lane, by_type, collect, fast, twice};
 use super::rounding::{bf16_value, f16_value};
-use super::single::input;
+use super::single::flush;
 use super::{AluFn, flags_within, has};
 use crate::isa::flag::{FTZ, NOT_C};
 use crate::isa::{Alu, AluOp, Bool, Cmp, NONE, Round, Ty};
@@ -111,31 +113,29 @@ fn integer(relation: Relation, ty: Ty) -> Option<AluFn> {
     }
 }
 
+/// Compiles each relation of a float type, operands passing through a function first.
+macro_rules! each_relation {
+    ($relation:expr, $t:ty, $operand:expr) => {
+        Some(match $relation {
+            Relation::Equal => compare(|_, a: $t, b: $t| $operand(a) == $operand(b)),
+            Relation::Different => {
+                compare(|_, a: $t, b: $t| $operand(a) != $operand(b) && !a.is_nan() && !b.is_nan())
+            }
+            Relation::Less => compare(|_, a: $t, b: $t| $operand(a) < $operand(b)),
+            Relation::LessEqual => compare(|_, a: $t, b: $t| $operand(a) <= $operand(b)),
+            Relation::Greater => compare(|_, a: $t, b: $t| $operand(a) > $operand(b)),
+            Relation::GreaterEqual => compare(|_, a: $t, b: $t| $operand(a) >= $operand(b)),
+            Relation::Ordered => compare(|_, a: $t, b: $t| !a.is_nan() && !b.is_nan()),
+        })
+    };
+}
+
 fn single(relation: Relation, ftz: bool) -> Option<AluFn> {
-    if ftz {
-        return Some(compare(|i, a: f32, b: f32| holds_float(i, input(i, a), input(i, b))));
-    }
-    Some(match relation {
-        Relation::Equal => compare(|_, a: f32, b: f32| a == b),
-        Relation::Different => compare(|_, a: f32, b: f32| a != b && !a.is_nan() && !b.is_nan()),
-        Relation::Less => compare(|_, a: f32, b: f32| a < b),
-        Relation::LessEqual => compare(|_, a: f32, b: f32| a <= b),
-        Relation::Greater => compare(|_, a: f32, b: f32| a > b),
-        Relation::GreaterEqual => compare(|_, a: f32, b: f32| a >= b),
-        Relation::Ordered => compare(|_, a: f32, b: f32| !a.is_nan() && !b.is_nan()),
-    })
+    if ftz { each_relation!(relation, f32, flush) } else { each_relation!(relation, f32, identity) }
 }
 
 fn double(relation: Relation) -> Option<AluFn> {
-    Some(match relation {
-        Relation::Equal => compare(|_, a: f64, b: f64| a == b),
-        Relation::Different => compare(|_, a: f64, b: f64| a != b && !a.is_nan() && !b.is_nan()),
-        Relation::Less => compare(|_, a: f64, b: f64| a < b),
-        Relation::LessEqual => compare(|_, a: f64, b: f64| a <= b),
-        Relation::Greater => compare(|_, a: f64, b: f64| a > b),
-        Relation::GreaterEqual => compare(|_, a: f64, b: f64| a >= b),
-        Relation::Ordered => compare(|_, a: f64, b: f64| !a.is_nan() && !b.is_nan()),
-    })
+    each_relation!(relation, f64, identity)
 }
 
 /// Returns the value of an f16, flushed if the instruction says so.
@@ -145,9 +145,8 @@ fn f16(i: &Alu, bits: u16) -> f32 {
     f16_value(if subnormal { bits & 0x8000 } else { bits })
 }
 
-/// Compares as the instruction says, without its negation.
-#[inline(always)]
-fn holds_float(i: &Alu, a: f32, b: f32) -> bool {
+/// Compares as the instruction says, without its negation: once for all half formats.
+fn holds_half(i: &Alu, a: f32, b: f32) -> bool {
     let (AluOp::Setp(cmp, _) | AluOp::Set(cmp, _)) = i.op else { return false };
     match relation(cmp, true).0 {
         Relation::Equal => a == b,
@@ -160,16 +159,11 @@ fn holds_float(i: &Alu, a: f32, b: f32) -> bool {
     }
 }
 
-/// Like [`holds_float`], once for all half formats.
-fn holds_half(i: &Alu, a: f32, b: f32) -> bool {
-    holds_float(i, a, b)
-}
-
 twice! {
     /// Compares, combines with a predicate, and writes predicates or a register.
     compare, compare_plain, compare_fast, <A: Lane>, f: Fn(&Alu, A, A) -> bool, (regs, i, mask) {
         let (a, b) = (A::load(regs, i.a), A::load(regs, i.b));
-        let holds = bool::collect(|lane| f(i, A::at(a, lane), A::at(b, lane)));
+        let holds = collect!(bool, lane => f(i, A::at(a, lane), A::at(b, lane)));
         finish(regs, i, holds, mask);
     }
 }
@@ -178,8 +172,8 @@ twice! {
     /// Compares the lower halves for the first predicate and the upper ones for the second.
     compare_pair, compare_pair_plain, compare_pair_fast, <>, f: Fn(&Alu, u16, u16) -> bool, (regs, i, mask) {
         let (a, b) = (u32::load(regs, i.a), u32::load(regs, i.b));
-        let lower = bool::collect(|lane| f(i, a.0[lane] as u16, b.0[lane] as u16));
-        let upper = bool::collect(|lane| f(i, (a.0[lane] >> 16) as u16, (b.0[lane] >> 16) as u16));
+        let lower = collect!(bool, lane => f(i, a.0[lane] as u16, b.0[lane] as u16));
+        let upper = collect!(bool, lane => f(i, (a.0[lane] >> 16) as u16, (b.0[lane] >> 16) as u16));
         finish_pair(regs, i, [lower, upper], mask);
     }
 }
@@ -210,7 +204,7 @@ fn finish(regs: &mut Regs, i: &Alu, holds: u32, mask: u32) {
     let holds = holds ^ negation;
     if let AluOp::Set(..) = i.op {
         let (one, all) = (set_value(i.ty), combine(holds, combined, c));
-        let d = u32::collect(|lane| if all >> lane & 1 != 0 { one } else { 0 });
+        let d = collect!(u32, lane => if all >> lane & 1 != 0 { one } else { 0 });
         return u32::store(regs, i.d, &d, mask);
     }
     bool::store(regs, i.d, &combine(holds, combined, c), mask);
@@ -225,7 +219,7 @@ fn finish_pair(regs: &mut Regs, i: &Alu, holds: [u32; 2], mask: u32) {
     if let AluOp::Set(..) = i.op {
         let one = set_value(i.ty);
         let half = |word: u32, lane: usize| if word >> lane & 1 != 0 { one } else { 0 };
-        let d: Lanes32 = u32::collect(|lane| half(lower, lane) | half(upper, lane) << 16);
+        let d: Lanes32 = collect!(u32, lane => half(lower, lane) | half(upper, lane) << 16);
         return u32::store(regs, i.d, &d, mask);
     }
     bool::store(regs, i.d, &lower, mask);

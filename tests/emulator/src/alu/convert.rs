@@ -2,8 +2,8 @@
 
 use super::convert_any::{any, any_pair};
 use super::double::canonical;
-use super::lanes::{binary, unary};
-use super::rounding::{NAN_F32, bf16_value, f16_value, round_to};
+use super::lanes::{binary, binary_lane, lane, unary, unary_lane};
+use super::rounding::{NAN_F32, bf16_value, f16_value, f32_to_bf16, f32_to_f16};
 use super::single::{flush, input, output};
 use super::{AluFn, flags_within, has};
 use crate::isa::flag::{FTZ, RELU, SAT, SATFINITE};
@@ -157,19 +157,23 @@ fn floats(i: &Alu) -> Option<AluFn> {
         (Ty::F32, Ty::F32, Round::IntUp) => Some(unary(|i, a: f32| output(i, input(i, a).ceil()))),
         (Ty::F64, Ty::F32, _) if i.flags == 0 => Some(unary(|_, a: f32| canonical(f64::from(a)))),
         (Ty::F32, Ty::F64, Round::Nearest) => Some(unary(|i, a: f64| output(i, a as f32))),
-        (Ty::F32, Ty::F16, _) => Some(unary(|i, a: u16| output(i, f16_value(a)))),
+        (Ty::F32, Ty::F16, _) => Some(unary_lane(lane!(|i, a: u16| -> f32 { output(i, f16_value(a)) }))),
         (Ty::F32, Ty::Bf16, _) => Some(unary(|i, a: u16| output(i, bf16_value(a)))),
         (Ty::Bf16, Ty::F32, Round::Nearest) if flags_within(i, RELU | FTZ) => {
-            Some(unary(|i, a: f32| to_bf16(i, a)))
+            Some(unary_lane(lane!(|i, a: f32| -> u16 { to_bf16(i, a) })))
         }
         (Ty::Bf16x2, Ty::F32, Round::Nearest) if flags_within(i, RELU) => {
-            Some(binary(|i, a: f32, b: f32| u32::from(to_bf16(i, a)) << 16 | u32::from(to_bf16(i, b))))
+            Some(binary_lane(lane!(|i, a: f32, b: f32| -> u32 {
+                u32::from(to_bf16(i, a)) << 16 | u32::from(to_bf16(i, b))
+            })))
         }
         (Ty::F16, Ty::F32, Round::Nearest) if flags_within(i, RELU | FTZ) => {
-            Some(unary(|i, a: f32| to_f16(i, a)))
+            Some(unary_lane(lane!(|i, a: f32| -> u16 { to_f16(i, a) })))
         }
         (Ty::F16x2, Ty::F32, Round::Nearest) if flags_within(i, RELU) => {
-            Some(binary(|i, a: f32, b: f32| u32::from(to_f16(i, a)) << 16 | u32::from(to_f16(i, b))))
+            Some(binary_lane(lane!(|i, a: f32, b: f32| -> u32 {
+                u32::from(to_f16(i, a)) << 16 | u32::from(to_f16(i, b))
+            })))
         }
         (Ty::Tf32, Ty::F32, Round::NearestAway) if i.flags == 0 => Some(unary(|_, a: f32| to_tf32_away(a))),
         _ => None,
@@ -185,15 +189,12 @@ fn relu(i: &Alu, a: f32) -> f32 {
 
 #[inline(always)]
 fn to_bf16(i: &Alu, a: f32) -> u16 {
-    let a = relu(i, a);
-    let bits = a.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if a.is_nan() { 0x7fff } else { rounded as u16 }
+    f32_to_bf16(relu(i, a))
 }
 
 #[inline(always)]
 fn to_f16(i: &Alu, a: f32) -> u16 {
-    round_to::<10, 5>(f64::from(relu(i, a)), Round::Nearest) as u16
+    f32_to_f16(relu(i, a))
 }
 
 /// Half of the last place added to the magnitude rounds ties away; the lower 13 bits go.

@@ -2,9 +2,9 @@
 //!
 //! Computed as f64 rounded to odd (see `rounding`), then rounded once to the format.
 
-use super::lanes::{binary, ternary, unary};
-use super::rounding::{NAN_HALF, bf16_value, f16_value, round_to, sum};
-use super::single::{maximum, minimum};
+use super::lanes::{binary_lane, lane, ternary_lane, unary_lane};
+use super::rounding::{NAN_HALF, bf16_value, f16_value, nearest_bf16, nearest_f16, odd, sum};
+use super::single::extreme;
 use super::{AluFn, flags_within, has};
 use crate::isa::flag::{FTZ, NAN, RELU, SAT, XORSIGN};
 use crate::isa::{Alu, AluOp, Round, Ty};
@@ -32,7 +32,7 @@ impl Format for F16 {
     }
     #[inline(always)]
     fn round(x: f64) -> u16 {
-        round_to::<10, 5>(x, Round::Nearest) as u16
+        nearest_f16(x)
     }
 }
 
@@ -44,7 +44,7 @@ impl Format for Bf16 {
     }
     #[inline(always)]
     fn round(x: f64) -> u16 {
-        round_to::<7, 8>(x, Round::Nearest) as u16
+        nearest_bf16(x)
     }
 }
 
@@ -65,6 +65,16 @@ macro_rules! by_format {
     };
 }
 pub(super) use by_format;
+
+/// Computes the lower value and, for a type of two, the upper, with a function that is always inlined.
+macro_rules! pair {
+    ($i:expr, [$($x:ident),*], $f:expr) => {{
+        let lower = u32::from($f($i, [$($x as u16),*]));
+        let upper = u32::from($f($i, [$(($x >> 16) as u16),*])) << 16;
+        if matches!($i.ty, Ty::F16x2 | Ty::Bf16x2) { lower | upper } else { lower }
+    }};
+}
+pub(super) use pair;
 
 /// Returns the function of an f16 or bf16 instruction that is not approximate.
 pub(super) fn select(i: &Alu) -> Option<AluFn> {
@@ -89,45 +99,69 @@ pub(super) fn select(i: &Alu) -> Option<AluFn> {
         return None;
     }
     match i.op {
-        AluOp::Add => by_format!(i.ty, F => binary(|i, a: u32, b: u32| {
-            pair(i, |n| finish::<F>(i, sum(part::<F>(i, a, n), part::<F>(i, b, n), Round::Nearest)))
-        })),
-        AluOp::Sub => by_format!(i.ty, F => binary(|i, a: u32, b: u32| {
-            pair(i, |n| finish::<F>(i, sum(part::<F>(i, a, n), -part::<F>(i, b, n), Round::Nearest)))
-        })),
-        AluOp::Mul => by_format!(i.ty, F => binary(|i, a: u32, b: u32| {
-            pair(i, |n| finish::<F>(i, part::<F>(i, a, n) * part::<F>(i, b, n)))
-        })),
-        AluOp::Fma => by_format!(i.ty, F => ternary(|i, a: u32, b: u32, c: u32| {
-            pair(i, |n| {
-                let product = part::<F>(i, a, n) * part::<F>(i, b, n);
-                finish::<F>(i, sum(product, part::<F>(i, c, n), Round::Nearest))
-            })
-        })),
-        AluOp::Min => by_format!(i.ty, F => binary(|i, a: u32, b: u32| {
-            pair(i, |n| extremum::<F>(i, half(a, n), half(b, n), minimum))
-        })),
-        AluOp::Max => by_format!(i.ty, F => binary(|i, a: u32, b: u32| {
-            pair(i, |n| extremum::<F>(i, half(a, n), half(b, n), maximum))
-        })),
+        AluOp::Add => by_format!(i.ty, F => binary_lane(lane!(|i, a: u32, b: u32| -> u32 {
+            pair!(i, [a, b], add::<F>)
+        }))),
+        AluOp::Sub => by_format!(i.ty, F => binary_lane(lane!(|i, a: u32, b: u32| -> u32 {
+            pair!(i, [a, b], subtract::<F>)
+        }))),
+        AluOp::Mul => by_format!(i.ty, F => binary_lane(lane!(|i, a: u32, b: u32| -> u32 {
+            pair!(i, [a, b], multiply::<F>)
+        }))),
+        AluOp::Fma => by_format!(i.ty, F => ternary_lane(lane!(|i, a: u32, b: u32, c: u32| -> u32 {
+            pair!(i, [a, b, c], fma::<F>)
+        }))),
+        AluOp::Min => by_format!(i.ty, F => binary_lane(lane!(|i, a: u32, b: u32| -> u32 {
+            pair!(i, [a, b], smaller::<F>)
+        }))),
+        AluOp::Max => by_format!(i.ty, F => binary_lane(lane!(|i, a: u32, b: u32| -> u32 {
+            pair!(i, [a, b], larger::<F>)
+        }))),
         AluOp::Abs => {
-            by_format!(i.ty, F => unary(|i, a: u32| pair(i, |n| flush::<F>(i, half(a, n)) & 0x7fff)))
+            by_format!(i.ty, F => unary_lane(lane!(|i, a: u32| -> u32 { pair!(i, [a], magnitude::<F>) })))
         }
-        _ => by_format!(i.ty, F => unary(|i, a: u32| pair(i, |n| flush::<F>(i, half(a, n)) ^ 0x8000))),
+        _ => by_format!(i.ty, F => unary_lane(lane!(|i, a: u32| -> u32 { pair!(i, [a], negated::<F>) }))),
     }
 }
 
-/// Computes the lower value and, for a type of two, the upper.
 #[inline(always)]
-pub(super) fn pair(i: &Alu, f: impl Fn(u32) -> u16) -> u32 {
-    let upper = if matches!(i.ty, Ty::F16x2 | Ty::Bf16x2) { u32::from(f(1)) << 16 } else { 0 };
-    u32::from(f(0)) | upper
+fn add<F: Format>(i: &Alu, [a, b]: [u16; 2]) -> u16 {
+    finish::<F>(i, odd_sum(value::<F>(i, a), value::<F>(i, b)))
 }
 
-/// Returns the lower (0) or the upper (1) half.
 #[inline(always)]
-pub(super) fn half(bits: u32, n: u32) -> u16 {
-    (bits >> (16 * n)) as u16
+fn subtract<F: Format>(i: &Alu, [a, b]: [u16; 2]) -> u16 {
+    finish::<F>(i, odd_sum(value::<F>(i, a), -value::<F>(i, b)))
+}
+
+#[inline(always)]
+fn multiply<F: Format>(i: &Alu, [a, b]: [u16; 2]) -> u16 {
+    finish::<F>(i, value::<F>(i, a) * value::<F>(i, b))
+}
+
+#[inline(always)]
+fn fma<F: Format>(i: &Alu, [a, b, c]: [u16; 3]) -> u16 {
+    finish::<F>(i, odd_sum(value::<F>(i, a) * value::<F>(i, b), value::<F>(i, c)))
+}
+
+#[inline(always)]
+fn smaller<F: Format>(i: &Alu, [a, b]: [u16; 2]) -> u16 {
+    extremum::<F, false>(i, a, b)
+}
+
+#[inline(always)]
+fn larger<F: Format>(i: &Alu, [a, b]: [u16; 2]) -> u16 {
+    extremum::<F, true>(i, a, b)
+}
+
+#[inline(always)]
+fn magnitude<F: Format>(i: &Alu, [a]: [u16; 1]) -> u16 {
+    flush::<F>(i, a) & 0x7fff
+}
+
+#[inline(always)]
+fn negated<F: Format>(i: &Alu, [a]: [u16; 1]) -> u16 {
+    flush::<F>(i, a) ^ 0x8000
 }
 
 /// Turns a subnormal number into zero, if the instruction says so.
@@ -137,10 +171,17 @@ pub(super) fn flush<F: Format>(i: &Alu, bits: u16) -> u16 {
     if has(i, FTZ) && subnormal { bits & 0x8000 } else { bits }
 }
 
-/// Returns the value of one half of an operand.
+/// Returns the value of an operand.
 #[inline(always)]
-pub(super) fn part<F: Format>(i: &Alu, bits: u32, n: u32) -> f64 {
-    f64::from(F::value(flush::<F>(i, half(bits, n))))
+fn value<F: Format>(i: &Alu, bits: u16) -> f64 {
+    f64::from(F::value(flush::<F>(i, bits)))
+}
+
+/// Returns a + b rounded to odd.
+#[inline(always)]
+fn odd_sum(a: f64, b: f64) -> f64 {
+    let (s, e) = sum(a, b, Round::Nearest);
+    odd(s, e)
 }
 
 /// Rounds a result and applies `.ftz`, `.sat` (NaN becomes 0) and `.relu` (NaN stays).
@@ -152,16 +193,16 @@ fn finish<F: Format>(i: &Alu, x: f64) -> u16 {
 }
 
 #[inline(always)]
-fn extremum<F: Format>(i: &Alu, a: u16, b: u16, f: impl Fn(f32, f32) -> f32) -> u16 {
+fn extremum<F: Format, const LARGER: bool>(i: &Alu, a: u16, b: u16) -> u16 {
     let (a, b) = (flush::<F>(i, a), flush::<F>(i, b));
     let sign = (a ^ b) & 0x8000;
     let (a, b) = if has(i, XORSIGN) { (a & 0x7fff, b & 0x7fff) } else { (a, b) };
     let (x, y) = (F::value(a), F::value(b));
-    let d = f(x, y);
+    let d = extreme::<LARGER>(x, y);
     if d.is_nan() || has(i, NAN) && (x.is_nan() || y.is_nan()) {
         return NAN_HALF as u16;
     }
-    // The result is one of the operands; of two zeros, `f` says which.
+    // The result is one of the operands; of two zeros, the sign says which.
     let d = if d.to_bits() == x.to_bits() { a } else { b };
     if has(i, XORSIGN) { d | sign } else { d }
 }

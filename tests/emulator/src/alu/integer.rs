@@ -2,7 +2,7 @@
 
 use super::lanes::{binary, by_type, ternary, unary};
 use super::{AluFn, flags_within};
-use crate::isa::flag::{HI, SAT, WIDE};
+use crate::isa::flag::{HI, RELU, SAT, WIDE};
 use crate::isa::{Alu, AluOp, Round, Ty};
 
 /// Returns the function of an integer instruction.
@@ -14,6 +14,7 @@ pub(super) fn select(i: &Alu) -> Option<AluFn> {
         AluOp::Add | AluOp::Sub if i.flags == SAT => saturating(i),
         AluOp::Mul | AluOp::Mad if flags_within(i, HI | WIDE | SAT) => product(i),
         AluOp::Mul24 | AluOp::Mad24 => product24(i),
+        AluOp::Min | AluOp::Max if i.flags == RELU => at_least_zero(i),
         _ if i.flags != 0 => None,
         AluOp::Add | AluOp::Sub | AluOp::Neg => sum(i),
         AluOp::Div | AluOp::Rem => quotient(i),
@@ -170,5 +171,14 @@ fn ordered(i: &Alu) -> Option<AluFn> {
         => ternary(|_, a: T, b: T, c: T| {
             c.wrapping_add(if a < b { b.wrapping_sub(a) } else { a.wrapping_sub(b) })
         })),
+    }
+}
+
+/// `min.relu` and `max.relu`: negative results become zero.
+fn at_least_zero(i: &Alu) -> Option<AluFn> {
+    match (i.op, i.ty) {
+        (AluOp::Min, Ty::S32) => Some(binary(|_, a: i32, b: i32| a.min(b).max(0))),
+        (AluOp::Max, Ty::S32) => Some(binary(|_, a: i32, b: i32| a.max(b).max(0))),
+        _ => None,
     }
 }

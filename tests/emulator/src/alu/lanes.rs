@@ -17,8 +17,10 @@ pub(super) trait Lane: Copy {
     fn load(regs: &Regs, slot: Slot) -> &Self::All;
     /// Returns the value of one lane.
     fn at(all: &Self::All, lane: usize) -> Self;
-    /// Computes the value of each lane.
-    fn collect(f: impl Fn(usize) -> Self) -> Self::All;
+    /// Zero in all lanes.
+    const ZERO: Self::All;
+    /// Sets the value of one lane that is zero.
+    fn put(all: &mut Self::All, lane: usize, value: Self);
     /// Writes the lanes of a mask.
     fn store(regs: &mut Regs, slot: Slot, values: &Self::All, mask: u32);
 }
@@ -36,14 +38,10 @@ macro_rules! lane32 {
                 let $x = all.0[lane];
                 $from
             }
+            const ZERO: Lanes32 = Lanes32([0; LANES]);
             #[inline(always)]
-            fn collect(f: impl Fn(usize) -> $t) -> Lanes32 {
-                let mut all = Lanes32([0; LANES]);
-                for lane in 0..LANES {
-                    let $y = f(lane);
-                    all.0[lane] = $to;
-                }
-                all
+            fn put(all: &mut Lanes32, lane: usize, $y: $t) {
+                all.0[lane] = $to;
             }
             #[inline(always)]
             fn store(regs: &mut Regs, slot: Slot, values: &Lanes32, mask: u32) {
@@ -85,14 +83,10 @@ macro_rules! lane64 {
                 let $x = all.0[lane];
                 $from
             }
+            const ZERO: Lanes64 = Lanes64([0; LANES]);
             #[inline(always)]
-            fn collect(f: impl Fn(usize) -> $t) -> Lanes64 {
-                let mut all = Lanes64([0; LANES]);
-                for lane in 0..LANES {
-                    let $y = f(lane);
-                    all.0[lane] = $to;
-                }
-                all
+            fn put(all: &mut Lanes64, lane: usize, $y: $t) {
+                all.0[lane] = $to;
             }
             #[inline(always)]
             fn store(regs: &mut Regs, slot: Slot, values: &Lanes64, mask: u32) {
@@ -127,13 +121,10 @@ impl Lane for bool {
     fn at(all: &u32, lane: usize) -> bool {
         all >> lane & 1 != 0
     }
+    const ZERO: u32 = 0;
     #[inline(always)]
-    fn collect(f: impl Fn(usize) -> bool) -> u32 {
-        let mut all = 0;
-        for lane in 0..LANES {
-            all |= u32::from(f(lane)) << lane;
-        }
-        all
+    fn put(all: &mut u32, lane: usize, value: bool) {
+        *all |= u32::from(value) << lane;
     }
     #[inline(always)]
     fn store(regs: &mut Regs, slot: Slot, values: &u32, mask: u32) {
@@ -143,6 +134,18 @@ impl Lane for bool {
         *d = *d & !mask | values & mask;
     }
 }
+
+/// Computes the value of each lane. A macro, since a closure may be left out of line: see [`lane`].
+macro_rules! collect {
+    ($t:ty, $lane:ident => $value:expr) => {{
+        let mut all = <$t as $crate::alu::lanes::Lane>::ZERO;
+        for $lane in 0..$crate::regs::LANES {
+            <$t as $crate::alu::lanes::Lane>::put(&mut all, $lane, $value);
+        }
+        all
+    }};
+}
+pub(super) use collect;
 
 /// Checks that a result outside the file is one that nobody wants.
 #[inline(always)]
@@ -198,7 +201,7 @@ twice! {
     /// d = f(a)
     unary, unary_plain, unary_fast, <D: Lane, A: Lane>, f: Fn(&Alu, A) -> D, (regs, i, mask) {
         let a = A::load(regs, i.a);
-        let d = D::collect(|lane| f(i, A::at(a, lane)));
+        let d = collect!(D, lane => f(i, A::at(a, lane)));
         D::store(regs, i.d, &d, mask);
     }
 }
@@ -207,7 +210,7 @@ twice! {
     /// d = f(a, b)
     binary, binary_plain, binary_fast, <D: Lane, A: Lane, B: Lane>, f: Fn(&Alu, A, B) -> D, (regs, i, mask) {
         let (a, b) = (A::load(regs, i.a), B::load(regs, i.b));
-        let d = D::collect(|lane| f(i, A::at(a, lane), B::at(b, lane)));
+        let d = collect!(D, lane => f(i, A::at(a, lane), B::at(b, lane)));
         D::store(regs, i.d, &d, mask);
     }
 }
@@ -217,7 +220,7 @@ twice! {
     ternary, ternary_plain, ternary_fast, <D: Lane, A: Lane, B: Lane, C: Lane>,
     f: Fn(&Alu, A, B, C) -> D, (regs, i, mask) {
         let (a, b, c) = (A::load(regs, i.a), B::load(regs, i.b), C::load(regs, i.c));
-        let d = D::collect(|lane| f(i, A::at(a, lane), B::at(b, lane), C::at(c, lane)));
+        let d = collect!(D, lane => f(i, A::at(a, lane), B::at(b, lane), C::at(c, lane)));
         D::store(regs, i.d, &d, mask);
     }
 }
@@ -228,7 +231,7 @@ twice! {
     f: Fn(&Alu, A, A, B, B) -> D, (regs, i, mask) {
         let (a, b) = (A::load(regs, i.a), A::load(regs, i.b));
         let (c, e) = (B::load(regs, i.c), B::load(regs, i.d2));
-        let d = D::collect(|lane| f(i, A::at(a, lane), A::at(b, lane), B::at(c, lane), B::at(e, lane)));
+        let d = collect!(D, lane => f(i, A::at(a, lane), A::at(b, lane), B::at(c, lane), B::at(e, lane)));
         D::store(regs, i.d, &d, mask);
     }
 }
@@ -239,8 +242,12 @@ twice! {
     f: Fn(&Alu, A, A, bool) -> (A, bool), (regs, i, mask) {
         let (a, b) = (A::load(regs, i.a), A::load(regs, i.b));
         let carry_in = if i.flags & CARRY_IN != 0 { regs.carry } else { 0 };
-        let d = A::collect(|lane| f(i, A::at(a, lane), A::at(b, lane), bool::at(&carry_in, lane)).0);
-        let out = bool::collect(|lane| f(i, A::at(a, lane), A::at(b, lane), bool::at(&carry_in, lane)).1);
+        let (mut d, mut out) = (A::ZERO, 0);
+        for lane in 0..LANES {
+            let (value, carry) = f(i, A::at(a, lane), A::at(b, lane), bool::at(&carry_in, lane));
+            A::put(&mut d, lane, value);
+            bool::put(&mut out, lane, carry);
+        }
         A::store(regs, i.d, &d, mask);
         set_carry(regs, i, out, mask);
     }
@@ -252,9 +259,13 @@ twice! {
     f: Fn(&Alu, A, A, A, bool) -> (A, bool), (regs, i, mask) {
         let (a, b, c) = (A::load(regs, i.a), A::load(regs, i.b), A::load(regs, i.c));
         let carry_in = if i.flags & CARRY_IN != 0 { regs.carry } else { 0 };
-        let lane_of = |lane| f(i, A::at(a, lane), A::at(b, lane), A::at(c, lane), bool::at(&carry_in, lane));
-        let d = A::collect(|lane| lane_of(lane).0);
-        let out = bool::collect(|lane| lane_of(lane).1);
+        let (mut d, mut out) = (A::ZERO, 0);
+        for lane in 0..LANES {
+            let (value, carry) =
+                f(i, A::at(a, lane), A::at(b, lane), A::at(c, lane), bool::at(&carry_in, lane));
+            A::put(&mut d, lane, value);
+            bool::put(&mut out, lane, carry);
+        }
         A::store(regs, i.d, &d, mask);
         set_carry(regs, i, out, mask);
     }
@@ -266,6 +277,86 @@ fn set_carry(regs: &mut Regs, i: &Alu, carry: u32, mask: u32) {
         regs.carry = regs.carry & !mask | carry & mask;
     }
 }
+
+/// The computation of a lane with one operand: see [`lane`].
+pub(super) trait Unary<D, A>: Copy {
+    /// Computes the result.
+    fn apply(self, i: &Alu, a: A) -> D;
+}
+
+/// With two operands.
+pub(super) trait Binary<D, A, B>: Copy {
+    /// Computes the result.
+    fn apply(self, i: &Alu, a: A, b: B) -> D;
+}
+
+/// With three operands.
+pub(super) trait Ternary<D, A, B, C>: Copy {
+    /// Computes the result.
+    fn apply(self, i: &Alu, a: A, b: B, c: C) -> D;
+}
+
+twice! {
+    /// Like [`unary`], for a [`lane`].
+    unary_lane, unary_lane_plain, unary_lane_fast, <D: Lane, A: Lane>, f: Unary<D, A>, (regs, i, mask) {
+        let a = A::load(regs, i.a);
+        let d = collect!(D, lane => f.apply(i, A::at(a, lane)));
+        D::store(regs, i.d, &d, mask);
+    }
+}
+
+twice! {
+    /// Like [`binary`], for a [`lane`].
+    binary_lane, binary_lane_plain, binary_lane_fast, <D: Lane, A: Lane, B: Lane>,
+    f: Binary<D, A, B>, (regs, i, mask) {
+        let (a, b) = (A::load(regs, i.a), B::load(regs, i.b));
+        let d = collect!(D, lane => f.apply(i, A::at(a, lane), B::at(b, lane)));
+        D::store(regs, i.d, &d, mask);
+    }
+}
+
+twice! {
+    /// Like [`ternary`], for a [`lane`].
+    ternary_lane, ternary_lane_plain, ternary_lane_fast, <D: Lane, A: Lane, B: Lane, C: Lane>,
+    f: Ternary<D, A, B, C>, (regs, i, mask) {
+        let (a, b, c) = (A::load(regs, i.a), B::load(regs, i.b), C::load(regs, i.c));
+        let d = collect!(D, lane => f.apply(i, A::at(a, lane), B::at(b, lane), C::at(c, lane)));
+        D::store(regs, i.d, &d, mask);
+    }
+}
+
+/// Makes the computation of a lane that must be compiled into the loop however large it is: a closure may be left out of
+/// line, and would then be compiled for plain x86-64.
+macro_rules! lane {
+    (|$i:pat_param, $a:ident: $ta:ty| -> $d:ty $body:block) => {{
+        #[derive(Clone, Copy)]
+        struct Computation;
+        impl $crate::alu::lanes::Unary<$d, $ta> for Computation {
+            #[inline(always)]
+            fn apply(self, $i: &Alu, $a: $ta) -> $d $body
+        }
+        Computation
+    }};
+    (|$i:pat_param, $a:ident: $ta:ty, $b:ident: $tb:ty| -> $d:ty $body:block) => {{
+        #[derive(Clone, Copy)]
+        struct Computation;
+        impl $crate::alu::lanes::Binary<$d, $ta, $tb> for Computation {
+            #[inline(always)]
+            fn apply(self, $i: &Alu, $a: $ta, $b: $tb) -> $d $body
+        }
+        Computation
+    }};
+    (|$i:pat_param, $a:ident: $ta:ty, $b:ident: $tb:ty, $c:ident: $tc:ty| -> $d:ty $body:block) => {{
+        #[derive(Clone, Copy)]
+        struct Computation;
+        impl $crate::alu::lanes::Ternary<$d, $ta, $tb, $tc> for Computation {
+            #[inline(always)]
+            fn apply(self, $i: &Alu, $a: $ta, $b: $tb, $c: $tc) -> $d $body
+        }
+        Computation
+    }};
+}
+pub(super) use lane;
 
 /// Matches a type suffix with the Rust type that computes it: `by_type!(ty, T in [U32 = u32, ...] => function)`.
 macro_rules! by_type {

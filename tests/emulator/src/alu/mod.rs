@@ -10,6 +10,7 @@
 //! bits     logic, shifts, bit fields, permutations
 //! compare  setp, set, testp
 //! single   f32;  double  f64;  half  f16, bf16 and pairs of them;  approximate  ex2, sin and their like
+//! elementary the functions of `approximate` in f64
 //! rounding exact rounding in each direction, the base of `single` and `convert`; soft64 the same for f64
 //! convert  cvt
 //! ```
@@ -23,6 +24,7 @@ mod compare;
 mod convert;
 mod convert_any;
 mod double;
+mod elementary;
 mod half;
 mod integer;
 mod lanes;

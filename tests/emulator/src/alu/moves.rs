@@ -1,7 +1,7 @@
 //! Moves, packing moves and selection.
 
 use super::AluFn;
-use super::lanes::{Lane, binary, by_type, ternary, unary};
+use super::lanes::{Lane, binary, by_type, collect, ternary, unary};
 use crate::isa::flag::FTZ;
 use crate::isa::{Alu, AluOp, NONE, Round, Ty};
 use crate::regs::{LANES, Lanes32, Regs, Slot};
@@ -124,7 +124,7 @@ unsafe fn unpack4_b64(regs: &mut Regs, i: &Alu, mask: u32) {
 unsafe fn pack4_b32(regs: &mut Regs, i: &Alu, mask: u32) {
     let parts = [i.a, i.b, i.c, i.d2].map(|slot| u32::load(regs, slot));
     let part = |lane, n: usize| (parts[n].0[lane] & 0xff) << (8 * n);
-    let d = u32::collect(|lane| (0..4).fold(0, |all, n| all | part(lane, n)));
+    let d = collect!(u32, lane => (0..4).fold(0, |all, n| all | part(lane, n)));
     u32::store(regs, i.d, &d, mask);
 }
 
@@ -133,7 +133,7 @@ unsafe fn pack4_b32(regs: &mut Regs, i: &Alu, mask: u32) {
 unsafe fn pack4_b64(regs: &mut Regs, i: &Alu, mask: u32) {
     let parts = [i.a, i.b, i.c, i.d2].map(|slot| u32::load(regs, slot));
     let part = |lane, n: usize| u64::from(parts[n].0[lane] & 0xffff) << (16 * n);
-    let d = u64::collect(|lane| (0..4).fold(0, |all, n| all | part(lane, n)));
+    let d = collect!(u64, lane => (0..4).fold(0, |all, n| all | part(lane, n)));
     u64::store(regs, i.d, &d, mask);
 }
 

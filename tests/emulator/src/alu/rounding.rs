@@ -52,12 +52,6 @@ pub(super) fn round_to<const M: u32, const E: u32>(x: f64, round: Round) -> u32 
     if x.is_nan() { (1 << (M + E)) - 1 } else { sign | result }
 }
 
-/// Rounds to f32.
-#[inline(always)]
-pub(super) fn round_f32(x: f64, round: Round) -> f32 {
-    f32::from_bits(round_to::<23, 8>(x, round))
-}
-
 /// Returns `s + e` rounded to odd, for `e` smaller than half of the last bit of `s`; only the sign of `e` matters.
 #[inline(always)]
 pub(super) fn odd(s: f64, e: f64) -> f64 {
@@ -68,29 +62,102 @@ pub(super) fn odd(s: f64, e: f64) -> f64 {
     f64::from_bits(if missing { neighbour } else { bits })
 }
 
-/// Returns a + b rounded to odd; an exact zero of opposite operands has the sign that the direction of rounding gives.
+/// Returns a + b and what is missing from it; an exact zero of opposite operands has the sign that the direction gives.
 #[inline(always)]
-pub(super) fn sum(a: f64, b: f64, round: Round) -> f64 {
+pub(super) fn sum(a: f64, b: f64, round: Round) -> (f64, f64) {
     let s = a + b;
     let t = s - a;
     let e = (a - (s - t)) + (b - t);
     let opposite = s == 0.0 && a.is_sign_negative() != b.is_sign_negative();
-    if opposite && round == Round::Down { -0.0 } else { odd(s, e) }
+    (if opposite && round == Round::Down { -0.0 } else { s }, e)
 }
 
-/// Returns a / b rounded to odd.
+/// Returns a / b and the sign of what is missing from it.
 #[inline(always)]
-pub(super) fn quotient(a: f64, b: f64) -> f64 {
+pub(super) fn quotient(a: f64, b: f64) -> (f64, f64) {
     let q = a / b;
     let remainder = (-q).mul_add(b, a);
-    odd(q, if b < 0.0 { -remainder } else { remainder })
+    (q, if b < 0.0 { -remainder } else { remainder })
 }
 
-/// Returns the square root rounded to odd.
+/// Returns the square root and the sign of what is missing from it.
 #[inline(always)]
-pub(super) fn square_root(a: f64) -> f64 {
+pub(super) fn square_root(a: f64) -> (f64, f64) {
     let s = a.sqrt();
-    odd(s, (-s).mul_add(s, a))
+    (s, (-s).mul_add(s, a))
+}
+
+/// Rounds `s + e` to f32 downwards, upwards or towards zero: takes the nearest f32 and steps back if it lies beyond.
+#[inline(always)]
+pub(super) fn directed((s, e): (f64, f64), round: Round) -> f32 {
+    let nearest = s as f32;
+    let wide = f64::from(nearest);
+    let above = wide > s || wide == s && e < 0.0;
+    let below = wide < s || wide == s && e > 0.0;
+    let bits = nearest.to_bits();
+    let (smaller, larger) = (bits.wrapping_sub(1), bits.wrapping_add(1));
+    let negative = bits >> 31 != 0;
+    f32::from_bits(match round {
+        Round::Down if above => {
+            if negative {
+                larger
+            } else {
+                smaller
+            }
+        }
+        Round::Up if below => {
+            if negative {
+                smaller
+            } else {
+                larger
+            }
+        }
+        Round::Zero if if negative { below } else { above } => smaller,
+        _ => bits,
+    })
+}
+
+/// Returns an f64 as an f32 rounded to odd.
+#[inline(always)]
+fn odd_f32(x: f64) -> f32 {
+    let nearest = x as f32;
+    let (bits, wide) = (nearest.to_bits(), f64::from(nearest));
+    let neighbour = if wide.abs() < x.abs() { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
+    let missing = x.is_finite() && wide != x && bits & 1 == 0;
+    f32::from_bits(if missing { neighbour } else { bits })
+}
+
+/// Rounds an f64 to the nearest f16.
+#[inline(always)]
+pub(super) fn nearest_f16(x: f64) -> u16 {
+    f32_to_f16(odd_f32(x))
+}
+
+/// Rounds an f64 to the nearest bf16.
+#[inline(always)]
+pub(super) fn nearest_bf16(x: f64) -> u16 {
+    f32_to_bf16(odd_f32(x))
+}
+
+/// Rounds an f32 to the nearest f16.
+#[inline(always)]
+pub(super) fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // The last place of 0.5 is that of the subnormal f16: the sum rounds there.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000;
+    let normal = magnitude.wrapping_add(0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let result = sign | if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
+    (if magnitude > 0x7f80_0000 { NAN_HALF } else { result }) as u16
+}
+
+/// Rounds an f32 to the nearest bf16.
+#[inline(always)]
+pub(super) fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_HALF } else { rounded }) as u16
 }
 
 /// Returns an integer, given as sign and magnitude, rounded to odd.

@@ -2,8 +2,8 @@
 //!
 //! Rounding to nearest is the CPU's own; the other directions go through f64 (see `rounding`).
 
-use super::lanes::{binary, ternary, unary};
-use super::rounding::{NAN_F32, quotient, round_f32, square_root, sum};
+use super::lanes::{binary, binary_lane, lane, ternary, ternary_lane, unary, unary_lane};
+use super::rounding::{NAN_F32, directed, quotient, square_root, sum};
 use super::{AluFn, flags_within, has};
 use crate::isa::flag::{FTZ, NAN, SAT, XORSIGN};
 use crate::isa::{Alu, AluOp, Round};
@@ -14,13 +14,13 @@ pub(super) fn select(i: &Alu) -> Option<AluFn> {
         AluOp::Add | AluOp::Sub | AluOp::Mul => match i.round {
             _ if !flags_within(i, FTZ | SAT) => None,
             Round::None | Round::Nearest => nearest(i),
-            Round::Zero | Round::Down | Round::Up => directed(i),
+            Round::Zero | Round::Down | Round::Up => directed_sum(i),
             _ => None,
         },
         AluOp::Fma | AluOp::Mad => match i.round {
             _ if !flags_within(i, FTZ | SAT) => None,
             Round::Nearest => nearest_fma(i),
-            Round::Zero | Round::Down | Round::Up => Some(ternary(directed_fma)),
+            Round::Zero | Round::Down | Round::Up => directed_fma(i.round),
             _ => None,
         },
         AluOp::Div | AluOp::Rcp | AluOp::Sqrt => match i.round {
@@ -116,78 +116,94 @@ fn nearest_quotient(i: &Alu) -> Option<AluFn> {
     }
 }
 
-fn directed(i: &Alu) -> Option<AluFn> {
+/// Compiles a computation for each direction of rounding.
+macro_rules! each_direction {
+    ($round:expr, $direction:ident => $function:expr) => {
+        match $round {
+            Round::Zero => {
+                const $direction: Round = Round::Zero;
+                Some($function)
+            }
+            Round::Down => {
+                const $direction: Round = Round::Down;
+                Some($function)
+            }
+            _ => {
+                const $direction: Round = Round::Up;
+                Some($function)
+            }
+        }
+    };
+}
+
+fn directed_sum(i: &Alu) -> Option<AluFn> {
     match i.op {
-        AluOp::Add => Some(binary(|i, a: f32, b: f32| directed_sum(i, input(i, a), input(i, b)))),
-        AluOp::Sub => Some(binary(|i, a: f32, b: f32| directed_sum(i, input(i, a), -input(i, b)))),
-        _ => Some(binary(|i, a: f32, b: f32| {
+        AluOp::Add => each_direction!(i.round, ROUND => binary_lane(lane!(|i, a: f32, b: f32| -> f32 {
+            let exact = sum(f64::from(input(i, a)), f64::from(input(i, b)), ROUND);
+            output(i, directed(exact, ROUND))
+        }))),
+        AluOp::Sub => each_direction!(i.round, ROUND => binary_lane(lane!(|i, a: f32, b: f32| -> f32 {
+            let exact = sum(f64::from(input(i, a)), f64::from(-input(i, b)), ROUND);
+            output(i, directed(exact, ROUND))
+        }))),
+        _ => each_direction!(i.round, ROUND => binary_lane(lane!(|i, a: f32, b: f32| -> f32 {
             let product = f64::from(input(i, a)) * f64::from(input(i, b));
-            output(i, round_f32(product, i.round))
-        })),
+            output(i, directed((product, 0.0), ROUND))
+        }))),
     }
 }
 
-#[inline(always)]
-fn directed_sum(i: &Alu, a: f32, b: f32) -> f32 {
-    output(i, round_f32(sum(f64::from(a), f64::from(b), i.round), i.round))
-}
-
-#[inline(always)]
-fn directed_fma(i: &Alu, a: f32, b: f32, c: f32) -> f32 {
-    let product = f64::from(input(i, a)) * f64::from(input(i, b));
-    output(i, round_f32(sum(product, f64::from(input(i, c)), i.round), i.round))
+fn directed_fma(round: Round) -> Option<AluFn> {
+    each_direction!(round, ROUND => ternary_lane(lane!(|i, a: f32, b: f32, c: f32| -> f32 {
+        let product = f64::from(input(i, a)) * f64::from(input(i, b));
+        output(i, directed(sum(product, f64::from(input(i, c)), ROUND), ROUND))
+    })))
 }
 
 fn directed_quotient(i: &Alu) -> Option<AluFn> {
-    match i.op {
-        AluOp::Div => Some(binary(|i, a: f32, b: f32| {
-            let q = quotient(f64::from(input(i, a)), f64::from(input(i, b)));
-            output(i, round_f32(q, i.round))
+    Some(match i.op {
+        AluOp::Div => binary_lane(lane!(|i, a: f32, b: f32| -> f32 {
+            output(i, directed(quotient(f64::from(input(i, a)), f64::from(input(i, b))), i.round))
         })),
-        AluOp::Rcp => {
-            Some(unary(|i, a: f32| output(i, round_f32(quotient(1.0, f64::from(input(i, a))), i.round))))
-        }
-        _ => Some(unary(|i, a: f32| output(i, round_f32(square_root(f64::from(input(i, a))), i.round)))),
-    }
+        AluOp::Rcp => unary_lane(lane!(|i, a: f32| -> f32 {
+            output(i, directed(quotient(1.0, f64::from(input(i, a))), i.round))
+        })),
+        _ => unary_lane(lane!(|i, a: f32| -> f32 {
+            output(i, directed(square_root(f64::from(input(i, a))), i.round))
+        })),
+    })
 }
 
 fn extremum(i: &Alu) -> Option<AluFn> {
     match (i.op, i.flags) {
-        (AluOp::Min, 0) => Some(binary(|_, a: f32, b: f32| minimum(a, b))),
-        (AluOp::Max, 0) => Some(binary(|_, a: f32, b: f32| maximum(a, b))),
+        (AluOp::Min, 0) => Some(binary_lane(lane!(|_, a: f32, b: f32| -> f32 { extreme::<false>(a, b) }))),
+        (AluOp::Max, 0) => Some(binary_lane(lane!(|_, a: f32, b: f32| -> f32 { extreme::<true>(a, b) }))),
         (AluOp::Min, _) if flags_within(i, FTZ | NAN | XORSIGN) => {
-            Some(binary(|i, a: f32, b: f32| modified(i, a, b, minimum)))
+            Some(binary_lane(lane!(|i, a: f32, b: f32| -> f32 { modified::<false>(i, a, b) })))
         }
         (_, _) if flags_within(i, FTZ | NAN | XORSIGN) => {
-            Some(binary(|i, a: f32, b: f32| modified(i, a, b, maximum)))
+            Some(binary_lane(lane!(|i, a: f32, b: f32| -> f32 { modified::<true>(i, a, b) })))
         }
         _ => None,
     }
 }
 
-/// The smaller one; -0 is smaller than +0, and a NaN is not counted.
+/// The smaller or the larger one; -0 is smaller than +0, and a NaN is not counted.
 #[inline(always)]
-pub(super) fn minimum(a: f32, b: f32) -> f32 {
-    let d = if a < b || b.is_nan() { a } else { b };
-    let d = if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { d };
-    canonical(d)
-}
-
-/// The larger one; +0 is larger than -0, and a NaN is not counted.
-#[inline(always)]
-pub(super) fn maximum(a: f32, b: f32) -> f32 {
-    let d = if a > b || b.is_nan() { a } else { b };
-    let d = if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { d };
-    canonical(d)
+pub(super) fn extreme<const LARGER: bool>(a: f32, b: f32) -> f32 {
+    let first = if LARGER { a > b } else { a < b };
+    let d = if first || b.is_nan() { a } else { b };
+    let zero = if LARGER { a.to_bits() & b.to_bits() } else { a.to_bits() | b.to_bits() };
+    canonical(if a == b { f32::from_bits(zero) } else { d })
 }
 
 /// `min` and `max` with `.ftz`, `.NaN` (a NaN wins) and `.xorsign.abs` (of the magnitudes, with the product's sign).
 #[inline(always)]
-pub(super) fn modified(i: &Alu, a: f32, b: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+fn modified<const LARGER: bool>(i: &Alu, a: f32, b: f32) -> f32 {
     let (a, b) = (input(i, a), input(i, b));
     let sign = (a.to_bits() ^ b.to_bits()) & 1 << 31;
     let (a, b) = if has(i, XORSIGN) { (a.abs(), b.abs()) } else { (a, b) };
-    let d = f(a, b);
+    let d = extreme::<LARGER>(a, b);
     if d.is_nan() || has(i, NAN) && (a.is_nan() || b.is_nan()) {
         return f32::from_bits(NAN_F32);
     }

@@ -1,131 +1,37 @@
-//! What a multiprocessor has, by architecture, and how many blocks fit into it.
+//! What an architecture can do at most, and how many of a kernel's blocks a multiprocessor holds.
 //!
-//! Limits: CUDA C++ Programming Guide, "Compute Capabilities", table "Technical Specifications per Compute Capability".
-//! Granularities and the formula: `cuda_occupancy.h` of the CUDA runtime.
+//! Limits, clocks and memory are those of the emulated devices ([`crate::driver::architecture`]); here is what a driver does
+//! not tell of a device: the rate of its tensor cores.
 
 use serde::Serialize;
 
 use super::Error;
+use crate::driver::architecture::Architecture as Device;
+use crate::driver::occupancy::{self, Need};
 
-/// Registers are given out by warp in multiples of this.
-const REGISTER_GRANULARITY: u32 = 256;
-/// Shared memory is given out by block in multiples of this.
-const SHARED_GRANULARITY: u32 = 128;
-/// Bytes of shared memory that the driver keeps for itself in each block, since sm_80.
-const SHARED_RESERVED: u32 = 1024;
 /// Parts of a multiprocessor, each with a scheduler, registers and tensor core of its own.
 pub const PARTITIONS: u32 = 4;
 
-/// A multiprocessor, and the board whose peak rates stand for the architecture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Architecture {
-    /// `sm_80` and the like.
-    pub name: &'static str,
-    /// Warps of a multiprocessor.
-    pub warps: u32,
-    /// Blocks of a multiprocessor.
-    pub blocks: u32,
-    /// Registers of a multiprocessor.
-    pub registers: u32,
-    /// Bytes of shared memory of a multiprocessor, at the largest share of the L1 cache.
-    pub shared: u32,
-    /// Bytes of shared memory that one block may ask for.
-    pub shared_per_block: u32,
-    /// Multiply-adds of 16-bit numbers with f32 sums, dense, per clock of a multiprocessor's tensor cores.
-    pub tensor_rate: u32,
-    /// The board.
-    pub board: &'static str,
-    /// Its multiprocessors.
-    pub multiprocessors: u32,
-    /// Its boost clock in GHz.
-    pub clock: f64,
-    /// Its memory bandwidth in GB/s.
-    pub bandwidth: f64,
-}
-
-/// Peak rates: tensor TFLOP/s / (multiprocessors · clock · 2), from the NVIDIA white papers and data sheets of the boards:
-/// A100 312, RTX A6000 155 (GeForce boards of sm_86, 89 and 120 halve the rate with f32 sums), L40S 362, H100 SXM 989,
-/// B200 2250 (in tensor memory, `tcgen05`), RTX PRO 6000 504. `mma.sync` reaches less than that on sm_90 and sm_100.
-pub const ARCHITECTURES: [Architecture; 6] = [
-    Architecture {
-        name: "sm_80",
-        warps: 64,
-        blocks: 32,
-        registers: 65536,
-        shared: 164 * 1024,
-        shared_per_block: 163 * 1024,
-        tensor_rate: 1024,
-        board: "A100 SXM 80 GB",
-        multiprocessors: 108,
-        clock: 1.41,
-        bandwidth: 2039.0,
-    },
-    Architecture {
-        name: "sm_86",
-        warps: 48,
-        blocks: 16,
-        registers: 65536,
-        shared: 100 * 1024,
-        shared_per_block: 99 * 1024,
-        tensor_rate: 512,
-        board: "RTX A6000",
-        multiprocessors: 84,
-        clock: 1.8,
-        bandwidth: 768.0,
-    },
-    Architecture {
-        name: "sm_89",
-        warps: 48,
-        blocks: 24,
-        registers: 65536,
-        shared: 100 * 1024,
-        shared_per_block: 99 * 1024,
-        tensor_rate: 512,
-        board: "L40S",
-        multiprocessors: 142,
-        clock: 2.52,
-        bandwidth: 864.0,
-    },
-    Architecture {
-        name: "sm_90",
-        warps: 64,
-        blocks: 32,
-        registers: 65536,
-        shared: 228 * 1024,
-        shared_per_block: 227 * 1024,
-        tensor_rate: 2048,
-        board: "H100 SXM",
-        multiprocessors: 132,
-        clock: 1.83,
-        bandwidth: 3350.0,
-    },
-    Architecture {
-        name: "sm_100",
-        warps: 64,
-        blocks: 32,
-        registers: 65536,
-        shared: 228 * 1024,
-        shared_per_block: 227 * 1024,
-        tensor_rate: 4096,
-        board: "B200",
-        multiprocessors: 148,
-        clock: 1.85,
-        bandwidth: 8000.0,
-    },
-    Architecture {
-        name: "sm_120",
-        warps: 48,
-        blocks: 24,
-        registers: 65536,
-        shared: 100 * 1024,
-        shared_per_block: 99 * 1024,
-        tensor_rate: 512,
-        board: "RTX PRO 6000 Blackwell",
-        multiprocessors: 188,
-        clock: 2.617,
-        bandwidth: 1792.0,
-    },
+/// Multiply-adds of 16-bit numbers with f32 sums, dense, per clock of a multiprocessor's tensor cores: TFLOP/s of the data
+/// sheet / (2 · multiprocessors · boost clock). sm_86, 89 and 120 are those of GeForce boards; the professional ones of the same
+/// architecture have twice the rate with f32 sums. sm_100 is that of `tcgen05`; `mma.sync` reaches less there and on sm_90.
+const TENSOR_RATES: [((u32, u32), u32); 6] = [
+    ((8, 0), 1024),  // A100: 312 TFLOP/s, 108 at 1.41 GHz
+    ((8, 6), 256),   // RTX 3090: 71, 82 at 1.695
+    ((8, 9), 256),   // RTX 4090: 165, 128 at 2.52
+    ((9, 0), 2048),  // H100 SXM: 989, 132 at 1.83
+    ((10, 0), 4096), // B200: 2250, 148 at 1.85
+    ((12, 0), 256),  // RTX 5090: 209.5, 170 at 2.407
 ];
+
+/// An architecture, with a common device of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Architecture {
+    /// The device.
+    pub device: &'static Device,
+    /// Multiply-adds of 16-bit numbers per clock of a multiprocessor.
+    pub tensor_rate: u32,
+}
 
 /// How much of a multiprocessor a kernel's blocks fill.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -156,39 +62,42 @@ pub enum Limit {
 
 impl Architecture {
     /// Finds an architecture by its name; `sm_90a` and `sm_100f` are sm_90 and sm_100.
-    pub fn named(name: &str) -> Result<&'static Architecture, Error> {
-        let plain = name.strip_suffix(['a', 'f']).unwrap_or(name);
-        let found = ARCHITECTURES.iter().find(|a| a.name == plain);
-        found.ok_or_else(|| {
-            let known = ARCHITECTURES.map(|a| a.name).join(", ");
+    pub fn named(name: &str) -> Result<Architecture, Error> {
+        let digits = name.strip_prefix("sm_").map(|rest| rest.strip_suffix(['a', 'f']).unwrap_or(rest));
+        let rates = TENSOR_RATES.iter();
+        let mut known = rates.map(|((major, minor), rate)| (format!("{major}{minor}"), *rate));
+        let found = known.find(|(known, _)| Some(known.as_str()) == digits);
+        let device = found.and_then(|(number, rate)| Some((Device::named(&number).ok()?, rate)));
+        device.map(|(device, tensor_rate)| Architecture { device, tensor_rate }).ok_or_else(|| {
+            let known = TENSOR_RATES.map(|((major, minor), _)| format!("sm_{major}{minor}")).join(", ");
             Error::Architecture { name: name.to_string(), known }
         })
+    }
+
+    /// Returns how many bytes the device's memory moves in a clock of its multiprocessors.
+    pub fn bytes_per_clock(&self) -> f64 {
+        // Two transfers in each clock of the memory.
+        2.0 * f64::from(self.device.memory_clock) * f64::from(self.device.bus / 8)
+            / f64::from(self.device.clock)
     }
 
     /// Returns how many blocks of `threads` threads fit, each thread with `registers` registers, each block with `shared`
     /// bytes of static and dynamic shared memory.
     pub fn occupancy(&self, threads: u32, registers: u32, shared: u32) -> Occupancy {
+        let fit = |registers, static_shared| {
+            let need = Need { registers, static_shared, max_threads: u32::MAX, carveout: -1 };
+            occupancy::blocks(self.device, &need, threads, 0)
+        };
+        let (blocks, of_registers, room) = (fit(registers, shared), fit(registers, 0), fit(0, 0));
         let warps = threads.div_ceil(32).max(1);
-        let of_registers = match (registers * 32).next_multiple_of(REGISTER_GRANULARITY) {
-            0 => u32::MAX,
-            // A block whose registers do not fit at once in warps by fours does not start (cuda_occupancy.h).
-            each if each * warps.next_multiple_of(PARTITIONS) > self.registers => 0,
-            each => self.registers / PARTITIONS / each * PARTITIONS / warps,
+        let all_warps = self.device.threads / 32;
+        let limit = match blocks {
+            fewer if fewer < room && fewer == of_registers => Limit::Registers,
+            fewer if fewer < room => Limit::Shared,
+            _ if all_warps / warps <= self.device.blocks => Limit::Warps,
+            _ => Limit::Blocks,
         };
-        let of_shared = match shared {
-            too_much if too_much > self.shared_per_block => 0,
-            fits => self.shared / (fits + SHARED_RESERVED).next_multiple_of(SHARED_GRANULARITY),
-        };
-        let limits = [
-            (of_registers, Limit::Registers),
-            (of_shared, Limit::Shared),
-            (self.warps / warps, Limit::Warps),
-            (self.blocks, Limit::Blocks),
-        ];
-        // Of equal limits the first is named: it is the one the kernel's author can do something about.
-        let (blocks, limit) =
-            limits.into_iter().min_by_key(|(blocks, _)| *blocks).unwrap_or((0, Limit::Blocks));
-        let share = f64::from(blocks * warps) / f64::from(self.warps);
+        let share = f64::from(blocks * warps) / f64::from(all_warps);
         Occupancy { blocks, warps: blocks * warps, share, limit }
     }
 }
@@ -226,24 +135,40 @@ mod tests {
         assert_eq!(blocks("sm_90a", 384, 168, 0), (1, Limit::Registers));
         // 255 registers in 512 threads: 16 warps of 8192 do not fit into 65536.
         assert_eq!(blocks("sm_100", 512, 255, 0), (0, Limit::Registers));
-        // 5 warps, 255 registers: 2 warps a partition, 8 in all; but the check takes 8 warps for 5: they just fit.
+        // 5 warps, 255 registers: 2 warps a partition, 8 in all.
         assert_eq!(blocks("sm_80", 160, 255, 0), (1, Limit::Registers));
     }
 
     #[test]
     fn tensor_rate_is_the_data_sheets() {
-        let teraflops =
-            [("sm_80", 312.0), ("sm_86", 155.0), ("sm_89", 362.0), ("sm_90", 989.0), ("sm_120", 504.0)];
-        for (name, published) in teraflops.into_iter().chain([("sm_100", 2250.0)]) {
-            let a = Architecture::named(name).unwrap();
-            let rate = 2.0 * f64::from(a.tensor_rate) * f64::from(a.multiprocessors) * a.clock / 1000.0;
-            assert!((rate / published - 1.0).abs() < 0.02, "{name}: {rate} instead of {published}");
+        for (name, teraflops, multiprocessors, clock) in [
+            ("sm_80", 312.0, 108.0, 1.41),
+            ("sm_86", 71.0, 82.0, 1.695),
+            ("sm_89", 165.2, 128.0, 2.52),
+            ("sm_90", 989.4, 132.0, 1.83),
+            ("sm_100", 2250.0, 148.0, 1.85),
+            ("sm_120", 209.5, 170.0, 2.407),
+        ] {
+            let rate = f64::from(Architecture::named(name).unwrap().tensor_rate);
+            let published = teraflops * 1e3 / (2.0 * multiprocessors * clock);
+            assert!((rate / published - 1.0).abs() < 0.01, "{name}: {rate} instead of {published}");
+        }
+    }
+
+    #[test]
+    fn memory_rate_is_the_data_sheets() {
+        for (name, gigabytes) in [("sm_80", 2039.0), ("sm_86", 936.0), ("sm_89", 1008.0), ("sm_90", 3350.0)] {
+            let architecture = Architecture::named(name).unwrap();
+            let rate = architecture.bytes_per_clock() * f64::from(architecture.device.clock) / 1e6;
+            assert!((rate / gigabytes - 1.0).abs() < 0.01, "{name}: {rate} instead of {gigabytes}");
         }
     }
 
     #[test]
     fn unknown_architecture_is_named() {
-        let error = Architecture::named("sm_75").unwrap_err().to_string();
-        assert!(error.contains("sm_75") && error.contains("sm_120"), "{error}");
+        for name in ["sm_75", "80", "compute_80", "sm_", "sm_80x", "sm_8 0"] {
+            let error = Architecture::named(name).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("sm_120"), "{error}");
+        }
     }
 }

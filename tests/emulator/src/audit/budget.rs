@@ -137,6 +137,8 @@ pub struct CounterLimits {
     pub max_wavefront_ratio: Option<f64>,
     /// Bytes asked of global memory as a share of the 32-byte sectors that they lie in.
     pub min_sector_efficiency: Option<f64>,
+    /// Share of the bytes of global memory that are asked for 16 or more at a time.
+    pub min_wide_share: Option<f64>,
     /// Bytes that one launch must move: a fact, for `max_bytes_ratio`.
     pub minimal_bytes: Option<u64>,
     /// Bytes of the sectors moved for each of `minimal_bytes`.

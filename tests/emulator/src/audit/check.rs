@@ -211,6 +211,8 @@ fn counters(compare: &mut Comparison, measured: Option<&Measured>, limits: &Coun
     compare.most("counters.max_wavefront_ratio", limits.max_wavefront_ratio, conflicts);
     let sectors = value(&Measured::sector_efficiency, "the kernel does not use global memory");
     compare.least("counters.min_sector_efficiency", limits.min_sector_efficiency, sectors);
+    let wide = value(&Measured::wide_share, "the kernel does not use global memory");
+    compare.least("counters.min_wide_share", limits.min_wide_share, wide);
     let minimal = limits.minimal_bytes.filter(|bytes| *bytes > 0);
     let ratio = |m: &Measured| minimal.map(|bytes| m.sector_bytes_per_launch() / bytes as f64);
     let bytes = value(&ratio, "`minimal_bytes` is not given");

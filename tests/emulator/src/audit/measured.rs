@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::architecture::{Architecture, PARTITIONS};
 use super::model::Bound;
+use crate::counters::Counters;
 
 /// Bytes of a sector: the piece in which global memory is moved.
 const SECTOR: u64 = 32;
@@ -26,6 +27,8 @@ pub struct Measured {
     pub global_bytes: u64,
     /// 32-byte sectors that these lie in, warp by warp.
     pub global_sectors: u64,
+    /// Of the bytes, those asked for 16 or more at a time.
+    pub wide_bytes: u64,
     /// Wavefronts of shared memory.
     pub shared_wavefronts: u64,
     /// Wavefronts that would do without bank conflicts.
@@ -50,37 +53,8 @@ pub struct LaunchClocks {
 /// A line of the driver's file of counters; what the audit does not use is left out.
 #[derive(Deserialize)]
 struct Line {
-    kernel: String,
-    block: [u32; 3],
     dynamic_shared: u32,
     counters: Counters,
-}
-
-#[derive(Deserialize)]
-struct Counters {
-    instructions: Instructions,
-    global_loads: Global,
-    global_stores: Global,
-    shared_loads: Shared,
-    shared_stores: Shared,
-    tensor_operations: u64,
-}
-
-#[derive(Deserialize)]
-struct Instructions {
-    warps: u64,
-}
-
-#[derive(Deserialize)]
-struct Global {
-    bytes: u64,
-    sectors: u64,
-}
-
-#[derive(Deserialize)]
-struct Shared {
-    wavefronts: u64,
-    ideal_wavefronts: u64,
 }
 
 /// Reads the file of counters that the driver writes, a line of JSON for each launch, and adds the launches of each kernel.
@@ -93,23 +67,24 @@ pub fn parse(text: &str, file: &str) -> Result<BTreeMap<String, Measured>, Error
             line: number + 1,
             message: e.to_string(),
         })?;
-        kernels.entry(line.kernel.clone()).or_default().add(&line);
+        kernels.entry(line.counters.kernel.clone()).or_default().add(&line.counters, line.dynamic_shared);
     }
     Ok(kernels)
 }
 
 impl Measured {
-    fn add(&mut self, line: &Line) {
-        let counters = &line.counters;
-        let threads = line.block.iter().fold(1u32, |product, n| product.saturating_mul(*n));
+    /// Adds a launch.
+    pub fn add(&mut self, counters: &Counters, dynamic_shared: u32) {
+        let threads = counters.block.iter().fold(1u32, |product, n| product.saturating_mul(*n));
         self.launches += 1;
         self.threads = self.threads.max(threads);
-        self.dynamic_shared = self.dynamic_shared.max(line.dynamic_shared);
+        self.dynamic_shared = self.dynamic_shared.max(dynamic_shared);
         self.tensor_operations += counters.tensor_operations;
         self.warp_instructions += counters.instructions.warps;
         for access in [&counters.global_loads, &counters.global_stores] {
             self.global_bytes += access.bytes;
             self.global_sectors += access.sectors;
+            self.wide_bytes += access.bytes_in_wide_accesses;
         }
         for access in [&counters.shared_loads, &counters.shared_stores] {
             self.shared_wavefronts += access.wavefronts;
@@ -127,6 +102,11 @@ impl Measured {
         ratio(self.global_bytes, SECTOR * self.global_sectors)
     }
 
+    /// Returns the share of the bytes that were asked for 16 or more at a time; none if global memory is not used.
+    pub fn wide_share(&self) -> Option<f64> {
+        ratio(self.wide_bytes, self.global_bytes)
+    }
+
     /// Returns bytes of global memory for each instruction of a warp; none if nothing was executed.
     pub fn bytes_per_instruction(&self) -> Option<f64> {
         ratio(self.global_bytes, self.warp_instructions)
@@ -138,15 +118,14 @@ impl Measured {
     }
 
     /// Returns the least clocks of all launches on the architecture's board.
-    pub fn clocks(&self, architecture: &Architecture) -> LaunchClocks {
-        let multiprocessors = f64::from(architecture.multiprocessors);
-        let bytes_per_clock = architecture.bandwidth / architecture.clock;
+    pub fn clocks(&self, architecture: Architecture) -> LaunchClocks {
+        let multiprocessors = f64::from(architecture.device.multiprocessors);
         let per_multiprocessor = |count: u64, rate: u32| count as f64 / (multiprocessors * f64::from(rate));
         LaunchClocks {
             tensor: per_multiprocessor(self.tensor_operations, 2 * architecture.tensor_rate),
             shared: per_multiprocessor(self.shared_wavefronts, 1),
             issue: per_multiprocessor(self.warp_instructions, PARTITIONS),
-            dram: (SECTOR * self.global_sectors) as f64 / bytes_per_clock,
+            dram: (SECTOR * self.global_sectors) as f64 / architecture.bytes_per_clock(),
         }
     }
 }
@@ -169,30 +148,33 @@ fn ratio(numerator: u64, denominator: u64) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn line(kernel: &str, block: &str, sectors: u64) -> String {
-        let shared = r#"{"requests":1,"bytes":512,"wavefronts":13,"ideal_wavefronts":4}"#;
-        format!(
-            r#"{{"launch":3,"kernel":"{kernel}","grid":[4,1,1],"block":{block},"static_shared":0,"dynamic_shared":2048,"counters":{{
-            "instructions":{{"warps":1000,"lanes":32000}},
-            "global_loads":{{"requests":9,"bytes":3200,"sectors":{sectors}}},"global_stores":{{"requests":0,"bytes":0,"sectors":0}},
-            "shared_loads":{shared},"shared_stores":{shared},"tensor_operations":8192,"barriers":2}}}}"#
-        )
-        .replace('\n', "")
+    fn line(kernel: &str, block: [u32; 3], sectors: u64) -> String {
+        let mut counters =
+            Counters { kernel: kernel.to_string(), block, tensor_operations: 8192, ..Counters::default() };
+        counters.instructions.warps = 1000;
+        counters.global_loads.bytes = 3200;
+        counters.global_loads.bytes_in_wide_accesses = 800;
+        counters.global_loads.sectors = sectors;
+        for shared in [&mut counters.shared_loads, &mut counters.shared_stores] {
+            (shared.wavefronts, shared.ideal_wavefronts) = (13, 4);
+        }
+        serde_json::json!({ "launch": 3, "dynamic_shared": 2048, "counters": counters }).to_string()
     }
 
     #[test]
     fn launches_of_a_kernel_are_added() {
         let text = format!(
             "{}\n\n{}\n{}\n",
-            line("f", "[64,2,1]", 100),
-            line("g", "[1,1,1]", 7),
-            line("f", "[32,1,1]", 300)
+            line("f", [64, 2, 1], 100),
+            line("g", [1, 1, 1], 7),
+            line("f", [32, 1, 1], 300)
         );
         let kernels = parse(&text, "counters.jsonl").unwrap();
         assert_eq!(kernels.keys().collect::<Vec<_>>(), ["f", "g"]);
         let f = &kernels["f"];
         assert_eq!((f.launches, f.threads, f.dynamic_shared, f.warp_instructions), (2, 128, 2048, 2000));
         assert_eq!(f.sector_efficiency(), Some(0.5)); // 6400 bytes in 400 sectors
+        assert_eq!(f.wide_share(), Some(0.25));
         assert_eq!(f.wavefront_ratio(), Some(3.25));
         assert_eq!(f.bytes_per_instruction(), Some(3.2));
         assert_eq!(f.sector_bytes_per_launch(), 6400.0);
@@ -200,10 +182,12 @@ mod tests {
 
     #[test]
     fn line_that_is_none_is_named() {
-        let text = format!("{}\n{{\"kernel\":\"f\"}}\n", line("f", "[1,1,1]", 1));
+        let text = format!("{}\n{{\"kernel\":\"f\"}}\n", line("f", [1, 1, 1], 1));
         let message = parse(&text, "counters.jsonl").unwrap_err().to_string();
         assert!(
-            message.contains("counters.jsonl") && message.contains("line 2") && message.contains("block"),
+            message.contains("counters.jsonl")
+                && message.contains("line 2")
+                && message.contains("dynamic_shared"),
             "{message}"
         );
     }

@@ -21,7 +21,7 @@ impl LoopClocks {
     /// Adds up the instructions of one pass.
     pub fn of<'a>(
         instructions: impl Iterator<Item = &'a Instruction>,
-        architecture: &Architecture,
+        architecture: Architecture,
     ) -> LoopClocks {
         let mut clocks = LoopClocks { tensor: Some(0.0), ..LoopClocks::default() };
         for instruction in instructions {
@@ -73,7 +73,7 @@ impl Bound {
 }
 
 /// Clocks of a partition's tensor core (HGMMA keeps those of all four busy, with a quarter of the work each).
-fn tensor_clocks(instruction: &Instruction, architecture: &Architecture) -> Option<f64> {
+fn tensor_clocks(instruction: &Instruction, architecture: Architecture) -> Option<f64> {
     let rate = f64::from(architecture.tensor_rate);
     let parts = if instruction.class() == Class::Hgmma { 1.0 } else { f64::from(PARTITIONS) };
     Some(multiply_adds(instruction)? * parts / rate)

@@ -148,6 +148,7 @@ impl Report {
                 [measured.launches, measured.warp_instructions, measured.global_bytes].map(|n| n.to_string()),
             );
             row.push(number(measured.sector_efficiency()));
+            row.push(number(measured.wide_share()));
             row.push(number(measured.wavefront_ratio()));
             row.push(number(measured.bytes_per_instruction()));
             row.push(format!("{} ({clocks:.0} clocks)", bound.name()));
@@ -160,6 +161,7 @@ impl Report {
             "warp instructions",
             "global B",
             "bytes/sectors",
+            "16-byte",
             "wavefronts/ideal",
             "B/instruction",
             "model bound",

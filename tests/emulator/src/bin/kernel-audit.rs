@@ -99,6 +99,7 @@ fn audits(arguments: &Arguments, nvrtc: &Nvrtc) -> Result<Vec<audit::KernelAudit
             audits.extend(audit::audit(&compiled, &nvdisasm).map_err(text)?);
         }
     }
+    audits.sort_by(|a, b| a.resources.kernel.cmp(&b.resources.kernel)); // a kernel's architectures below each other
     Ok(audits)
 }
 

@@ -1,11 +1,11 @@
 //! What an instruction counts as.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::isa::{Alu, AluOp, Op, Space, Ty, flag};
 
 /// What an instruction does, coarsely: which unit of a multiprocessor it occupies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Integer arithmetic, logic, shifts, comparisons.

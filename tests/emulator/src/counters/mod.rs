@@ -9,14 +9,14 @@ mod tally;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use banks::{Wavefronts, wavefronts};
 pub use class::Class;
 pub use tally::{Direction, Tally, Traffic};
 
 /// Instructions of warps, and of the threads that took part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Executed {
     /// Each warp counts once.
     pub warps: u64,
@@ -25,7 +25,7 @@ pub struct Executed {
 }
 
 /// Loads or stores of global memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GlobalAccess {
     /// Warp instructions.
     pub requests: u64,
@@ -38,7 +38,7 @@ pub struct GlobalAccess {
 }
 
 /// Loads or stores of shared memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedAccess {
     /// Warp instructions.
     pub requests: u64,
@@ -51,7 +51,7 @@ pub struct SharedAccess {
 }
 
 /// What a launch did.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
     /// The kernel's name.
     pub kernel: String,

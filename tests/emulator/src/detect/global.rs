@@ -5,10 +5,11 @@
 //! writes. Pages exist only where something was accessed. Blocks run on several host threads: a page has a lock.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::clock::Seen;
-use super::kind::{COPY, NARROW, STRONG, WRITES, What, conflict, replaces};
+use super::kind::{ATOMIC, COPY, NARROW, STRONG, WRITES, What, conflict, replaces};
 use super::shared::Clash;
 use super::threads::Threads;
 use crate::regs::{LANES, for_lanes};
@@ -20,7 +21,7 @@ const SHARDS: u64 = 64;
 /// A list is tidied when it is as long as this.
 const LONG: usize = 64;
 /// Only so many of the latest pieces are looked at to find one that a new one makes superfluous.
-const RECENT: usize = 16;
+const RECENT: usize = 4;
 /// `shift` of a piece of which each lane touches all bytes.
 pub(super) const ALL: u8 = u8::MAX;
 
@@ -61,7 +62,7 @@ impl Piece {
 }
 
 /// A recorded access.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Entry {
     pub(super) piece: Piece,
     pub(super) block: u32,
@@ -107,12 +108,20 @@ impl Entry {
     }
 }
 
-/// The accesses to a line.
+/// The accesses to a line: at most a write and a read, neither of them strong; or lists.
 #[derive(Default)]
 struct Line {
+    write: Entry,
+    read: Entry,
+    lists: Option<Box<Lists>>,
+}
+
+/// The accesses to a line of which more is to be remembered.
+#[derive(Default)]
+struct Lists {
     writes: Vec<Entry>,
     reads: Vec<Entry>,
-    /// Atomic and other strong accesses.
+    /// Atomic and other strong accesses, in the order in which they were done last.
     strong: Vec<Entry>,
     /// Whether a strong access does not reach beyond its block.
     narrow: bool,
@@ -126,7 +135,29 @@ pub(super) struct Page {
 
 /// The history of global memory in one launch.
 pub(super) struct Pages {
-    shards: Vec<Mutex<HashMap<u64, Arc<Mutex<Page>>>>>,
+    shards: Vec<Mutex<Shard>>,
+}
+
+type Shard = HashMap<u64, Arc<Mutex<Page>>, BuildHasherDefault<PageHasher>>;
+
+/// Spreads the numbers of pages.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
 }
 
 impl Pages {
@@ -142,6 +173,27 @@ impl Pages {
     }
 }
 
+/// The pages that a block used last, so that they need not be looked up again.
+#[derive(Default)]
+pub(super) struct Recent(Vec<Option<(u64, Arc<Mutex<Page>>)>>);
+
+const RECENT_PAGES: usize = 64;
+
+impl Recent {
+    /// Returns the page of a line, and remembers it.
+    pub(super) fn page(&mut self, pages: &Pages, line: u64) -> &Mutex<Page> {
+        let number = line / LINES as u64;
+        if self.0.is_empty() {
+            self.0.resize(RECENT_PAGES, None);
+        }
+        let slot = &mut self.0[number as usize % RECENT_PAGES];
+        if slot.as_ref().is_some_and(|s| s.0 != number) {
+            *slot = None;
+        }
+        &slot.get_or_insert_with(|| (number, pages.page(line))).1
+    }
+}
+
 /// Locks; a panic of another thread has not left the data in a state that matters.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -149,38 +201,99 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Page {
     /// Records an access to a line; `clash` is called for each recorded access that it races with.
-    pub(super) fn touch(&mut self, line: u64, new: Entry, threads: &Threads, clash: &mut impl FnMut(Clash)) {
+    pub(super) fn touch(&mut self, line: u64, new: &Entry, threads: &Threads, clash: &mut impl FnMut(Clash)) {
         let at = &mut self.lines[(line % LINES as u64) as usize];
-        let flags = new.what.flags();
-        let mut check = |list: &mut Vec<Entry>| {
-            list.retain(|old| {
-                if old.piece.granules & new.piece.granules == 0 {
-                    return true;
-                }
-                if conflict(old.what.flags(), flags, old.block == new.block) {
-                    if let Some((thread, lane, byte)) = unordered(old, &new, threads) {
-                        let address = line * LINE + u64::from(byte & !3);
-                        clash(Clash { old: old.what, block: old.block, thread, lane, address });
-                        return !(covers(&new, old) && replaces(flags, old.what.flags()));
-                    }
-                }
-                !is_superseded(old, &new, threads)
-            });
-        };
-        check(&mut at.writes);
-        if flags & STRONG == 0 || flags & NARROW != 0 || at.narrow {
-            check(&mut at.strong);
+        let mut keep = |old: &Entry| keep(old, new, line, threads, clash);
+        if at.lists.is_none() {
+            if !keep(&at.write) {
+                at.write = Entry::default();
+            }
+            if new.what.is(WRITES) && !keep(&at.read) {
+                at.read = Entry::default();
+            }
+            if at.add(new, threads) {
+                return;
+            }
+            at.spill();
+        } else if let Some(lists) = &mut at.lists {
+            lists.writes.retain(&mut keep);
+            if !new.what.is(STRONG) || new.what.is(NARROW) || lists.narrow {
+                let observer = observer(&lists.strong, new, threads);
+                let mut index = 0;
+                lists.strong.retain(|old| {
+                    index += 1;
+                    observer.is_some_and(|(at, by)| index <= at && is_observed(old, &by, new)) || keep(old)
+                });
+            }
+            if new.what.is(WRITES) {
+                lists.reads.retain(&mut keep);
+            }
         }
-        if flags & WRITES != 0 {
-            check(&mut at.reads);
+        if let Some(lists) = &mut at.lists {
+            lists.add(new, threads);
         }
-        at.narrow |= flags & NARROW != 0;
-        at.add(new, threads);
     }
 }
 
+/// Returns whether a recorded access must be remembered when a new one comes; tells whether the two race.
+fn keep(old: &Entry, new: &Entry, line: u64, threads: &Threads, clash: &mut impl FnMut(Clash)) -> bool {
+    if old.piece.granules & new.piece.granules == 0 {
+        return old.piece.granules != 0;
+    }
+    let (flags, old_flags) = (new.what.flags(), old.what.flags());
+    if conflict(old_flags, flags, old.block == new.block)
+        && let Some((thread, lane, byte)) = unordered(old, new, threads)
+    {
+        let address = line * LINE + u64::from(byte & !3);
+        clash(Clash { old: old.what, block: old.block, thread, lane, address });
+        return !(covers(new, old) && replaces(flags, old_flags));
+    }
+    !is_superseded(old, new, threads)
+}
+
+/// Returns the latest strong access that read all that a new weak access touches, and that the new one comes after.
+fn observer(strong: &[Entry], new: &Entry, threads: &Threads) -> Option<(usize, Entry)> {
+    let observes = |e: &Entry| {
+        let reads = e.what.is(ATOMIC) || !e.what.is(WRITES);
+        reads && new.piece.granules & !e.piece.granules == 0 && unordered(e, new, threads).is_none()
+    };
+    let at = strong.iter().rposition(observes).filter(|_| !new.what.is(STRONG))?;
+    Some((at, strong[at]))
+}
+
+/// Returns whether an earlier strong access comes before a new weak one since `by` read what it wrote: atomic operations at
+/// one place have one order, so that the last block may reset the counter of arrivals.
+fn is_observed(old: &Entry, by: &Entry, new: &Entry) -> bool {
+    let strong = !conflict(old.what.flags(), by.what.flags(), old.block == by.block);
+    strong && old.piece.granules & new.piece.granules & !by.piece.granules == 0
+}
+
 impl Line {
-    fn add(&mut self, new: Entry, threads: &Threads) {
+    /// Adds an access if there is a place for it.
+    fn add(&mut self, new: &Entry, threads: &Threads) -> bool {
+        let place = if new.what.is(WRITES) { &mut self.write } else { &mut self.read };
+        if new.what.is(STRONG) {
+            return false;
+        }
+        if place.piece.granules == 0 || is_superseded(place, new, threads) {
+            *place = *new;
+            return true;
+        }
+        !new.what.is(COPY) && place.merge(new)
+    }
+
+    /// Makes room.
+    fn spill(&mut self) {
+        let lists = self.lists.get_or_insert_default();
+        let (write, read) = (std::mem::take(&mut self.write), std::mem::take(&mut self.read));
+        lists.writes.extend(Some(write).filter(|e| e.piece.granules != 0));
+        lists.reads.extend(Some(read).filter(|e| e.piece.granules != 0));
+    }
+}
+
+impl Lists {
+    fn add(&mut self, new: &Entry, threads: &Threads) {
+        self.narrow |= new.what.is(NARROW);
         let list = match (new.what.is(STRONG), new.what.is(WRITES)) {
             (true, _) => &mut self.strong,
             (false, true) => &mut self.writes,
@@ -189,18 +302,19 @@ impl Line {
         let recent = list.len().saturating_sub(RECENT);
         for at in (recent..list.len()).rev() {
             let old = &mut list[at];
-            if !new.what.is(COPY) && old.merge(&new) {
-                return;
-            }
-            if is_superseded(old, &new, threads) {
-                *old = new;
+            let merged = !new.what.is(COPY) && old.merge(new);
+            if merged || is_superseded(old, new, threads) {
+                if !merged {
+                    *old = *new;
+                }
+                list[at..].rotate_left(1);
                 return;
             }
         }
         if list.len() >= LONG && list.len() == list.capacity() {
             tidy(list);
         }
-        list.push(new);
+        list.push(*new);
     }
 }
 

@@ -75,6 +75,11 @@ impl What {
         self.0 & flag != 0
     }
 
+    /// Returns the same of other bytes.
+    pub(super) fn of_bytes(self, bytes: u32) -> Self {
+        Self(self.0 & !(15 << 5) | bytes << 5)
+    }
+
     /// Returns whether the other access does the same to the same bytes.
     pub(super) fn is_like(self, other: What) -> bool {
         (self.0 ^ other.0) & (FLAGS | 15 << 5) == 0

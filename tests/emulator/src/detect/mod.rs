@@ -12,13 +12,16 @@
 //! usual "thread 0 spins, then all meet at a barrier" has no fence there; a fence of each thread before a barrier serves
 //! whoever sets the flag after it. An exited thread counts as one that has arrived at every barrier.
 //!
+//! An access that comes after an atomic operation comes after all that this one has seen at the same place: so the last
+//! block may reset a counter.
+//!
 //! Lanes that store *different* values to one address in one instruction race; equal values are harmless, and are not reported.
 //!
 //! The verdict follows from these rules alone, not from the order in which the emulator happened to run the accesses: see
-//! [`shared`] and [`global`] for what is remembered and what may be forgotten.
+//! `shared` and `global` for what is remembered and what may be forgotten.
 //!
 //! Room for other memory proxies (TMA, wgmma): their accesses are asynchronous copies with another actor, and "written by the
-//! generic proxy, not fenced" is one more bit of [`kind::What`].
+//! generic proxy, not fenced" is one more bit of `kind::What`.
 
 mod clock;
 mod global;
@@ -32,15 +35,16 @@ mod tests;
 mod threads;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::Scope;
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 
-use global::{Entry, Page, Pages, lock};
+use global::{Entry, Pages, Recent, lock};
 use kind::{COPY, What};
-use pieces::{cut, for_groups};
-use shared::{Cells, Clash, Record};
+use pieces::{all_differ, are_side_by_side, cut, for_groups};
+use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
 
@@ -149,28 +153,31 @@ pub struct Recycled {
 }
 
 /// The detector of one block. Warps and threads are numbered from 0 in the block.
-pub struct Block<'l> {
-    launch: &'l Launch,
+pub struct Block {
+    launch: Arc<Launch>,
     threads: Threads,
     cells: Cells,
     meetings: Meetings,
     /// The pages that were used last.
-    recent: Vec<(u64, Arc<Mutex<Page>>)>,
+    recent: Recent,
 }
 
-/// Pages a block remembers, so as not to look them up again.
-const RECENT_PAGES: usize = 64;
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("number", &self.threads.block).finish_non_exhaustive()
+    }
+}
 
-impl<'l> Block<'l> {
+impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
-    pub fn new(launch: &'l Launch, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
+    pub fn new(launch: Arc<Launch>, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
         let Recycled { mut cells, mut tick, copied } = old;
-        if tick > u32::MAX / 2 {
+        if tick > u32::MAX / 4 {
             (cells, tick) = (Cells::default(), 0);
         }
         let threads = Threads::new(block, threads, tick, &copied);
         cells.begin(shared_bytes, tick, (!copied.is_empty()).then(|| copied.into()));
-        Self { launch, threads, cells, meetings: Meetings::default(), recent: Vec::new() }
+        Self { launch, threads, cells, meetings: Meetings::default(), recent: Recent::default() }
     }
 
     /// Ends the block.
@@ -199,34 +206,48 @@ impl<'l> Block<'l> {
         let what = What::new(access.kind.flags(), 15, access.pc);
         let new = Record { epoch, warps: 1 << access.warp, lanes: access.lanes, what };
         for &row in rows {
-            for granule in 0..4 {
-                cells.touch(row as usize / 4 + granule, new, threads, &mut |clash| {
-                    launch.add(race(Memory::Shared, threads.block, access, what, clash));
-                });
+            let first = row as usize / 4;
+            if access.kind == Kind::Read && cells.read_chunk(first / CHUNK, &new) {
+                continue;
             }
+            cells.touch(first..first + 4, &new, threads, &mut |clash| {
+                launch.add(race(Memory::Shared, threads.block, access, what, clash));
+            });
         }
+    }
+
+    /// Records accesses to shared memory that hand nothing on, and of which no two in one instruction conflict.
+    pub fn record(&mut self, access: &Access<'_>) {
+        self.record_shared(access, None);
     }
 
     fn record_shared(&mut self, access: &Access<'_>, copies: Option<&[u32; LANES]>) {
         let Self { launch, threads, cells, .. } = self;
         let epoch = threads.warp(access.warp).epoch;
         let (flags, granules) = (access.kind.flags(), access.bytes.div_ceil(4) as usize);
+        let what = What::new(flags, 15, access.pc);
+        let mut new = Record { epoch, warps: 1 << access.warp, lanes: 0, what };
+        let wide = access.kind == Kind::Read && access.bytes == 16;
+        let mut clash = |clash: Clash| launch.add(race(Memory::Shared, threads.block, access, what, clash));
+        if let Some(first) = side_by_side_words(access).filter(|_| access.kind == Kind::Read) {
+            return cells.read_words(threads, first, new, &mut clash);
+        }
         for_groups(access.lanes, access.addresses, |address, lanes| {
-            let bytes = if access.bytes < 4 { ((1 << access.bytes) - 1) << (address % 4) } else { 15 };
-            let what = What::new(flags, bytes & 15, access.pc);
             let first = (address / 4) as usize;
-            let mut touch = |epoch, lanes| {
-                let new = Record { epoch, warps: 1 << access.warp, lanes, what };
-                for granule in first..first + granules {
-                    cells.touch(granule, new, threads, &mut |clash| {
-                        launch.add(race(Memory::Shared, threads.block, access, what, clash));
-                    });
-                }
-            };
-            match copies {
-                None => touch(epoch, lanes),
-                Some(copies) => for_lanes(lanes, |lane| touch(copies[lane], 1 << lane)),
+            if access.bytes < 4 {
+                new.what = What::new(flags, ((1 << access.bytes) - 1) << (address % 4) & 15, access.pc);
             }
+            let Some(copies) = copies else {
+                new.lanes = lanes;
+                if wide && cells.read_chunk(first / CHUNK, &new) {
+                    return;
+                }
+                return cells.touch(first..first + granules, &new, threads, &mut clash);
+            };
+            for_lanes(lanes, |lane| {
+                new = Record { lanes: 1 << lane, epoch: copies[lane] | COPY_NUMBER, ..new };
+                cells.touch(first..first + granules, &new, threads, &mut clash);
+            });
         });
     }
 
@@ -249,8 +270,8 @@ impl<'l> Block<'l> {
         cut(access.lanes, access.bytes, access.addresses, |(line, piece, bytes)| {
             let what = What::new(flags, bytes, access.pc);
             let new = Entry { piece, block: threads.block, epoch, what, warp: access.warp as u8 };
-            let mut page = lock(page_of(recent, launch, line));
-            page.touch(line, new, threads, &mut |clash| {
+            let mut page = lock(recent.page(&launch.pages, line));
+            page.touch(line, &new, threads, &mut |clash| {
                 launch.add(race(Memory::Global, threads.block, access, what, clash));
             });
         });
@@ -258,7 +279,7 @@ impl<'l> Block<'l> {
 
     /// Reports lanes that store different values to one address.
     fn check_instruction(&self, memory: Memory, access: &Access<'_>, value: impl Fn(usize) -> u128) {
-        if access.kind != Kind::Write {
+        if access.kind != Kind::Write || all_differ(access.lanes, access.addresses) {
             return;
         }
         for_groups(access.lanes, access.addresses, |address, lanes| {
@@ -280,15 +301,16 @@ impl<'l> Block<'l> {
 }
 
 /// Asynchronous copies (`cp.async`).
-impl Block<'_> {
-    /// Lanes issue copies: `to` in shared memory is written, `from` in global memory is read (lanes of `from` without bytes
-    /// to read are not in its mask).
-    pub fn copy(&mut self, to: &Access<'_>, from: &Access<'_>) {
+impl Block {
+    /// Lanes issue copies: `to` in shared memory is written, all of `from` in global memory is read.
+    pub fn copy(&mut self, to: &Access<'_>, from: &[Access<'_>]) {
         let mut numbers = [0; LANES];
         for_lanes(to.lanes, |lane| numbers[lane] = self.threads.issue_copy(to.warp, lane));
         self.check_copies(to);
         self.record_shared(&Access { kind: Kind::CopyWrite, ..*to }, Some(&numbers));
-        self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        for from in from {
+            self.record_global(&Access { kind: Kind::CopyRead, ..*from }, Some(&numbers));
+        }
     }
 
     /// Lanes of one instruction that copy to the same address race, whatever they copy.
@@ -314,7 +336,7 @@ impl Block<'_> {
 }
 
 /// Flags: strong accesses. Each records the access, and hands knowledge on.
-impl Block<'_> {
+impl Block {
     /// Records strong accesses to shared memory, after they were executed; `wrote` has the lanes that changed, or may have
     /// changed, the memory (not: those whose comparison failed).
     pub fn shared_flag(&mut self, access: &Access<'_>, wrote: u32) {
@@ -337,10 +359,12 @@ impl Block<'_> {
         lane: usize,
         execute: impl FnOnce() -> (T, bool),
     ) -> T {
-        self.record_global(&Access { lanes: 1 << lane, ..*access }, None);
         let flag = sync::Flag::of(access.kind);
-        let mut flags = self.launch.flags.hold(access.addresses[lane]);
+        let launch = Arc::clone(&self.launch);
+        let mut flags = launch.flags.hold(access.addresses[lane]);
         let (result, wrote) = execute();
+        // Recorded in the order in which they were executed: it says who has seen what.
+        self.record_global(&Access { lanes: 1 << lane, ..*access }, None);
         flags.pass(&mut self.threads, (access.warp, lane), access.addresses[lane], flag, wrote);
         drop(flags);
         if flag.releases() {
@@ -356,7 +380,7 @@ impl Block<'_> {
 }
 
 /// Meetings: barriers of warps and blocks, and mbarriers.
-impl Block<'_> {
+impl Block {
     /// Lanes exit.
     pub fn exit(&mut self, warp: usize, lanes: u32) {
         self.threads.exit(warp, lanes);
@@ -412,16 +436,13 @@ impl Block<'_> {
     }
 }
 
-fn page_of<'a>(recent: &'a mut Vec<(u64, Arc<Mutex<Page>>)>, launch: &Launch, line: u64) -> &'a Mutex<Page> {
-    let number = line / 32;
-    let at = number as usize % RECENT_PAGES;
-    if recent.is_empty() {
-        recent.resize_with(RECENT_PAGES, || (u64::MAX, Arc::default()));
+/// Returns the first granule if a whole warp accesses 32 words side by side that make up whole chunks.
+fn side_by_side_words(access: &Access<'_>) -> Option<usize> {
+    let first = access.addresses[0];
+    if access.lanes != FULL || access.bytes != 4 || !first.is_multiple_of(16) {
+        return None;
     }
-    if recent[at].0 != number {
-        recent[at] = (number, launch.pages.page(line));
-    }
-    &recent[at].1
+    are_side_by_side(4, access.addresses).then_some((first / 4) as usize)
 }
 
 fn race(memory: Memory, block: u32, access: &Access<'_>, what: What, clash: Clash) -> Race {

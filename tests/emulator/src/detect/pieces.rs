@@ -1,75 +1,141 @@
 //! Cuts the access of a warp into pieces: side by side in a line where lanes lie so, else lanes with the same address.
 
 use super::global::{ALL, LINE, Piece};
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 
 /// A piece, the number of its line, and the mask of bytes within a granule (for pieces of [`ALL`]).
 pub(super) type Cut = (u64, Piece, u32);
 
 /// Calls `visit` for each piece of an access of `bytes` bytes (1, 2, 4, 8 or 16) by `lanes` at aligned addresses.
 pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
-    if lanes == 0 {
-        return;
+    if lanes == FULL && are_side_by_side(bytes, addresses) {
+        return cut_lines(lanes, bytes, addresses, &mut visit);
     }
-    let first = lanes.trailing_zeros() as usize;
-    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
-    let mut side_by_side = lanes.count_ones() > 1;
-    for_lanes(lanes, |lane| {
-        side_by_side &= addresses[lane] == base.wrapping_add(lane as u64 * u64::from(bytes));
-    });
-    if side_by_side {
-        cut_lines(lanes, bytes, base, addresses, visit);
-    } else {
-        for_groups(lanes, addresses, |address, lanes| {
-            let shift = (address % LINE) / 4;
-            let granules = if bytes > 4 { ((1 << (bytes / 4)) - 1) << shift } else { 1 << shift };
-            let mask = if bytes < 4 { ((1 << bytes) - 1) << (address % 4) } else { 15 };
-            visit((address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask));
-        });
+    if !rises(lanes, addresses) {
+        // Lanes with the same address belong together: they do not race with each other here.
+        return for_groups(lanes, addresses, |address, lanes| visit(one_place(address, lanes, bytes)));
+    }
+    let mut left = lanes;
+    while left != 0 {
+        let first = left.trailing_zeros() as usize;
+        let mut last = first;
+        while last + 1 < LANES
+            && left >> (last + 1) & 1 == 1
+            && addresses[last + 1] == addresses[last].wrapping_add(u64::from(bytes))
+        {
+            last += 1;
+        }
+        let run = (u32::MAX >> (31 - (last - first))) << first;
+        left &= !run;
+        if last > first {
+            cut_lines(run, bytes, addresses, &mut visit);
+        } else {
+            visit(one_place(addresses[first], run, bytes));
+        }
     }
 }
 
-fn cut_lines(lanes: u32, bytes: u32, base: u64, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
+fn one_place(address: u64, lanes: u32, bytes: u32) -> Cut {
+    let shift = (address % LINE) / 4;
+    let granules = if bytes > 4 { ((1 << (bytes / 4)) - 1) << shift } else { 1 << shift };
+    let mask = if bytes < 4 { ((1 << bytes) - 1) << (address % 4) & 15 } else { 15 };
+    (address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask)
+}
+
+/// Cuts the access of lanes side by side.
+fn cut_lines(lanes: u32, bytes: u32, addresses: &[u64; LANES], visit: &mut impl FnMut(Cut)) {
+    let first = lanes.trailing_zeros() as usize;
+    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
     let last = 31 - lanes.leading_zeros() as usize;
     let (begin, end) =
         (addresses[lanes.trailing_zeros() as usize], addresses[last].saturating_add(u64::from(bytes)));
     for line in begin / LINE..end.div_ceil(LINE) {
         let start = base.wrapping_sub(line * LINE) as i64; // -496..128
-        let mut piece =
-            Piece { granules: 0, lanes: 0, start: start as i16, shift: bytes.trailing_zeros() as u8 };
-        for_lanes(lanes, |lane| {
-            let offset = start + lane as i64 * i64::from(bytes);
-            if (0..LINE as i64).contains(&offset) {
-                piece.lanes |= 1 << lane;
-                let granules = (1u64 << bytes.div_ceil(4)) - 1;
-                piece.granules |= (granules << (offset / 4)) as u32;
-            }
-        });
+        let shift = bytes.trailing_zeros();
+        let from = (-start).max(0) >> shift;
+        let below = ((LINE as i64 - start + i64::from(bytes) - 1) >> shift).min(LANES as i64);
+        let inside = ((1u64 << below) - (1u64 << from)) as u32 & lanes;
+        let granules = match inside {
+            FULL if bytes == 4 => FULL,
+            _ => granules_of(inside, start, bytes),
+        };
+        let piece = Piece { granules, lanes: inside, start: start as i16, shift: shift as u8 };
         if piece.lanes != 0 {
             visit((line, piece, 15));
         }
     }
 }
 
+/// Returns the granules of a line that lanes side by side touch.
+fn granules_of(lanes: u32, start: i64, bytes: u32) -> u32 {
+    let (mut granules, each) = (0, (1u64 << bytes.div_ceil(4)) - 1);
+    for_lanes(lanes, |lane| granules |= (each << ((start + lane as i64 * i64::from(bytes)) / 4)) as u32);
+    granules
+}
+
 /// Calls `visit` for each address with the lanes that have it.
+#[inline(always)]
 pub(super) fn for_groups(lanes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(u64, u32)) {
-    if rises(lanes, addresses) {
+    if lanes == FULL && addresses.iter().all(|&address| address == addresses[0]) {
+        return visit(addresses[0], FULL);
+    }
+    if lanes == FULL && rises(lanes, addresses) {
+        return (0..LANES).for_each(|lane| visit(addresses[lane], 1 << lane));
+    }
+    if all_differ(lanes, addresses) {
         return for_lanes(lanes, |lane| visit(addresses[lane], 1 << lane));
     }
     let mut left = lanes;
     while left != 0 {
         let address = addresses[left.trailing_zeros() as usize];
-        let mut group = 0;
-        for lane in 0..LANES {
-            group |= u32::from(addresses[lane] == address) << lane;
-        }
+        let group = (0..LANES).fold(0, |group, lane| group | u32::from(addresses[lane] == address) << lane);
         visit(address, group & left);
         left &= !group;
     }
 }
 
+/// Returns whether each lane's access begins where that of the lane before ends.
+pub(super) fn are_side_by_side(bytes: u32, addresses: &[u64; LANES]) -> bool {
+    let mut side_by_side = true;
+    for lane in 1..LANES {
+        side_by_side &= addresses[lane] == addresses[lane - 1].wrapping_add(u64::from(bytes));
+    }
+    side_by_side
+}
+
+/// Returns whether no two lanes have the same address, as far as that is quickly seen: if they rise, or lie close together.
+pub(super) fn all_differ(lanes: u32, addresses: &[u64; LANES]) -> bool {
+    if rises(lanes, addresses) {
+        return true;
+    }
+    let (first, second) = (lanes.trailing_zeros(), (lanes & lanes.wrapping_sub(1)).trailing_zeros());
+    if second < 32 && addresses[first as usize] == addresses[second as usize] {
+        return false;
+    }
+    let (mut low, mut met, mut differ) = (u64::MAX, [0u64; 16], true);
+    for_lanes(lanes, |lane| low = low.min(addresses[lane]));
+    for_lanes(lanes, |lane| {
+        let (word, bit) = ((addresses[lane] - low) / 64, (addresses[lane] - low) % 64);
+        match met.get_mut(word as usize) {
+            Some(met) => {
+                differ &= *met >> bit & 1 == 0;
+                *met |= 1 << bit;
+            }
+            None => differ = false,
+        }
+    });
+    differ
+}
+
 fn rises(lanes: u32, addresses: &[u64; LANES]) -> bool {
-    let (mut last, mut rises) = (None, true);
+    let mut rises = true;
+    if lanes == FULL {
+        for lane in 1..LANES {
+            rises &= addresses[lane] > addresses[lane - 1];
+        }
+        return rises;
+    }
+    let mut last = None;
     for_lanes(lanes, |lane| {
         rises &= last.is_none_or(|last| addresses[lane] > last);
         last = Some(addresses[lane]);

@@ -103,10 +103,10 @@ impl Meetings {
                 given.add_to(self.flags.entry(key).or_default());
             }
         }
-        if flag.reads {
-            if let Some(found) = self.flags.get(&key) {
-                threads.found(warp, lane, flag.order, found);
-            }
+        if flag.reads
+            && let Some(found) = self.flags.get(&key)
+        {
+            threads.found(warp, lane, flag.order, found);
         }
     }
 }

@@ -79,7 +79,7 @@ pub const CLUSTER_LARGEST: u32 = 16;
 
 impl Architecture {
     /// Returns the device that is emulated where nothing is set: the baseline of the sm_80 family.
-    pub fn default() -> &'static Self {
+    pub fn baseline() -> &'static Self {
         &DEVICES[0]
     }
 

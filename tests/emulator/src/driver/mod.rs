@@ -29,7 +29,7 @@ mod host;
 pub mod journal;
 mod launch;
 mod module;
-mod occupancy;
+pub mod occupancy;
 mod pool;
 mod queue;
 mod session;

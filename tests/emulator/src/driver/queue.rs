@@ -5,16 +5,18 @@
 //! so no order of streams can end in a deadlock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::thread;
 
 use super::abi::Handle;
 use super::capture;
 use super::codes::{Code, Result};
+use super::engine::Engine;
 use super::journal;
 use super::session::{self, Guard, check_sticky};
 use super::settings::Queue;
 use super::state::{Operation, Recorded, State, Stream};
-use super::work::Work;
+use super::work::{HostCall, Work};
 
 /// Operations that may wait in all streams together, as in a real driver's launch queue; a call that finds more works off
 /// half of them.
@@ -28,6 +30,7 @@ pub fn create(state: &mut State, context: u64, flags: u32, priority: i32) -> u64
         flags,
         priority,
         pending: VecDeque::new(),
+        busy: false,
         capture: None,
         destroyed: false,
     };
@@ -172,9 +175,18 @@ fn drain(mut state: Guard, mut done: impl FnMut(&State) -> bool) -> Guard {
             state = session::wait(state);
             continue;
         }
-        let (Some(engine), Some((stream, sequence, work))) = (state.engine.clone(), pick(&mut state)) else {
-            break;
+        let Some(engine) = state.engine.clone() else { break };
+        let Some((stream, sequence, work)) = pick(&mut state) else {
+            if !state.streams.iter().any(|(_, stream)| stream.busy) {
+                break;
+            }
+            state = session::wait_briefly(state);
+            continue;
         };
+        if let Work::Host(call) = work {
+            state = call_host(state, engine, (stream, sequence), call);
+            continue;
+        }
         state.running = true;
         drop(state);
         let outcome = work.run(&engine, sequence);
@@ -184,6 +196,32 @@ fn drain(mut state: Guard, mut done: impl FnMut(&State) -> bool) -> Guard {
         session::driver().changed.notify_all();
     }
     state
+}
+
+/// Calls a host function in a thread of its own: it may wait for the very thread that waits here. Most end soon, and nothing
+/// else is begun until then, so that the order stays that of the seed.
+fn call_host(mut state: Guard, engine: Arc<Engine>, place: (u64, u64), call: HostCall) -> Guard {
+    let (stream, sequence) = place;
+    let work = Work::Host(call);
+    let run = move || {
+        let outcome = work.run(&engine, sequence);
+        let mut state = session::lock();
+        if let Ok(stream) = state.streams.get_mut(stream) {
+            stream.busy = false;
+        }
+        complete(&mut state, stream, sequence, work, outcome);
+        session::driver().changed.notify_all();
+    };
+    if let Ok(found) = state.streams.get_mut(stream) {
+        found.busy = true;
+    }
+    let started = thread::Builder::new().spawn(run);
+    if let Err(error) = started {
+        let what = format!("no thread for a host function: {error}");
+        complete(&mut state, stream, sequence, Work::Nothing, Err(Code::OPERATING_SYSTEM.because(what)));
+        return state;
+    }
+    session::wait_briefly(state)
 }
 
 /// Chooses an operation that may run now, and takes its work out; its number stays at the front of its stream.
@@ -201,7 +239,7 @@ fn pick(state: &mut State) -> Option<(u64, u64, Work)> {
 
 /// Decides whether the first operation of a stream has all that it waits for.
 fn may_run(state: &State, stream: &Stream) -> bool {
-    let Some(first) = stream.pending.front() else { return false };
+    let Some(first) = stream.pending.front().filter(|_| !stream.busy) else { return false };
     if matches!(first.work, Work::Wait(recording) if state.recording.contains(&recording)) {
         return false;
     }
@@ -226,7 +264,10 @@ fn complete(state: &mut State, stream: u64, sequence: u64, work: Work, outcome: 
         state.freeing.remove(&address);
     }
     if let Ok(found) = state.streams.get_mut(stream) {
-        found.pending.pop_front();
+        // After a fault, the queue was emptied in the meantime.
+        if found.pending.front().is_some_and(|front| front.sequence == sequence) {
+            found.pending.pop_front();
+        }
         if found.destroyed && found.pending.is_empty() {
             state.streams.retain(|handle, _| *handle != stream);
         }

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use super::codes::{Code, Failure, Result};
 use super::journal;
@@ -44,6 +45,12 @@ pub fn lock() -> Guard {
 /// Waits until another thread has changed the state.
 pub fn wait(guard: Guard) -> Guard {
     driver().changed.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Waits until another thread has changed the state, but not for long.
+pub fn wait_briefly(guard: Guard) -> Guard {
+    let waited = driver().changed.wait_timeout(guard, Duration::from_millis(100));
+    waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
 }
 
 /// Locks the state for a call that needs `cuInit` only.

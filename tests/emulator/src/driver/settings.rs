@@ -92,7 +92,7 @@ pub const CHECKS: &[&str] = &["races", "uninitialised"];
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            device: Architecture::default(),
+            device: Architecture::baseline(),
             memory: 8 << 30,
             driver: 13000,
             seed: 0,

@@ -112,6 +112,8 @@ pub struct Stream {
     pub priority: i32,
     /// Not done yet; the first one may be running.
     pub pending: VecDeque<Operation>,
+    /// The first operation is a host function that runs just now.
+    pub busy: bool,
     /// The capture that it takes part in.
     pub capture: Option<u64>,
     /// Goes away when nothing is pending.
@@ -342,7 +344,8 @@ impl State {
         // Work that runs just now has been taken out of its operation.
         let works = |other: &Stream| {
             let mut pending = other.pending.iter();
-            self.running && !other.pending.is_empty() || pending.any(|o| !matches!(o.work, Work::Nothing))
+            (self.running || other.busy) && !other.pending.is_empty()
+                || pending.any(|o| !matches!(o.work, Work::Nothing))
         };
         Ok(self.streams.iter().any(|(_, other)| same(other) && works(other)))
     }

@@ -6,12 +6,13 @@ use super::address::{Addresses, Span};
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
+use super::races;
 use super::warp::Warp;
 use super::window::Window;
 use crate::counters::{Direction, Traffic};
-use crate::isa::{Addr, List, Order, Space, Ty};
+use crate::isa::{Addr, List, NONE, Order, Space, Ty};
 use crate::memory::{FaultKind, LOCAL_WINDOW, PARAM_WINDOW, SHARED_STRIDE, SHARED_WINDOW, WINDOW_BYTES};
-use crate::regs::{LANES, for_lanes};
+use crate::regs::{FULL, LANES, for_lanes};
 use crate::report::Kind;
 
 /// What an instruction wants to do to memory.
@@ -63,6 +64,7 @@ pub type Shares = [(Space, u32); 4];
 impl<'a> Engine<'a> {
     /// Executes `ld`.
     #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
     pub fn load(
         &mut self,
         warp: &mut Warp,
@@ -72,9 +74,13 @@ impl<'a> Engine<'a> {
         dst: List,
         addr: Addr,
     ) -> Result<(), Halted> {
+        if space == Space::Param && addr.base == NONE && self.load_parameter(warp, mask, ty, dst, addr.offset)
+        {
+            return Ok(());
+        }
         let mut at = Addresses::of(&warp.regs, addr);
         if order != Order::Weak {
-            block.polls += 1;
+            block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
         }
         let size = u64::from(ty.bytes() * dst.len);
         let program = self.program;
@@ -87,8 +93,18 @@ impl<'a> Engine<'a> {
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
                 let unwritten = window.unwritten(&at, &span, now, size);
-                // SAFETY: `window` returns lanes that it holds.
-                unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                if order == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds.
+                    unsafe { window.load(&mut warp.regs, ty, slots, &at, &span, now) };
+                    races::weak(&mut block.races, &access, &at, now, |_| 0);
+                } else {
+                    let strength = self.strength(pc);
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.load(&mut warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        0
+                    });
+                }
                 if unwritten != 0 {
                     window.poison(&mut warp.regs, ty, slots, &at, unwritten);
                     self.unwritten(&access, &at, unwritten, block, warp)?;
@@ -99,8 +115,34 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// Loads the same parameter into all lanes; refuses anything that is not as simple, or wrong.
+    #[inline(always)]
+    fn load_parameter(&mut self, warp: &mut Warp, mask: u32, ty: Ty, dst: List, offset: i64) -> bool {
+        let (window, size) = (self.params.window(), u64::from(ty.bytes()));
+        let at = offset as u64;
+        let span = Span { low: at, high: at, contiguous: false, aligned: at.is_multiple_of(size) };
+        let [slot] = self.program.list(dst) else { return false };
+        if mask != FULL || *slot == NONE || !span.aligned || !window.holds(&span, size) {
+            return false;
+        }
+        let host = window.host(at);
+        // SAFETY: the window holds the parameter, as was just checked.
+        unsafe {
+            match size {
+                1 => warp.regs.r32[*slot as usize].0 = [u32::from(host.read()); LANES],
+                2 => {
+                    warp.regs.r32[*slot as usize].0 = [u32::from(host.cast::<u16>().read_unaligned()); LANES]
+                }
+                4 => warp.regs.r32[*slot as usize].0 = [host.cast::<u32>().read_unaligned(); LANES],
+                _ => warp.regs.r64[*slot as usize].0 = [host.cast::<u64>().read_unaligned(); LANES],
+            }
+        }
+        true
+    }
+
     /// Executes `st`.
     #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
     pub fn store(
         &mut self,
         warp: &mut Warp,
@@ -122,8 +164,19 @@ impl<'a> Engine<'a> {
                 let own = Own { shared: &block.shared, local: &warp.local };
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
-                // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
-                unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                let strength = self.strength(pc);
+                if strength.0 == Order::Weak {
+                    // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
+                    unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
+                    let value = |lane| races::stored(&warp.regs, ty, slots, lane);
+                    races::weak(&mut block.races, &access, &at, now, value);
+                } else {
+                    races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                        // SAFETY: as above; some of these lanes.
+                        unsafe { window.store(&warp.regs, ty, slots, &at, &span.of(lanes), lanes) };
+                        lanes
+                    });
+                }
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
             }
@@ -359,6 +412,12 @@ impl<'a> Engine<'a> {
             Space::Param => {}
         }
     }
+}
+
+/// Returns the number of the first lane of a mask.
+#[inline(always)]
+pub fn first_lane(mask: u32) -> usize {
+    (mask.trailing_zeros() & 31) as usize
 }
 
 /// Names a state space.

@@ -21,6 +21,13 @@ pub struct Span {
     pub aligned: bool,
 }
 
+impl Span {
+    /// Returns the span as one of some of its lanes.
+    pub fn of(self, lanes: u32) -> Self {
+        Self { contiguous: self.contiguous && lanes == FULL, ..self }
+    }
+}
+
 impl Addresses {
     /// Computes the addresses; those from 32-bit registers wrap at 32 bits.
     #[inline(always)]

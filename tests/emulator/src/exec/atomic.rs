@@ -4,13 +4,15 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use half::{bf16, f16};
 
-use super::access::{Access, Action, Own};
+use super::access::{Access, Action, Own, first_lane};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::warp::Warp;
+use super::window::Window;
 use crate::isa::{AtomOp, NONE, Op, Space, Ty};
-use crate::regs::{Regs, for_lanes};
+use crate::regs::{Regs, Slot, for_lanes};
 use crate::report::Kind;
 
 impl Engine<'_> {
@@ -27,6 +29,7 @@ impl Engine<'_> {
         let size = u64::from(ty.bytes());
         self.tally.sums.atomics += u64::from(mask.count_ones());
         let mut changed = false;
+        let strength = self.strength(pc);
         for (space, lanes) in self.by_space(space, &mut at, mask, block) {
             let access = Access { who: Who::new(block, warp, pc), space, size, action: Action::Atomic };
             if lanes != 0 && !matches!(space, Space::Global | Space::Shared) {
@@ -50,31 +53,56 @@ impl Engine<'_> {
                     self.unwritten(&access, &at, unwritten, block, warp)?;
                 }
                 let regs = &mut warp.regs;
-                for_lanes(now, |lane| {
-                    let (b, c) = (
-                        read(regs, ty, b, lane),
-                        if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 },
-                    );
-                    let new = |old| apply(op, ty, flush, old, b, c);
-                    // SAFETY: the window holds the access, which is aligned to its size.
-                    let old = unsafe { update(window.host(at.0[lane]), size, new) };
-                    changed |= new(old) != old;
-                    if d != NONE && ty.is_wide() {
-                        regs.r64[d as usize].0[lane] = old;
-                    } else if d != NONE {
-                        regs.r32[d as usize].0[lane] = old as u32;
-                    }
+                races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
+                    let update = Update { op, ty, flush, d, b, c };
+                    let (wrote, new) = update.run(regs, &window, &at, lanes);
+                    changed |= new;
+                    wrote
                 });
                 window.mark(&at, &span, now, size);
                 self.observe(&access, &at, &span, now);
             }
         }
-        if changed {
+        if changed || d == NONE {
             block.progress += 1;
         } else {
-            block.polls += 1;
+            block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
         }
         Ok(())
+    }
+}
+
+/// An atomic operation with its registers.
+struct Update {
+    op: AtomOp,
+    ty: Ty,
+    flush: bool,
+    d: Slot,
+    b: Slot,
+    c: Slot,
+}
+
+impl Update {
+    /// Executes it for some lanes, all inside of the window. Returns those that wrote, and whether a value has changed.
+    fn run(&self, regs: &mut Regs, window: &Window, at: &Addresses, lanes: u32) -> (u32, bool) {
+        let Self { op, ty, flush, d, b, c } = *self;
+        let (mut wrote, mut changed) = (0, false);
+        for_lanes(lanes, |lane| {
+            let expected = read(regs, ty, b, lane);
+            let c = if op == AtomOp::Cas { read(regs, ty, c, lane) } else { 0 };
+            let new = |old| apply(op, ty, flush, old, expected, c);
+            // SAFETY: the window holds the access, which is aligned to its size.
+            let old = unsafe { update(window.host(at.0[lane]), u64::from(ty.bytes()), new) };
+            changed |= new(old) != old;
+            // A comparison that fails writes nothing; every other operation does, if only the same value.
+            wrote |= u32::from(op != AtomOp::Cas || old == expected) << lane;
+            if d != NONE && ty.is_wide() {
+                regs.r64[d as usize].0[lane] = old;
+            } else if d != NONE {
+                regs.r32[d as usize].0[lane] = old as u32;
+            }
+        });
+        (wrote, changed)
     }
 }
 

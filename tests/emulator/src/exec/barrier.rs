@@ -36,7 +36,8 @@ impl Barrier {
         let arrived = &mut self.arrived[warp.index as usize];
         let whole = lanes == warp.live || (*arrived | lanes) == warp.exists && *arrived & lanes == 0;
         let before = if whole && lanes != warp.live { arrived.count_ones() } else { 0 };
-        self.threads += if whole { 32 - before } else { lanes.count_ones() };
+        let more = if whole { 32 - before } else { lanes.count_ones() };
+        self.threads = self.threads.saturating_add(more);
         *arrived |= lanes;
     }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::barrier::{BARRIERS, Barrier, release, write_lanes};
 use super::engine::{Engine, Halted, Who};
 use super::local::OwnMemory;
 use super::mbarrier::Mbarrier;
+use super::races::{self, Races};
 use super::random::Random;
 use super::step::Stop;
 use super::warp::{State, Warp};
@@ -30,6 +32,8 @@ pub struct BlockState {
     pub barriers: Vec<Barrier>,
     /// By their offset in shared memory.
     pub mbarriers: BTreeMap<u32, Mbarrier>,
+    /// Finds races, if that is wanted.
+    pub races: Races,
     /// For random schedules.
     pub random: Option<Random>,
     /// Counts what other threads could see: stores, arrivals, ends.
@@ -61,6 +65,8 @@ pub struct Block {
     silent: u64,
     /// Those in which every warp only polled.
     polling: u64,
+    /// When they began.
+    since: Instant,
 }
 
 /// How a turn of a block ended.
@@ -80,6 +86,8 @@ const ORDERED_TURN: u64 = 4096;
 const SEEDED_TURN: u64 = 96;
 /// Instructions without a look at what others do, after which a warp counts as computing.
 const COMPUTING: u64 = 4096;
+/// How long a block polls at least, if other host threads run blocks too.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Block {
     /// Makes the block of a number, or nothing if the host has no room.
@@ -99,13 +107,15 @@ impl Block {
             in_flight: Bits::new(shared, Sharing::OneThread)?,
             barriers: vec![Barrier::default(); BARRIERS],
             mbarriers: BTreeMap::new(),
+            races: None,
             random: None,
             progress: 0,
             polls: 0,
             clock: 0,
             warps: warps as usize,
         };
-        let mut block = Self { state, warps: made, seen: (0, 0), silent: 0, polling: 0 };
+        let mut block =
+            Self { state, warps: made, seen: (0, 0), silent: 0, polling: 0, since: Instant::now() };
         block.begin(engine, number);
         Some(block)
     }
@@ -119,6 +129,7 @@ impl Block {
         state.in_flight.clear(0, state.shared.bytes());
         state.barriers.iter_mut().for_each(Barrier::reset);
         state.mbarriers.clear();
+        races::begin(&mut state.races, engine, number);
         state.random = engine.random(number);
         (state.progress, state.polls, state.clock) = (1, 0, 0);
         (self.seen, self.silent, self.polling) = ((0, 0), 0, 0);
@@ -194,6 +205,7 @@ impl Block {
                 continue;
             }
             self.state.progress += 1;
+            races::open_barrier(&mut self.state.races, &self.warps, number);
             let barrier = &self.state.barriers[number];
             release(&mut self.warps, number as u8, |warp, pc, mask| {
                 let Some(inst) = engine.program.kernel.code.get(pc as usize) else { return };
@@ -229,26 +241,38 @@ impl Block {
         self.silent = if own { 0 } else { self.silent + instructions };
         self.polling = if own || computed || moved { 0 } else { self.polling + instructions };
         let limits = &engine.config.limits;
-        if self.silent > limits.silent || self.polling > limits.polling {
-            self.livelock(engine)?;
-            return Err(Halted);
+        if self.polling == 0 {
+            self.since = Instant::now();
+        } else if self.polling > limits.polling {
+            let alone = engine.config.threads <= 1 || engine.launch.blocks() <= 1;
+            if alone || self.since.elapsed() >= PATIENCE {
+                return self.livelock(
+                    engine,
+                    self.polling,
+                    "have only looked for a change that nobody makes",
+                );
+            }
+        }
+        if self.silent > limits.silent {
+            return self.livelock(engine, self.silent, "have changed nothing that another thread can see");
+        }
+        if self.state.clock > limits.total {
+            return self.livelock(engine, self.state.clock, "are the most that a block may execute");
         }
         Ok(if own || computed { Turn::Goes } else { Turn::Polls })
     }
 
-    fn livelock(&self, engine: &mut Engine) -> Result<(), Halted> {
-        let running = self.warps.iter().find(|warp| warp.runnable());
-        let Some((warp, split)) =
-            running.and_then(|w| Some((w, w.splits.iter().find(|s| s.state == State::Ready)?)))
-        else {
-            return Ok(());
-        };
-        let who = Who::new(&self.state, warp, split.pc);
-        let instructions = self.silent;
-        let state = self.describe();
-        engine.report(Kind::Livelock, who, split.mask.trailing_zeros(), || {
-            format!("{instructions} instructions of this block have changed nothing that another thread can see; {state}")
-        })
+    fn livelock(&self, engine: &mut Engine, instructions: u64, what: &str) -> Result<Turn, Halted> {
+        let splits = || self.warps.iter().flat_map(|warp| warp.splits.iter().map(move |split| (warp, split)));
+        let first = splits().find(|(_, split)| split.state == State::Ready).or_else(|| splits().next());
+        if let Some((warp, split)) = first {
+            let who = Who::new(&self.state, warp, split.pc);
+            let state = self.describe();
+            engine.report(Kind::Livelock, who, split.mask.trailing_zeros(), || {
+                format!("{instructions} instructions of this block {what}; {state}")
+            })?;
+        }
+        Err(Halted)
     }
 
     /// Reports why no thread can continue.

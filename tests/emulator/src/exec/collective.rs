@@ -198,7 +198,12 @@ mod tests {
                     let (source, inside) = shuffle_source(mode, lane, b, c);
                     let expected = isa_text(mode, i64::from(lane), i64::from(b), i64::from(c));
                     assert_eq!((i64::from(source), inside), expected, "{mode:?} lane {lane} b {b} c {c:#x}");
-                    assert_eq!(source / width, lane / width, "stays in its segment");
+                    // Only a butterfly leaves its segment, and only for earlier ones: as the ISA's text has it.
+                    let same = source / width == lane / width;
+                    assert!(
+                        same || mode == Shuffle::Bfly && source < lane,
+                        "{mode:?} lane {lane} b {b} c {c:#x}"
+                    );
                 }
             }
         }

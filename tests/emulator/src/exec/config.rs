@@ -79,10 +79,13 @@ pub enum Tensor {
 /// When to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Warp instructions of a block that only polls, while nothing changes in the whole grid.
+    /// Warp instructions of a block that only polls, while nothing changes in the whole grid. If several host threads run
+    /// blocks, that must also have taken a second, since one of them may have had no processor.
     pub polling: u64,
     /// Warp instructions of a block that changes nothing that another thread could see.
     pub silent: u64,
+    /// Warp instructions of a block, whatever they do.
+    pub total: u64,
     /// Findings that are kept.
     pub reports: usize,
     /// Bytes that the blocks may take that one host thread runs at the same time.
@@ -91,7 +94,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { polling: 1 << 20, silent: 1 << 31, reports: 200, resident_bytes: 1 << 30 }
+        Self { polling: 1 << 18, silent: 1 << 30, total: 1 << 33, reports: 200, resident_bytes: 1 << 30 }
     }
 }
 

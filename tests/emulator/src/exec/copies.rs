@@ -6,6 +6,7 @@ use super::access::{Access, Action, Own};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::warp::Warp;
 use crate::isa::{Addr, Count, NONE, Op, Space};
 use crate::regs::{LANES, for_lanes};
@@ -85,9 +86,11 @@ impl Engine<'_> {
             }
             Op::CpAsyncCommit => {
                 for_lanes(mask, |lane| warp.copies.commits[lane] += 1);
+                races::commit(&mut block.races, warp, mask);
                 Ok(())
             }
             Op::CpAsyncWait { left } => {
+                races::wait(&mut block.races, warp, mask, Some(left));
                 let commits = warp.copies.commits;
                 self.land(warp, block, mask, |lane, group| {
                     u64::from(group) + u64::from(left) < u64::from(commits[lane])
@@ -95,6 +98,7 @@ impl Engine<'_> {
                 Ok(())
             }
             _ => {
+                races::wait(&mut block.races, warp, mask, None);
                 self.land(warp, block, mask, |_, _| true);
                 Ok(())
             }
@@ -126,7 +130,10 @@ impl Engine<'_> {
         self.check_source(own, who, &mut from, (mask, size), &read)?;
         self.tally.sums.asynchronous_copy_bytes += size * u64::from(mask.count_ones());
         let group = warp.copies.commits;
-        warp.copies.under_way.push(Copy { mask, group, to, from, size, read, pc });
+        let copy = Copy { mask, group, to, from, size, read, pc };
+        let source = Access { space: Space::Global, action: Action::Read, ..access };
+        races::copy(&mut block.races, &access, &source, &copy);
+        warp.copies.under_way.push(copy);
         block.progress += 1;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What one host thread needs to run blocks: the program, the memory it sees, counters, findings.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::block::BlockState;
 use super::findings::{Findings, Place};
@@ -9,6 +10,7 @@ use super::program::Program;
 use super::warp::Warp;
 use super::{Config, Launch};
 use crate::counters::Tally;
+use crate::detect;
 use crate::isa::Count;
 use crate::memory::{DeviceMemory, View};
 use crate::regs::Regs;
@@ -38,8 +40,12 @@ pub struct Engine<'a> {
     pub tally: Tally,
     /// For each instruction the region that it accessed last.
     pub regions: Vec<u32>,
+    /// The processor has AVX2 and its companions.
+    pub vectors: bool,
     /// Findings that cost nobody an error and need not be made again.
     noted: HashSet<(Kind, u32)>,
+    /// The race detector, if it is on.
+    pub races: Option<Arc<detect::Launch>>,
 }
 
 /// A warp's instruction, for reports.
@@ -72,6 +78,10 @@ impl<'a> Engine<'a> {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
         let tally = Tally::new(program.steps.len());
+        let vectors = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
         Self {
             program,
             launch,
@@ -82,7 +92,9 @@ impl<'a> Engine<'a> {
             findings,
             tally,
             regions,
+            vectors,
             noted: HashSet::new(),
+            races: None,
         }
     }
 

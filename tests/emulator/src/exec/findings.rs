@@ -51,7 +51,8 @@ impl Findings {
         let line = program.line(place.pc);
         // A failed launch has one cause: what other blocks run into while it ends is left out.
         let full = found.reports.len() >= self.limit && !fatal;
-        if !full && !(fatal && self.stopped()) && found.seen.insert((kind, line)) {
+        let late = fatal && self.stopped();
+        if !(full || late) && found.seen.insert((kind, line)) {
             found.reports.push(Report {
                 kind,
                 kernel: program.kernel.name.clone(),

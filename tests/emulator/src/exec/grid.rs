@@ -1,5 +1,6 @@
 //! A launch: blocks over host threads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
@@ -8,9 +9,11 @@ use super::engine::{Engine, Halted};
 use super::findings::Findings;
 use super::launch::{Launch, LaunchError, Outcome};
 use super::local::OwnMemory;
+use super::races;
 use super::random::Random;
 use super::{Config, Schedule};
 use crate::counters::Tally;
+use crate::detect;
 use crate::memory::DeviceMemory;
 
 /// Blocks that a host thread interleaves when they run by chance.
@@ -24,8 +27,10 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
     let findings = Findings::new(config.limits.reports);
     let queue = Queue::new(launch, config);
     let workers = (config.threads.max(1) as u64).min(launch.blocks());
+    let detector = config.checks.races.then(|| Arc::new(detect::Launch::new()));
     let work = || {
         let mut engine = Engine::new(launch, (memory, &view, &params), config, &findings);
+        engine.races = detector.clone();
         work(&mut engine, &queue).map(|()| engine.tally)
     };
     let mut tallies = Vec::new();
@@ -43,7 +48,10 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
     counters.kernel = launch.kernel.kernel.name.clone();
     (counters.grid, counters.block) = (launch.grid, launch.block);
     counters.shared_bytes = launch.shared_bytes() as u32;
-    Ok(Outcome { counters, reports: findings.into_reports() })
+    let mut reports = findings.into_reports();
+    let room = config.limits.reports.saturating_sub(reports.len());
+    reports.extend(races::reports(detector, launch, &view, room));
+    Ok(Outcome { counters, reports })
 }
 
 /// Blocks that nobody has begun.

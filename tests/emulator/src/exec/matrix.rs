@@ -7,6 +7,7 @@ use super::access::{Access, Action, Own};
 use super::address::Addresses;
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::step::Next;
 use super::sync::Arrival;
 use super::warp::Warp;
@@ -62,6 +63,7 @@ impl Engine<'_> {
             self.unwritten(&access, &at, unwritten, block, warp)?;
         }
         self.observe(&access, &at, &span, lanes);
+        races::rows(&mut block.races, &access, &at, lanes);
         Ok(Next::Step)
     }
 
@@ -105,6 +107,7 @@ impl Engine<'_> {
         }
         window.mark(&at, &span, lanes, ROW);
         self.observe(&access, &at, &span, lanes);
+        races::rows(&mut block.races, &access, &at, lanes);
         block.progress += 1;
         Ok(Next::Step)
     }

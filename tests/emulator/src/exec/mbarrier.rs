@@ -7,11 +7,12 @@ use super::address::Addresses;
 use super::block::BlockState;
 use super::copies::CopyArrival;
 use super::engine::{Engine, Halted, Who};
+use super::races::{self, Waited};
 use super::step::Next;
 use super::sync::Arrival;
 use super::warp::Warp;
 use crate::isa::{MbarOp, NONE, Op, Space};
-use crate::regs::for_lanes;
+use crate::regs::{Regs, Slot, for_lanes};
 use crate::report::Kind;
 
 /// Largest number of arrivals of a phase.
@@ -58,6 +59,25 @@ impl Mbarrier {
     }
 }
 
+/// Reads the pending arrivals out of a state, which lies in a register.
+fn pending_count(warp: &mut Warp, lanes: u32, d: Slot, state: Slot) {
+    for_lanes(lanes, |lane| {
+        let state = if state == NONE { 0 } else { warp.regs.r64[state as usize].0[lane] };
+        warp.regs.r32[d as usize].0[lane] = state as u32 & MAX_COUNT;
+    });
+}
+
+/// Returns the phase (or its parity) that a lane waits for, and whether it is complete, the current one being `phase`.
+fn awaited_phase(regs: &Regs, parity: bool, state: Slot, lane: usize, phase: u64) -> (u64, bool) {
+    if parity {
+        let awaited = u64::from(regs.r32[state as usize].0[lane] & 1);
+        (awaited, phase & 1 != awaited)
+    } else {
+        let awaited = regs.r64[state as usize].0[lane] >> 20;
+        (awaited, phase != awaited)
+    }
+}
+
 impl Engine<'_> {
     /// Executes an mbarrier operation, one lane after the other.
     pub fn mbarrier_operation(
@@ -69,11 +89,7 @@ impl Engine<'_> {
     ) -> Result<Next, Halted> {
         let (addr, counts) = match *op {
             Op::Mbar { op: MbarOp::PendingCount, d, addr, .. } => {
-                // The count is a part of a state, which lies in a register.
-                for_lanes(here.active, |lane| {
-                    let state = if addr.base == NONE { 0 } else { warp.regs.r64[addr.base as usize].0[lane] };
-                    warp.regs.r32[d as usize].0[lane] = state as u32 & MAX_COUNT;
-                });
+                pending_count(warp, here.active, d, addr.base);
                 return Ok(Next::Step);
             }
             Op::Mbar { addr, count, .. } => (addr, count),
@@ -86,15 +102,18 @@ impl Engine<'_> {
         let own = Own { shared: &block.shared, local: &warp.local };
         let (window, span, _) = self.window(own, &access, &mut at, here.active)?;
         window.mark(&at, &span, here.active, SIZE);
+        let init = matches!(op, Op::Mbar { op: MbarOp::Init | MbarOp::Inval, .. });
+        races::use_mbarriers(&mut block.races, &access, &at, here.active, init);
         if let Op::CpAsyncArrive { no_inc, .. } = *op {
             return self.arrive_after_copies(warp, block, here, at, no_inc);
         }
-        let mut failed = false;
+        let (mut failed, mut waited) = (false, Waited::default());
         for lane in (0..32).filter(|lane| here.active >> lane & 1 == 1) {
             let count = counts.map(|count| self.count(&warp.regs, count, 1 << lane));
             let target = at.0[lane] as u32;
             match *op {
-                Op::Mbar { op, d, .. } => {
+                Op::Mbar { op, d, order, .. } => {
+                    races::arrive_mbarrier(&mut block.races, (warp.index, lane), target, op, order);
                     let token = self.change(block, who, lane as u32, target, op, count)?;
                     if d != NONE {
                         warp.regs.r64[d as usize].0[lane] = token;
@@ -102,18 +121,19 @@ impl Engine<'_> {
                 }
                 Op::MbarWait { parity, d, state, .. } => {
                     let phase = self.mbarrier(block, who, lane as u32, target)?.phase;
-                    let complete = if parity {
-                        phase & 1 != u64::from(warp.regs.r32[state as usize].0[lane] & 1)
+                    let (awaited, complete) = awaited_phase(&warp.regs, parity, state, lane, phase);
+                    if complete {
+                        waited.add(target, awaited as u32 & 1, lane);
                     } else {
-                        phase != warp.regs.r64[state as usize].0[lane] >> 20
-                    };
-                    failed |= !complete;
+                        failed = true;
+                    }
                     let predicate = &mut warp.regs.pred[d as usize];
                     *predicate = *predicate & !(1 << lane) | u32::from(complete) << lane;
                 }
                 _ => {}
             }
         }
+        waited.tell(&mut block.races, warp.index);
         Ok(self.after_mbarrier(block, failed))
     }
 
@@ -190,6 +210,9 @@ impl Engine<'_> {
             block.mbarriers.remove(&at);
         } else if op != MbarOp::ExpectTx {
             mbarrier.settle();
+            if mbarrier.phase != state.phase {
+                races::complete_mbarrier(&mut block.races, at);
+            }
         }
         Ok(token)
     }
@@ -209,6 +232,7 @@ impl Engine<'_> {
             if !no_inc {
                 mbarrier.pending += 1;
             }
+            races::arrive_copies(&mut block.races, (warp.index, lane), at.0[lane]);
         }
         warp.copies.arrivals.push(CopyArrival { mask: here.active, at, pc: here.pc });
         block.progress += 1;

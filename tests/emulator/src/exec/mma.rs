@@ -76,38 +76,65 @@ impl Engine<'_> {
             integer_product(&mut warp.regs.r32, kind, satfinite, [d, a, b, c]);
             return Ok(Next::Step);
         }
-        let (mut left, mut right): (Left, Right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
-        let mut sums = gather_sums(&warp.regs.r32, kind.c, c);
-        match kind.a {
-            Ty::Bf16 => {
-                let bits = |half: u32| f32::from_bits(half << 16);
-                pairs(&warp.regs.r32, a, b, bits, &mut left, &mut right);
-            }
-            Ty::F16 => pairs(
-                &warp.regs.r32,
-                a,
-                b,
-                |half| f16::from_bits(half as u16).to_f32(),
-                &mut left,
-                &mut right,
-            ),
-            _ => singles(&warp.regs.r32, a, b, &mut left, &mut right),
+        let product = Product { kind, tensor: self.config.tensor, lists: [d, a, b, c] };
+        if self.vectors {
+            // SAFETY: the processor has both.
+            unsafe { product.run_fma(&mut warp.regs.r32) };
+        } else {
+            product.run(&mut warp.regs.r32);
         }
-        let k = usize::from(kind.k);
-        match self.config.tensor {
-            Tensor::Ordered => tensor::ordered(&left, &right, &mut sums, k),
-            Tensor::Truncated { extra_bits, group } => {
-                // A group of tf32 products is half as many.
-                let group = if kind.a == Ty::Tf32 { group / 2 } else { group };
-                tensor::truncated(&left, &right, &mut sums, k, extra_bits, group as usize);
-            }
-        }
-        scatter_sums(&mut warp.regs.r32, kind.d, d, &sums);
         Ok(Next::Step)
     }
 }
 
-/// Unpacks fragments with two elements in a register.
+/// A product of floats.
+struct Product<'a> {
+    kind: MmaKind,
+    tensor: Tensor,
+    /// Registers of d, a, b, c.
+    lists: [&'a [Slot]; 4],
+}
+
+impl Product<'_> {
+    #[target_feature(enable = "avx2,fma")]
+    fn run_fma(&self, r32: &mut [Lanes32]) {
+        self.run(r32);
+    }
+
+    /// Unpacks the fragments into dense matrices, multiplies, and packs the result.
+    #[inline(always)]
+    fn run(&self, r32: &mut [Lanes32]) {
+        let [d, a, b, c] = self.lists;
+        let (mut left, mut right): (Left, Right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+        let mut sums = gather_sums(r32, self.kind.c, c);
+        match self.kind.a {
+            Ty::Bf16 => pairs(r32, a, b, |half| f32::from_bits(half << 16), &mut left, &mut right),
+            Ty::F16 => pairs(r32, a, b, widen_half, &mut left, &mut right),
+            _ => singles(r32, a, b, &mut left, &mut right),
+        }
+        let k = usize::from(self.kind.k);
+        match self.tensor {
+            Tensor::Ordered => tensor::ordered(&left, &right, &mut sums, k),
+            Tensor::Truncated { extra_bits, group } => {
+                // A group of tf32 products is half as many.
+                let group = if self.kind.a == Ty::Tf32 { group / 2 } else { group };
+                tensor::truncated(&left, &right, &mut sums, k, extra_bits, group as usize);
+            }
+        }
+        scatter_sums(r32, self.kind.d, d, &sums);
+    }
+}
+
+/// Converts an f16 without a branch, so that a loop over it becomes vector code: the exponent is moved by a
+/// multiplication, which is right for subnormal numbers too.
+#[inline(always)]
+fn widen_half(half: u32) -> f32 {
+    let magnitude = f32::from_bits((half & 0x7FFF) << 13) * f32::from_bits(0x7780_0000);
+    let special = if half & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+}
+
+/// Unpacks fragments with two elements in a register. Eight neighbours of a row of A lie in four neighbouring lanes.
 #[inline(always)]
 fn pairs(
     r32: &[Lanes32],
@@ -120,23 +147,25 @@ fn pairs(
     for (r, &slot) in a.iter().enumerate() {
         let register = &r32[slot as usize].0;
         let (row, column) = (8 * (r % 2), 8 * (r / 2));
-        for lane in 0..LANES {
-            let (g, t) = (lane / 4, lane % 4);
-            left[row + g][column + 2 * t] = value(register[lane] & 0xFFFF);
-            left[row + g][column + 2 * t + 1] = value(register[lane] >> 16);
+        for (g, words) in register.chunks_exact(4).enumerate() {
+            let to = &mut left[(row + g) & 15][column & 8..][..8];
+            for i in 0..8 {
+                to[i] = value(words[i / 2] >> (16 * (i % 2)) & 0xFFFF);
+            }
         }
     }
     for (r, &slot) in b.iter().enumerate() {
         let register = &r32[slot as usize].0;
-        for lane in 0..LANES {
-            let (g, t) = (lane / 4, lane % 4);
-            right[8 * r + 2 * t][g] = value(register[lane] & 0xFFFF);
-            right[8 * r + 2 * t + 1][g] = value(register[lane] >> 16);
+        for t in 0..4 {
+            let words: [u32; 8] = std::array::from_fn(|g| register[4 * g + t]);
+            right[(8 * r + 2 * t) & 15] = words.map(|word| value(word & 0xFFFF));
+            right[(8 * r + 2 * t + 1) & 15] = words.map(|word| value(word >> 16));
         }
     }
 }
 
 /// Unpacks fragments of tf32; the bits below its ten of mantissa are not looked at.
+#[inline(always)]
 fn singles(r32: &[Lanes32], a: &[Slot], b: &[Slot], left: &mut Left, right: &mut Right) {
     let value = |bits: u32| f32::from_bits(bits & 0xFFFF_E000);
     for (r, &slot) in a.iter().enumerate() {
@@ -147,40 +176,57 @@ fn singles(r32: &[Lanes32], a: &[Slot], b: &[Slot], left: &mut Left, right: &mut
     }
     for (r, &slot) in b.iter().enumerate() {
         let register = &r32[slot as usize].0;
-        for lane in 0..LANES {
-            right[4 * r + lane % 4][lane / 4] = value(register[lane]);
+        for t in 0..4 {
+            right[(4 * r + t) & 15] = std::array::from_fn(|g| value(register[4 * g + t]));
         }
     }
 }
 
+#[inline(always)]
 fn gather_sums(r32: &[Lanes32], ty: Ty, c: &[Slot]) -> Sums {
     let mut sums = [[0.0; 8]; 16];
-    for (r, &slot) in c.iter().enumerate() {
-        let register = &r32[slot as usize].0;
-        for lane in 0..LANES {
-            let (g, t) = (lane / 4, lane % 4);
-            if ty == Ty::F16 {
-                sums[g + 8 * r][2 * t] = f16::from_bits(register[lane] as u16).to_f32();
-                sums[g + 8 * r][2 * t + 1] = f16::from_bits((register[lane] >> 16) as u16).to_f32();
-            } else {
-                sums[g + 8 * (r / 2)][2 * t + r % 2] = f32::from_bits(register[lane]);
+    if ty == Ty::F16 {
+        for (r, &slot) in c.iter().enumerate() {
+            for (lane, word) in r32[slot as usize].0.iter().enumerate() {
+                sums[lane / 4 + 8 * r][2 * (lane % 4)] = widen_half(word & 0xFFFF);
+                sums[lane / 4 + 8 * r][2 * (lane % 4) + 1] = widen_half(word >> 16);
+            }
+        }
+        return sums;
+    }
+    for (half, pair) in c.chunks_exact(2).enumerate() {
+        let (even, odd) = (&r32[pair[0] as usize].0, &r32[pair[1] as usize].0);
+        for g in 0..8 {
+            let row = &mut sums[(8 * half + g) & 15];
+            for t in 0..4 {
+                row[2 * t] = f32::from_bits(even[4 * g + t]);
+                row[2 * t + 1] = f32::from_bits(odd[4 * g + t]);
             }
         }
     }
     sums
 }
 
+#[inline(always)]
 fn scatter_sums(r32: &mut [Lanes32], ty: Ty, d: &[Slot], sums: &Sums) {
-    let half = |value: f32| u32::from(if value.is_nan() { 0x7FFF } else { f16::from_f32(value).to_bits() });
+    if ty == Ty::F16 {
+        let half =
+            |value: f32| u32::from(if value.is_nan() { 0x7FFF } else { f16::from_f32(value).to_bits() });
+        for (r, &slot) in d.iter().enumerate() {
+            for (lane, word) in r32[slot as usize].0.iter_mut().enumerate() {
+                let row = &sums[lane / 4 + 8 * r];
+                *word = half(row[2 * (lane % 4)]) | half(row[2 * (lane % 4) + 1]) << 16;
+            }
+        }
+        return;
+    }
     for (r, &slot) in d.iter().enumerate() {
         let register = &mut r32[slot as usize].0;
-        for lane in 0..LANES {
-            let (g, t) = (lane / 4, lane % 4);
-            register[lane] = if ty == Ty::F16 {
-                half(sums[g + 8 * r][2 * t]) | half(sums[g + 8 * r][2 * t + 1]) << 16
-            } else {
-                sums[g + 8 * (r / 2)][2 * t + r % 2].to_bits()
-            };
+        for g in 0..8 {
+            let row = &sums[(g + 8 * (r / 2)) & 15];
+            for t in 0..4 {
+                register[4 * g + t] = row[2 * t + r % 2].to_bits();
+            }
         }
     }
 }

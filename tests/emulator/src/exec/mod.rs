@@ -6,6 +6,7 @@
 //! step      one instruction after the other;  engine   what a host thread needs for that
 //! access    loads and stores, with all checks;  window, address   the bytes behind them;  atomic
 //! barrier   barriers of a block;  collective   shuffles, votes;  mbarrier;  copies   asynchronous copies
+//! races     what the race detector is told
 //! matrix    ldmatrix, stmatrix;  mma   matrix products;  special   special registers
 //! ```
 //!
@@ -31,6 +32,7 @@ mod mbarrier;
 mod mma;
 mod module;
 mod program;
+mod races;
 mod random;
 mod special;
 mod step;

@@ -99,6 +99,11 @@ impl Program {
         Some((self.files.get(loc.file as usize)?.clone(), loc.line))
     }
 
+    /// Returns the names of source files.
+    pub fn files(&self) -> &[String] {
+        &self.files
+    }
+
     /// Returns the registers of a list.
     #[inline(always)]
     pub fn list(&self, list: crate::isa::List) -> &[Slot] {

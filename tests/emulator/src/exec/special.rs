@@ -13,15 +13,32 @@ pub fn is_wide(special: Special) -> bool {
     matches!(special, Special::Clock64 | Special::GlobalTimer | Special::GridId)
 }
 
+/// Returns whether the threads of a warp see different values.
+fn is_of_lane(special: Special) -> bool {
+    use Special::{LaneId, LaneMaskEq, LaneMaskGe, LaneMaskGt, LaneMaskLe, LaneMaskLt, Tid};
+    matches!(special, Tid(_) | LaneId | LaneMaskEq | LaneMaskLe | LaneMaskLt | LaneMaskGe | LaneMaskGt)
+}
+
 impl Engine<'_> {
     /// Fills the special registers of a warp that begins.
     pub fn fill_specials(&self, warp: &mut Warp, block: &BlockState) {
         for &SpecialConstant { slot, wide, special } in &self.program.specials {
-            for lane in 0..LANES as u32 {
-                let value = self.special(special, warp.index, lane, block);
-                write(&mut warp.regs, slot, wide, lane as usize, value);
+            if is_of_lane(special) {
+                // Those of the threads stay the same from block to block.
+                for lane in 0..if warp.filled { 0 } else { LANES as u32 } {
+                    let value = self.special(special, warp.index, lane, block);
+                    write(&mut warp.regs, slot, wide, lane as usize, value);
+                }
+                continue;
+            }
+            let value = self.special(special, warp.index, 0, block);
+            if wide {
+                warp.regs.r64[slot as usize].0 = [value; LANES];
+            } else {
+                warp.regs.r32[slot as usize].0 = [value as u32; LANES];
             }
         }
+        warp.filled = true;
     }
 
     /// Reads a special register into the lanes of a mask.

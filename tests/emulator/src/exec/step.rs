@@ -3,6 +3,7 @@
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
 use super::program::Act;
+use super::races;
 use super::sync::Arrival;
 use super::warp::{State, Warp};
 use crate::isa::{NONE, Op};
@@ -77,6 +78,33 @@ impl Engine<'_> {
 
     /// Executes instructions of one group until it meets or leaves others, or has used its share.
     fn run_group(
+        &mut self,
+        warp: &mut Warp,
+        block: &mut BlockState,
+        chosen: usize,
+        given: u64,
+    ) -> Result<(Next, u64), Halted> {
+        if self.vectors {
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.run_group_vectors(warp, block, chosen, given) };
+        }
+        self.run_group_plain(warp, block, chosen, given)
+    }
+
+    /// The same, compiled for wide vectors: addresses and copies of 32 lanes gain from them.
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+    fn run_group_vectors(
+        &mut self,
+        warp: &mut Warp,
+        block: &mut BlockState,
+        chosen: usize,
+        given: u64,
+    ) -> Result<(Next, u64), Halted> {
+        self.run_group_plain(warp, block, chosen, given)
+    }
+
+    #[inline(always)]
+    fn run_group_plain(
         &mut self,
         warp: &mut Warp,
         block: &mut BlockState,
@@ -181,18 +209,21 @@ impl Engine<'_> {
                 self.convert_address(warp, block, at.1, (to, space, wide), d, a)
             }
             Op::IsSpace { space, d, a } => self.is_space(warp, block, at.1, space, d, a),
-            Op::Hint { .. } | Op::Brkpt | Op::Fence { .. } => {}
+            Op::Hint { .. } | Op::Brkpt => {}
+            Op::Fence { scope, proxy, .. } => {
+                if !proxy {
+                    races::fence(&mut block.races, warp, at.1, scope);
+                }
+            }
             Op::Yield => {
                 block.polls += 1;
                 return Ok(Next::Pause);
             }
-            Op::ReadSpecial { special, d } => {
-                block.polls += 1;
-                self.read_special(special, warp, block, d, at.1);
-            }
+            Op::ReadSpecial { special, d } => self.read_special(special, warp, block, d, at.1),
             Op::Exit => {
                 warp.splits[here.chosen].pc = here.pc + 1;
                 warp.end(here.chosen, here.active);
+                races::exit(&mut block.races, warp, here.active);
                 block.progress += 1;
                 // Barriers may wait for those that remain.
                 return Ok(Next::Barrier);

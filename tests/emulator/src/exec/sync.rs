@@ -2,6 +2,7 @@
 
 use super::block::BlockState;
 use super::engine::{Engine, Halted, Who};
+use super::races;
 use super::step::Next;
 use super::warp::{State, Warp};
 use crate::isa::{Count, NONE, Op};
@@ -149,6 +150,9 @@ impl Engine<'_> {
         mask: Slot,
     ) -> Result<Next, Halted> {
         let complete = self.rendezvous(warp, block, here, mask)?;
+        for &(group, _) in &complete {
+            races::warp_barrier(&mut block.races, warp, group);
+        }
         for i in 0..warp.splits.len() {
             let split = warp.splits[i];
             let Some(wanted) = self.warp_barrier_mask(warp, split.pc, split) else { continue };
@@ -156,6 +160,7 @@ impl Engine<'_> {
                 .filter(|&j| self.warp_barrier_mask(warp, warp.splits[j].pc, warp.splits[j]) == Some(wanted))
                 .fold(0, |lanes, j| lanes | warp.splits[j].mask);
             if wanted & warp.live & !arrived == 0 {
+                races::warp_barrier(&mut block.races, warp, arrived);
                 self.release_warp_barrier(warp, wanted);
             }
         }
@@ -212,7 +217,9 @@ impl Engine<'_> {
             barrier.votes += active.count_ones();
         }
         warp.splits[chosen].pc = pc + 1;
-        if !sync.arrive {
+        if sync.arrive {
+            races::arrive(&mut block.races, warp, active, number);
+        } else {
             warp.detach(chosen, active, pc, State::Barrier(number as u8));
         }
         warp.drop_empty();

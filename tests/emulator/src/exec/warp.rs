@@ -57,11 +57,18 @@ pub struct Warp {
     pub favours: u32,
     /// Instructions since it last looked at what others do.
     pub unasked: u64,
+    /// Its registers hold the special registers of its threads.
+    pub filled: bool,
+    /// Instructions and addresses of the last strong accesses.
+    recent: [(u32, u64); RECENT],
 }
 
 /// Turns after which a split that could run is preferred, however far ahead it is: a thread that spins must not keep the
 /// one it waits for from running.
 const PATIENCE: u32 = 2;
+
+/// Strong accesses that a warp remembers: a loop that looks at no more of them polls.
+const RECENT: usize = 4;
 
 impl Warp {
     /// Makes a warp whose threads all begin.
@@ -78,6 +85,8 @@ impl Warp {
             turn: 0,
             favours: 0,
             unasked: 0,
+            filled: false,
+            recent: [(u32::MAX, 0); RECENT],
         };
         warp.begin(exists);
         warp
@@ -173,6 +182,16 @@ impl Warp {
         self.splits[split].mask &= !lanes;
         self.drop_empty();
         self.wake();
+    }
+
+    /// Notes a strong access that has changed nothing; says whether the same one was made just before.
+    pub fn looks_again(&mut self, pc: u32, address: u64) -> bool {
+        if self.recent.contains(&(pc, address)) {
+            return true;
+        }
+        self.recent.rotate_right(1);
+        self.recent[0] = (pc, address);
+        false
     }
 
     /// Removes splits without threads.

@@ -76,20 +76,16 @@ impl Window<'_> {
         mask: u32,
     ) {
         if span.contiguous && slots.len() == 1 && slots[0] != NONE {
-            let from = self.host(span.low);
-            // SAFETY: all lanes are inside, one after the other: 32 elements can be read at once.
-            match ty.bytes() {
-                4 => {
-                    return unsafe {
-                        from.copy_to_nonoverlapping(regs.r32[slots[0] as usize].0.as_mut_ptr().cast(), 128)
-                    };
-                }
-                8 => {
-                    return unsafe {
-                        from.copy_to_nonoverlapping(regs.r64[slots[0] as usize].0.as_mut_ptr().cast(), 256)
-                    };
-                }
-                _ => {}
+            let (from, slot) = (self.host(span.low), slots[0] as usize);
+            if ty.bytes() == 4 {
+                // SAFETY: all lanes are inside, one after the other: 32 elements can be read at once.
+                unsafe { from.copy_to_nonoverlapping(regs.r32[slot].0.as_mut_ptr().cast(), 128) };
+                return;
+            }
+            if ty.bytes() == 8 {
+                // SAFETY: as above.
+                unsafe { from.copy_to_nonoverlapping(regs.r64[slot].0.as_mut_ptr().cast(), 256) };
+                return;
             }
         }
         // SAFETY: passed on.
@@ -151,20 +147,16 @@ impl Window<'_> {
     #[inline(always)]
     pub unsafe fn store(&self, regs: &Regs, ty: Ty, slots: &[Slot], at: &Addresses, span: &Span, mask: u32) {
         if span.contiguous && slots.len() == 1 {
-            let to = self.host(span.low);
-            // SAFETY: all lanes are inside, one after the other: 32 elements can be written at once.
-            match ty.bytes() {
-                4 => {
-                    return unsafe {
-                        to.copy_from_nonoverlapping(regs.r32[slots[0] as usize].0.as_ptr().cast(), 128)
-                    };
-                }
-                8 => {
-                    return unsafe {
-                        to.copy_from_nonoverlapping(regs.r64[slots[0] as usize].0.as_ptr().cast(), 256)
-                    };
-                }
-                _ => {}
+            let (to, slot) = (self.host(span.low), slots[0] as usize);
+            if ty.bytes() == 4 {
+                // SAFETY: all lanes are inside, one after the other: 32 elements can be written at once.
+                unsafe { to.copy_from_nonoverlapping(regs.r32[slot].0.as_ptr().cast(), 128) };
+                return;
+            }
+            if ty.bytes() == 8 {
+                // SAFETY: as above.
+                unsafe { to.copy_from_nonoverlapping(regs.r64[slot].0.as_ptr().cast(), 256) };
+                return;
             }
         }
         // SAFETY: passed on.

@@ -136,7 +136,11 @@ impl<'a> Builder<'_, 'a> {
         let [a, b, c, d2] = sources;
         let d = self.dest(&parts.operands[0], of(result))?;
         let alu = Alu { round, flags, d, d2, a, b, c, ..blank(op, ty) };
-        if three {
+        if flags & flag::RELU != 0 && ty == Ty::S32 {
+            let (first, zero) = (self.temporary(ty), self.bits(false, 0));
+            self.emit(Op::Alu(Alu { d: first, flags: 0, ..alu }));
+            self.alu(AluOp::Max, ty, d, first, zero);
+        } else if three {
             let c = self.source(&parts.operands[3], ty)?;
             let first = self.temporary(ty);
             self.emit(Op::Alu(Alu { d: first, ..alu }));
@@ -292,11 +296,17 @@ fn check_flags(opcode: &str, ty: Ty, round: Round, flags: u16) -> Outcome {
         _ if !float && flags & flag::FTZ != 0 => no("ftz"),
         _ if !float && flags & (flag::APPROX | flag::FULL) != 0 => no("approx"),
         _ if !float && flags & (flag::NAN | flag::XORSIGN) != 0 => no("NaN"),
+        _ if flags & flag::RELU != 0 && relu_types(opcode) & bit(ty) == 0 => no("relu"),
         _ if float && flags & flag::CARRY_OUT != 0 => no("cc"),
         _ if flags & flag::SAT != 0 && !matches!(ty, Ty::S32 | Ty::F32 | Ty::F16 | Ty::F16x2) => no("sat"),
         _ if flags & flag::CARRY_OUT != 0 && !matches!(ty.bytes(), 4 | 8) => no("cc"),
         _ => need_precision(opcode, ty, round, flags),
     }
+}
+
+/// Returns the types with which an opcode may have `.relu`.
+fn relu_types(opcode: &str) -> u32 {
+    if opcode == "fma" { HALVES } else { bit(Ty::S32) }
 }
 
 /// Division and its like must say how exact they are.

@@ -106,21 +106,22 @@ pub(super) fn unsigned(ty: Ty) -> Ty {
 
 /// Checks that a rounding is given where it must be, and is one of the right kind.
 fn rounding(ty: Ty, from: Ty, round: Round) -> Outcome {
-    let to_integer = matches!(round, Round::IntNearest | Round::IntZero | Round::IntDown | Round::IntUp);
-    let narrower = from.is_float() && ty.is_float() && (ty.bytes() < from.bytes() || ty == Ty::Tf32);
-    let wrong = |what: &str| {
-        let (ty, from) = (name_of(ty), name_of(from));
-        Err(format!("a conversion to `.{ty}` from `.{from}` {what}"))
+    let integral = matches!(round, Round::IntNearest | Round::IntZero | Round::IntDown | Round::IntUp);
+    let none = round == Round::None;
+    // Two kinds of halves have neither all values of the other.
+    let loses = ty.bytes() < from.bytes()
+        || (ty.bytes() == 2 && ty != from)
+        || matches!(ty, Ty::Tf32 | Ty::F16x2 | Ty::Bf16x2);
+    let (possible, needed) = match (from.is_float(), ty.is_float()) {
+        (false, false) => (none, "has no rounding"),
+        (false, true) => (!none && !integral, "needs `.rn`, `.rz`, `.rm` or `.rp`"),
+        (true, false) => (integral, "needs `.rni`, `.rzi`, `.rmi` or `.rpi`"),
+        (true, true) if loses => (!none && !integral, "needs a rounding"),
+        (true, true) if ty == from => (none || integral, "can only be rounded to an integer"),
+        (true, true) => (none, "is exact and has no rounding"),
     };
-    match (from.is_float(), ty.is_float()) {
-        (false, false) if round != Round::None => wrong("has no rounding"),
-        (false, true) if round == Round::None || to_integer => wrong("needs `.rn`, `.rz`, `.rm` or `.rp`"),
-        (true, false) if !to_integer => wrong("needs `.rni`, `.rzi`, `.rmi` or `.rpi`"),
-        (true, true)
-            if (narrower || matches!(ty, Ty::F16x2 | Ty::Bf16x2)) && (round == Round::None || to_integer) =>
-        {
-            wrong("needs a rounding")
-        }
-        _ => Ok(()),
+    match possible {
+        true => Ok(()),
+        false => Err(format!("a conversion to `.{}` from `.{}` {needed}", name_of(ty), name_of(from))),
     }
 }

@@ -29,13 +29,13 @@ impl<'a> Builder<'_, 'a> {
         let load = parts.opcode == "ldmatrix";
         let (registers, address) = if load { (0, 1) } else { (1, 0) };
         let addr = self.shared_address(&parts.operands[address], space, 16)?;
-        let regs = self.fragment(&parts.operands[registers], Ty::B32, count, load)?;
+        let regs = self.fragment(&parts.operands[registers], count, load)?;
         self.emit(if load { Op::LdMatrix { trans, regs, addr } } else { Op::StMatrix { trans, regs, addr } });
         Ok(())
     }
 
-    /// Returns the registers of a fragment.
-    fn fragment(&mut self, operand: &Operand<'a>, ty: Ty, count: u32, written: bool) -> Outcome<List> {
+    /// Returns the registers of a fragment, of 32 bits each.
+    fn fragment(&mut self, operand: &Operand<'a>, count: u32, written: bool) -> Outcome<List> {
         let elements = self.elements(operand);
         if elements.len() != count as usize {
             return Err(format!("a fragment has {} registers, {count} are needed", elements.len()));
@@ -43,8 +43,8 @@ impl<'a> Builder<'_, 'a> {
         let mut slots: Vec<Slot> = Vec::with_capacity(elements.len());
         for element in &elements {
             slots.push(match written {
-                true => self.dest_or_unused(element, ty)?,
-                false => self.source(element, ty)?,
+                true => self.dest_or_unused(element, Ty::B32)?,
+                false => self.source(element, Ty::B32)?,
             });
         }
         if written && (1..slots.len()).any(|i| slots[..i].contains(&slots[i])) {
@@ -78,11 +78,10 @@ impl<'a> Builder<'_, 'a> {
         }
         parts.count(4, 4)?;
         let (rows, columns, length) = (u32::from(m), u32::from(n), u32::from(k));
-        let (ra, rb) = (register(a), register(b));
-        let a = self.fragment(&parts.operands[1], ra, packed(rows * length, a), false)?;
-        let b = self.fragment(&parts.operands[2], rb, packed(length * columns, b), false)?;
-        let c = self.fragment(&parts.operands[3], register(c), packed(rows * columns, c), false)?;
-        let d = self.fragment(&parts.operands[0], register(d), packed(rows * columns, d), true)?;
+        let a = self.fragment(&parts.operands[1], packed(rows * length, a), false)?;
+        let b = self.fragment(&parts.operands[2], packed(length * columns, b), false)?;
+        let c = self.fragment(&parts.operands[3], packed(rows * columns, c), false)?;
+        let d = self.fragment(&parts.operands[0], packed(rows * columns, d), true)?;
         self.emit(Op::Mma { kind, d, a, b, c, satfinite });
         Ok(())
     }
@@ -90,7 +89,7 @@ impl<'a> Builder<'_, 'a> {
 
 fn shape(name: &str) -> Option<(u8, u8, u8)> {
     Some(match name {
-        "m8n8k4" => (8, 8, 4),
+        "m8n8k4" => (8, 8, 4), // of f64 and of old f16 layouts: none is supported
         "m8n8k16" => (8, 8, 16),
         "m16n8k4" => (16, 8, 4),
         "m16n8k8" => (16, 8, 8),
@@ -106,7 +105,6 @@ fn supported(kind: MmaKind) -> bool {
     match (m, n, k, a) {
         (16, 8, 8 | 16, Ty::F16) => b == a && d == c && matches!(d, Ty::F16 | Ty::F32),
         (16, 8, 8 | 16, Ty::Bf16) | (16, 8, 4 | 8, Ty::Tf32) => b == a && d == Ty::F32 && c == Ty::F32,
-        (8, 8, 4, Ty::F64) | (16, 8, 4 | 8 | 16, Ty::F64) => b == a && d == Ty::F64 && c == Ty::F64,
         (8, 8, 16, Ty::S8 | Ty::U8) | (16, 8, 16 | 32, Ty::S8 | Ty::U8) => {
             matches!(b, Ty::S8 | Ty::U8) && d == Ty::S32 && c == Ty::S32
         }
@@ -116,9 +114,5 @@ fn supported(kind: MmaKind) -> bool {
 
 /// Returns how many registers each lane holds of a matrix.
 fn packed(elements: u32, ty: Ty) -> u32 {
-    (elements / 32 * ty.bytes()).div_ceil(register(ty).bytes())
-}
-
-fn register(ty: Ty) -> Ty {
-    if ty == Ty::F64 { Ty::F64 } else { Ty::B32 }
+    (elements / 32 * ty.bytes()).div_ceil(4)
 }

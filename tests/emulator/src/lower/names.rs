@@ -40,9 +40,11 @@ struct Family {
 #[derive(Clone, Debug)]
 struct Scoped<'a, T> {
     map: HashMap<&'a str, (u32, T)>,
-    /// What the entries of open scopes have hidden.
-    hidden: Vec<(u32, &'a str, Option<(u32, T)>)>,
+    hidden: Vec<Hidden<'a, T>>,
 }
+
+/// What an entry of an open scope has hidden: the depth of the scope, the name, and what it was before.
+type Hidden<'a, T> = (u32, &'a str, Option<(u32, T)>);
 
 impl<'a, T: Clone> Scoped<'a, T> {
     fn new() -> Self {

@@ -180,7 +180,7 @@ impl<'a> Builder<'_, 'a> {
         };
         let Some((special, own)) = special_of(name, component) else {
             return match (name.starts_with('%'), component) {
-                (true, None) => Err(format!("the register `{name}` is not declared")),
+                (true, None) if !is_foreign(name) => Err(format!("the register `{name}` is not declared")),
                 (true, _) => Err(format!("the special register `{}` is not supported", whole())),
                 (false, _) => Err(format!("`{}` is not declared", whole())),
             };
@@ -304,6 +304,13 @@ pub(super) fn bits_of(number: Number, ty: Ty) -> Outcome<u64> {
         (Number::Double { value, exact: true }, _) if ty.bytes() == 8 => Ok(value.to_bits()),
         _ => wrong(),
     }
+}
+
+/// Returns whether a name is that of a special register that the machine does not have.
+fn is_foreign(name: &str) -> bool {
+    let families = ["%envreg", "%pm", "%reserved_smem_offset"];
+    let single = ["%is_explicit_cluster", "%aggr_smem_size", "%current_graph_exec"];
+    single.contains(&name) || families.iter().any(|family| name.starts_with(family))
 }
 
 /// Returns a special register and its type.

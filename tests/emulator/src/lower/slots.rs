@@ -24,52 +24,14 @@ pub(super) fn visit(op: &mut Op, lists: &mut [Slot], f: &mut impl FnMut(&mut Slo
             list(*src, lists, Read, f);
         }
         Op::Hint { addr, .. } | Op::CpAsyncArrive { addr, .. } => address(addr, f),
-        Op::Atom { d, addr, b, c, .. } => {
-            address(addr, f);
-            one(b, Read, f);
-            one(c, Read, f);
-            one(d, Write, f);
-        }
-        Op::CpAsync { src, dst, from, ignore, .. } => {
-            address(dst, f);
-            address(from, f);
-            one(ignore, Read, f);
-            if let Some(src) = src {
-                count(src, f);
-            }
-        }
-        Op::LdMatrix { regs, addr, .. } => {
-            address(addr, f);
-            list(*regs, lists, Write, f);
-        }
-        Op::StMatrix { regs, addr, .. } => {
-            address(addr, f);
-            list(*regs, lists, Read, f);
-        }
-        Op::Mma { d, a, b, c, .. } => {
-            list(*a, lists, Read, f);
-            list(*b, lists, Read, f);
-            list(*c, lists, Read, f);
-            list(*d, lists, Write, f);
-        }
+        Op::Atom { .. } | Op::CpAsync { .. } | Op::Mbar { .. } | Op::MbarWait { .. } => shared(op, f),
+        Op::LdMatrix { .. } | Op::StMatrix { .. } | Op::Mma { .. } => matrix(op, lists, f),
         Op::Cvta { d, a, .. } | Op::IsSpace { d, a, .. } => {
             one(a, Read, f);
             one(d, Write, f);
         }
         Op::Brx { index, .. } => one(index, Read, f),
         Op::ActiveMask { d } | Op::ReadSpecial { d, .. } => one(d, Write, f),
-        Op::Mbar { d, addr, count: number, .. } => {
-            address(addr, f);
-            if let Some(number) = number {
-                count(number, f);
-            }
-            one(d, Write, f);
-        }
-        Op::MbarWait { d, addr, state, .. } => {
-            address(addr, f);
-            one(state, Read, f);
-            one(d, Write, f);
-        }
         Op::BarSync { .. } | Op::BarArrive { .. } | Op::BarRed { .. } => barrier(op, f),
         Op::BarWarp { .. }
         | Op::Shfl { .. }
@@ -137,6 +99,58 @@ fn vec_of<const N: usize>(slots: [&mut Slot; N]) -> [Option<&mut Slot>; 4] {
         *place = Some(slot);
     }
     list
+}
+
+fn shared(op: &mut Op, f: &mut impl FnMut(&mut Slot, Use)) {
+    match op {
+        Op::Atom { d, addr, b, c, .. } => {
+            address(addr, f);
+            one(b, Read, f);
+            one(c, Read, f);
+            one(d, Write, f);
+        }
+        Op::CpAsync { src, dst, from, ignore, .. } => {
+            address(dst, f);
+            address(from, f);
+            one(ignore, Read, f);
+            if let Some(src) = src {
+                count(src, f);
+            }
+        }
+        Op::Mbar { d, addr, count: number, .. } => {
+            address(addr, f);
+            if let Some(number) = number {
+                count(number, f);
+            }
+            one(d, Write, f);
+        }
+        Op::MbarWait { d, addr, state, .. } => {
+            address(addr, f);
+            one(state, Read, f);
+            one(d, Write, f);
+        }
+        _ => {}
+    }
+}
+
+fn matrix(op: &mut Op, lists: &mut [Slot], f: &mut impl FnMut(&mut Slot, Use)) {
+    match op {
+        Op::LdMatrix { regs, addr, .. } => {
+            address(addr, f);
+            list(*regs, lists, Write, f);
+        }
+        Op::StMatrix { regs, addr, .. } => {
+            address(addr, f);
+            list(*regs, lists, Read, f);
+        }
+        Op::Mma { d, a, b, c, .. } => {
+            list(*a, lists, Read, f);
+            list(*b, lists, Read, f);
+            list(*c, lists, Read, f);
+            list(*d, lists, Write, f);
+        }
+        _ => {}
+    }
 }
 
 fn barrier(op: &mut Op, f: &mut impl FnMut(&mut Slot, Use)) {

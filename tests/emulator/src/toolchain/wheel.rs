@@ -79,17 +79,22 @@ fn folder_in(toolchain: &Path, wheel: Wheel) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// `target/toolchain`. The build folder is the one that this program lies in (cargo marks it with CACHEDIR.TAG); else the
-/// one that cargo is told to use; else the workspace's.
+/// `toolchain` in the build folder: the one that this program lies in; else the one that cargo is told to use; else the
+/// workspace's.
 fn toolchain_folder() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
-    let build = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
-    let target = match (build, std::env::var_os("CARGO_TARGET_DIR")) {
-        (Some(folder), _) => folder.to_path_buf(),
-        (None, Some(folder)) => PathBuf::from(folder),
-        (None, None) => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-    };
-    target.join("toolchain")
+    let build = build_folder(&program).map(Path::to_path_buf);
+    let told = || std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let workspace = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    build.or_else(told).unwrap_or_else(workspace).join("toolchain")
+}
+
+/// The build folder that `program` lies in. Cargo writes `.rustc_info.json` into every one, CACHEDIR.TAG only into those
+/// that it has created itself.
+fn build_folder(program: &Path) -> Option<&Path> {
+    let marked =
+        |folder: &&Path| [".rustc_info.json", "CACHEDIR.TAG"].iter().any(|mark| folder.join(mark).is_file());
+    program.ancestors().skip(1).find(marked)
 }
 
 /// Has pip download the wheel into `folder`, and returns its path.
@@ -219,11 +224,16 @@ mod tests {
     }
 
     #[test]
-    fn tools_lie_in_the_build_folder() {
-        let folder = toolchain_folder();
-        assert!(
-            folder.ends_with("toolchain") && folder.parent().unwrap().join("CACHEDIR.TAG").is_file(),
-            "{folder:?}"
-        );
+    fn build_folder_is_found_by_either_mark() {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = scratch.path().join("target/release/deps/program");
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        for mark in [".rustc_info.json", "CACHEDIR.TAG"] {
+            let target = scratch.path().join("target");
+            fs::write(target.join(mark), "").unwrap();
+            assert_eq!(build_folder(&program), Some(target.as_path()), "{mark}");
+            fs::remove_file(target.join(mark)).unwrap();
+        }
+        assert_ne!(build_folder(&program), Some(scratch.path().join("target").as_path()));
     }
 }

@@ -73,7 +73,11 @@ fn arithmetic(i: &Alu, x: &[u64]) -> Vec<u64> {
         AluOp::Div => a / b,
         _ => a % b,
     };
-    vec![if i.flags & flag::SAT != 0 { saturated(i.ty, exact) } else { wrapped(i.ty, exact) }]
+    vec![match i.flags {
+        flag::SAT => saturated(i.ty, exact),
+        flag::RELU if exact < 0 => 0,
+        _ => wrapped(i.ty, exact),
+    }]
 }
 
 fn products(i: &Alu, x: &[u64]) -> Vec<u64> {
@@ -167,6 +171,8 @@ fn sum_forms() -> Vec<Form> {
     let s32 = Ty::S32;
     forms.push(form(AluOp::Add, s32, flag::SAT, &[s32, s32], s32, arithmetic));
     forms.push(form(AluOp::Sub, s32, flag::SAT, &[s32, s32], s32, arithmetic));
+    forms.push(form(AluOp::Min, s32, flag::RELU, &[s32, s32], s32, arithmetic));
+    forms.push(form(AluOp::Max, s32, flag::RELU, &[s32, s32], s32, arithmetic));
     forms
 }
 

@@ -191,3 +191,14 @@ fn counters_are_compared_or_reported_as_missing() {
     let matmul = audits.iter().find(|a| a.resources.kernel == "matmul").unwrap();
     assert_eq!(matmul.threads, Some(64)); // counted, and not the launch bound of 128
 }
+
+#[test]
+fn example_of_the_readme_is_valid() {
+    let readme = include_str!("../../README.md");
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let budgets = Budgets::parse(example, "README.md").unwrap();
+    let limits = budgets.limits("matmul", "sm_90a").unwrap();
+    assert_eq!((limits.max_registers, limits.max_spill_bytes, limits.threads), (None, Some(0), Some(128)));
+    assert_eq!(budgets.limits("matmul", "sm_90").unwrap().max_registers, Some(168));
+    assert_eq!(budgets.limits("layer_norm", "sm_80").unwrap().counters.min_bytes_per_instruction, Some(7.2));
+}

@@ -23,11 +23,14 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 }
 
 // C = A·Bᵀ in bf16 with f32 sums. A: (M, K), B: (N, K), C: (M, N); M, N multiples of 64, K of 32. Block: 64×64 of C by
-// 4 warps of 32×32; K in steps of 32, two stages. A row of a stage has 40 elements, so that ldmatrix hits each bank once.
+// 4 warps of 32×32; K in steps of 32, two stages. A row of a stage has ROW elements: with 40 ldmatrix hits each bank once.
+#ifndef ROW
+#define ROW 40
+#endif
 extern "C" __global__ void __launch_bounds__(128)
     matmul(float* __restrict__ c, const unsigned short* __restrict__ a, const unsigned short* __restrict__ b, int m, int n,
            int k) {
-    __shared__ __align__(16) unsigned short tiles[2][2][64][40];
+    __shared__ __align__(16) unsigned short tiles[2][2][64][ROW];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = blockIdx.y * 64, column = blockIdx.x * 64;
     const int copy_row = threadIdx.x / 4, copy_column = threadIdx.x % 4 * 8;

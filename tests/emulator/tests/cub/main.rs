@@ -97,7 +97,7 @@ fn block_radix_sort_is_right_and_stable() {
         let (tile, n) = (threads * ITEMS, threads * ITEMS + 101);
         // Half of the keys are few and repeat, so that stability shows; the others use all bits.
         let key =
-            |r: &mut Random, i| if i % 2 == 0 { r.below(10) as f64 } else { (r.bits() as u32 >> 1) as f64 };
+            |r: &mut Random, i| if i % 2 == 1 { r.below(10) as f64 } else { (r.bits() as u32 >> 1) as f64 };
         let x: Vec<f64> = (0..n).map(|i| key(random, i)).collect();
         let mut case = start("sort_pairs", threads, tile, n);
         case.output("keys", Element::U32, n);

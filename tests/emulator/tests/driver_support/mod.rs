@@ -214,6 +214,7 @@ unsafe extern "C" {
 #[macro_export]
 macro_rules! expect {
     ($code:literal, $function:ident($($argument:expr),* $(,)?)) => {{
+        #[allow(clippy::macro_metavars_in_unsafe)] // each test would else repeat the same sentence at every call
         // SAFETY: the arguments are what cuda.h asks for, or wrong ones that the emulator must refuse.
         let code = unsafe { $function($($argument),*) };
         assert_eq!(code, $code, "{}", stringify!($function($($argument),*)));

@@ -56,7 +56,7 @@ fn loops_of_different_length_in_one_warp() {
     let steps = |mut n: u32| {
         let mut count = 0;
         while n != 1 {
-            n = if n % 2 == 0 { n / 2 } else { 3 * n + 1 };
+            n = if n.is_multiple_of(2) { n / 2 } else { 3 * n + 1 };
             count += 1;
         }
         count
@@ -80,7 +80,7 @@ fn threads_that_exit_early_leave_the_others_alone() {
     outputs(&text, (2, 96), 192, |out| {
         for (i, &v) in out.iter().enumerate() {
             let thread = i as u32 % 96;
-            assert_eq!(v, if thread % 4 == 0 { thread } else { 7 });
+            assert_eq!(v, if thread.is_multiple_of(4) { thread } else { 7 });
         }
     });
 }
@@ -286,4 +286,39 @@ fn a_trap_is_an_illegal_instruction_at_its_line() {
     let line = text.lines().position(|l| l.contains("trap")).unwrap() + 1;
     let report = finding(&text, (1, 32), Kind::IllegalInstruction, 32);
     assert!(report.contains("thread (5,0,0)") && report.contains(&format!("PTX line {line}")), "{report}");
+}
+
+#[test]
+fn volatile_reads_of_many_addresses_are_work_and_no_livelock() {
+    // 300,000 reads in a row, and none of them sees a change.
+    let text = body(
+        "mov.u32 %r5, 0;
+        mov.u64 %rd5, table;
+    LOOP:
+        and.b32 %r6, %r5, 1023;
+        mul.wide.u32 %rd6, %r6, 4;
+        add.s64 %rd7, %rd5, %rd6;
+        ld.volatile.global.u32 %r7, [%rd7];
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p1, %r5, 300000;
+        @%p1 bra LOOP;
+        st.global.u32 [%rd4], %r7;
+        ret;",
+    )
+    .replace(".visible", ".global .align 4 .u32 table[1024];\n.visible");
+    let bench = crate::harness::Bench::new(&text, cuda_emulator::exec::Config::default());
+    let out = bench.memory.alloc(128).unwrap();
+    assert_eq!(bench.launch(1, 32, 0, &[out]).reports, []);
+    assert_eq!(bench.read(out, 32), [0; 32]);
+}
+
+#[test]
+fn the_instructions_of_a_block_are_limited() {
+    let text = body("AGAIN:\nst.global.u32 [%rd4], %r5;\nadd.u32 %r5, %r5, 1;\nbra AGAIN;\nret;");
+    let mut config = cuda_emulator::exec::Config::default();
+    config.limits.total = 100_000;
+    let bench = crate::harness::Bench::new(&text, config);
+    let out = bench.memory.alloc(128).unwrap();
+    let outcome = bench.launch(1, 32, 0, &[out]);
+    assert_eq!(outcome.failure().unwrap().kind, Kind::Livelock);
 }

@@ -2,5 +2,9 @@
 
 mod harness;
 
+mod asynchronous;
+mod atomics;
+mod collective;
 mod control;
+mod matrix;
 mod memory;

@@ -36,26 +36,25 @@ impl Random {
     }
 }
 
-/// Makes a program in which every register is written before it is read, on every path: the first steps set them all.
-/// (What is undefined would differ between the two machines.) Most registers are used in short stretches.
+/// Makes a program: most registers are used in short stretches, so that slots can be shared.
 fn program(random: &mut Random) -> Vec<Guarded> {
     let mut steps: Vec<Guarded> = Vec::new();
     let length = 10 + random.below(70);
     let window = 3 + random.below(REGISTERS - 3);
-    steps.extend((0..REGISTERS).map(|r| (Step::Set(r, r as u32 * 77), None)));
-    steps.extend((0..PREDICATES).map(|p| (Step::Less(p, p, p + 1), None)));
+    steps.extend((0..2).map(|r| (Step::Set(r, r as u32 * 77), None)));
+    steps.extend((0..PREDICATES).map(|p| (Step::Less(p, p % 2, (p + 1) % 2), None)));
     for i in 0..length {
         let base = i * REGISTERS / length;
         let mut register = || (base + random.below(window)) % REGISTERS;
         let (a, b, c) = (register(), register(), register());
         let step = match random.below(16) {
-            0 => Step::Set(a, random.below(1000) as u32),
-            1..=4 => Step::Add(a, b, c),
+            0..=2 => Step::Set(a, random.below(1000) as u32),
+            3..=4 => Step::Add(a, b, c),
             5..=7 => Step::Mix(a, b, c),
             8..=9 => Step::Less(random.below(PREDICATES), b, c),
             10 if a != b => Step::Swap(a, b),
             10..=12 => Step::Store(a),
-            _ => Step::Jump(random.below(length + REGISTERS + PREDICATES)),
+            _ => Step::Jump(random.below(length + 2 + PREDICATES)),
         };
         let guard = (random.below(3) == 0).then(|| (random.below(PREDICATES), random.below(2) == 0));
         steps.push((step, guard));
@@ -92,19 +91,24 @@ fn text(steps: &[Guarded]) -> String {
 /// Jumps that a run may take before it ends; stores are what is compared.
 const JUMPS: usize = 200;
 
-fn run_by_name(steps: &[Guarded]) -> Vec<u32> {
-    let (mut v, mut q) = ([0x1111_1111u32; REGISTERS], [false; PREDICATES]);
+/// Runs a program; a value is `None` if it comes from a register that nobody has written. The run ends where such a value
+/// decides something.
+fn run_by_name(steps: &[Guarded]) -> Vec<Option<u32>> {
+    let (mut v, mut q) = ([None; REGISTERS], [None; PREDICATES]);
     let (mut stores, mut at, mut jumps) = (Vec::new(), 0, 0);
+    let both = |a: Option<u32>, b: Option<u32>| a.zip(b);
     while let Some((step, guard)) = steps.get(at) {
         at += 1;
-        if guard.is_some_and(|(p, not)| q[p] == not) {
-            continue;
+        match guard.map(|(p, not)| q[p].map(|value: bool| value != not)) {
+            Some(None) => break,
+            Some(Some(false)) => continue,
+            _ => {}
         }
         match *step {
-            Step::Set(d, value) => v[d] = value,
-            Step::Add(d, a, b) => v[d] = v[a].wrapping_add(v[b]),
-            Step::Mix(d, a, b) => v[d] = v[a] ^ v[b],
-            Step::Less(p, a, b) => q[p] = v[a] < v[b],
+            Step::Set(d, value) => v[d] = Some(value),
+            Step::Add(d, a, b) => v[d] = both(v[a], v[b]).map(|(a, b)| a.wrapping_add(b)),
+            Step::Mix(d, a, b) => v[d] = both(v[a], v[b]).map(|(a, b)| a ^ b),
+            Step::Less(p, a, b) => q[p] = both(v[a], v[b]).map(|(a, b)| a < b),
             Step::Swap(a, b) => v.swap(a, b),
             Step::Store(a) => stores.push(v[a]),
             Step::Jump(to) => {
@@ -119,7 +123,8 @@ fn run_by_name(steps: &[Guarded]) -> Vec<u32> {
     stores
 }
 
-fn run_by_slot(kernel: &Kernel) -> Vec<u32> {
+/// Runs the instructions until so many values are stored.
+fn run_by_slot(kernel: &Kernel, most: usize) -> Vec<u32> {
     let mut narrow = vec![0x2222_2222u32; kernel.r32 as usize];
     let mut wide = vec![0x3333_3333_3333_3333u64; kernel.r64 as usize];
     let mut pred = vec![true; kernel.preds as usize];
@@ -129,7 +134,7 @@ fn run_by_slot(kernel: &Kernel) -> Vec<u32> {
         narrow[constant.slot as usize] = bits as u32;
     }
     let (mut stores, mut at, mut jumps) = (Vec::new(), 0usize, 0);
-    loop {
+    while stores.len() < most {
         let inst = &kernel.code[at];
         at += 1;
         if inst.guard != NONE && pred[inst.guard as usize] == inst.guard_not {
@@ -160,6 +165,7 @@ fn run_by_slot(kernel: &Kernel) -> Vec<u32> {
             other => panic!("{other:?} was not in the text"),
         }
     }
+    stores
 }
 
 #[test]
@@ -171,13 +177,21 @@ fn random_programs_compute_the_same_with_shared_slots() {
         let text = text(&steps);
         let kernel = kernel(&text);
         let expected = run_by_name(&steps);
-        assert_eq!(run_by_slot(&kernel), expected, "round {round}:\n{text}");
-        stores += expected.len();
+        let found = run_by_slot(&kernel, expected.len());
+        assert_eq!(found.len(), expected.len(), "round {round}:\n{text}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                expected.is_none_or(|value| value == *found),
+                "round {round}: {found}, not {expected:?}\n{text}"
+            );
+        }
+        stores += expected.iter().flatten().count();
         let used = kernel.r32 as usize - kernel.constants.len();
         saved += REGISTERS.saturating_sub(used);
     }
     assert!(stores > 20_000, "the programs hardly store anything: {stores}");
-    assert!(saved > 4000, "hardly any slot is shared: {saved}");
+    println!("{stores} values stored, {saved} slots saved");
+    assert!(saved > 20_000, "hardly any slot is shared: {saved}");
 }
 
 #[test]
@@ -234,4 +248,21 @@ fn a_guarded_write_keeps_the_old_value() {
     };
     assert_eq!(d(1), d(3), "both writes are of %r2");
     assert_ne!(d(4), d(1), "%r3 must not overwrite %r2, which lives on");
+}
+
+#[test]
+fn a_guarded_write_in_a_loop_keeps_the_value_of_the_round_before() {
+    let kernel = kernel(
+        "mov.u32 %r1, 5; mov.u32 %r2, 0;
+         AGAIN: setp.gt.u32 %p1, %r2, 100; @%p1 mov.u32 %r1, 7; add.u32 %r3, %r1, %r2;
+         add.u32 %r4, %r3, 1; add.u32 %r5, %r4, 1; mov.u32 %r2, %r5;
+         setp.lt.u32 %p2, %r2, 500; @%p2 bra AGAIN; st.shared.u32 [0], %r2;",
+    );
+    let d = |i: usize| match kernel.code[i].op {
+        Op::Alu(alu) => alu.d,
+        _ => NONE,
+    };
+    for i in 4..8 {
+        assert_ne!(d(i), d(0), "instruction {i} overwrites %r1, which the next round may read");
+    }
 }

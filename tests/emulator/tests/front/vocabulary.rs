@@ -1,6 +1,9 @@
 //! Every opcode form that NVRTC and Triton are known to emit, and those that inline PTX may use.
 
-use super::{code, kernel, refusal};
+use cuda_emulator::exec::{self, Config};
+use cuda_emulator::memory::DeviceMemory;
+
+use super::{code, kernel, module, refusal, text};
 
 /// Opcode, operands, modifiers of each form. `T` is a register of the last type, `S` one of the type before it, `W` one of
 /// twice the last type's width; all else is as it stands.
@@ -228,7 +231,7 @@ const WRITTEN: &[Family] = &[
     (
         "cvt",
         "T, S",
-        "f64.f32 rn.f32.f16 f32.f16 rn.f16.f32 rz.f16.f32 rp.f16.f32 rn.f16.s32 rni.s32.f16 rzi.u64.f64 rn.f32.u64 rpi.f32.f32 rmi.f64.f64 rzi.ftz.u32.f32 ftz.f64.f32 sat.u16.u32 s32.s16 u64.u16 rn.ftz.f32.f64 rn.bf16.u32 rz.f32.s64 rn.bf16.f64 rn.relu.bf16.f32 rzi.sat.s32.f32 sat.s16.s32 rn.f16.u16 rn.satfinite.tf32.f32",
+        "f64.f32 f64.f16 f32.f16 rn.f16.f32 rz.f16.f32 rp.f16.f32 rn.f16.s32 rni.s32.f16 rzi.u64.f64 rn.f32.u64 rpi.f32.f32 rmi.f64.f64 rzi.ftz.u32.f32 ftz.f64.f32 sat.u16.u32 s32.s16 u64.u16 rn.ftz.f32.f64 rn.bf16.u32 rz.f32.s64 rn.bf16.f64 rn.relu.bf16.f32 rzi.sat.s32.f32 sat.s16.s32 rn.f16.u16 rn.satfinite.tf32.f32",
     ),
     ("cvt", "%r1, %r2", "s32.s8 s32.s16 u32.u8 s16.s32 sat.s8.s32 sat.u8.s32"),
     ("cvt", "%rd1, %r2", "s64.s8 u64.u8 s32.s16"),
@@ -312,7 +315,6 @@ const WRITTEN: &[Family] = &[
         "{%r1,%r2,%r3,%r4}, {%r5,%r6}, {%r9}, {%r1,%r2,%r3,%r4}",
         "sync.aligned.m16n8k16.row.col.s32.s8.s8.s32",
     ),
-    ("mma", "{%fd1,%fd2}, {%fd3}, {%fd4}, {%fd5,%fd6}", "sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"),
     ("mov", "{%r1, %r2}, %rd1", "b64"),
     ("mov", "{_, %r2}, %rd1", "b64"),
     ("mov", "{%rs1, %rs2}, %r1", "b32"),
@@ -387,6 +389,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("cvt.rn.satfinite.e4m3x2.f32 %rs1, %f1, %f2", "the type `.e4m3x2` is not supported"),
     ("add.rn.f32x2 %rd1, %rd2, %rd3", "the type `.f32x2` is not supported"),
     ("mma.sp.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1}, %r3, 0x0", "sparse"),
+    (
+        "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%fd1,%fd2}, {%fd3}, {%fd4}, {%fd5,%fd6}",
+        "is not supported",
+    ),
     ("shfl.up.b32 %r1, %r2, 1, 0", "without `.sync`"),
     ("st.param.b32 [n], %r1", "calls are not supported"),
 ];
@@ -438,8 +444,10 @@ fn is_type(modifier: &str) -> bool {
             && ["b", "u", "s", "f", "bf", "tf"].iter().any(|p| modifier.strip_suffix(digits) == Some(p)))
 }
 
+/// Lowers all forms, and loads them: what the reader accepts the machine must be able to execute.
 fn lower_all(families: &[Family]) -> usize {
-    let mut forms = 0;
+    let memory = DeviceMemory::new(1 << 20);
+    let (mut forms, mut unable) = (0, Vec::new());
     for &(opcode, operands, modifiers) in families {
         for modifiers in modifiers.split(' ') {
             let line = match operands {
@@ -456,9 +464,14 @@ fn lower_all(families: &[Family]) -> usize {
                 code(&guarded).iter().all(|inst| inst.guard_not),
                 "{line}: part of it has lost its guard"
             );
+            match exec::load(module(&text(&line)), &memory, &Config::default()) {
+                Ok(mut loaded) => loaded.unload(&memory),
+                Err(error) => unable.push(format!("{line}: {error}")),
+            }
             forms += 1;
         }
     }
+    assert!(unable.is_empty(), "{} forms cannot be executed:\n{}", unable.len(), unable.join("\n"));
     forms
 }
 

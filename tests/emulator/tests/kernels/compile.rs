@@ -16,10 +16,15 @@ pub fn nvrtc(version: NvrtcVersion) -> Nvrtc {
     toolchain::nvrtc(version).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Compiles for a virtual architecture ("compute_80"), with line information, and lowers the PTX.
-pub fn module(nvrtc: &Nvrtc, source: &str, name: &str, architecture: &str) -> Module {
+/// Compiles for a virtual architecture ("compute_80"), with line information.
+pub fn ptx(nvrtc: &Nvrtc, source: &str, name: &str, architecture: &str) -> String {
     let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "-lineinfo".into()];
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let ptx = nvrtc.compile(source, name, &options).unwrap_or_else(|e| panic!("{e}")).ptx;
+    nvrtc.compile(source, name, &options).unwrap_or_else(|e| panic!("{e}")).ptx
+}
+
+/// Compiles, and lowers the PTX.
+pub fn module(nvrtc: &Nvrtc, source: &str, name: &str, architecture: &str) -> Module {
+    let ptx = ptx(nvrtc, source, name, architecture);
     lower::module(&ptx).unwrap_or_else(|e| panic!("{name} of NVRTC {:?}: {e}", nvrtc.version()))
 }

@@ -13,7 +13,8 @@ mod speed;
 
 use cuda_emulator::toolchain::NvrtcVersion;
 
-use mutations::{Catch, Mutation};
+use mutations::{Catch, Change, Mutation};
+use support::driver::Driver;
 use support::numbers::Inputs;
 use support::settings;
 
@@ -61,20 +62,77 @@ fn newer_spellings_of_the_same_kernels_are_right_and_silent() {
     }
 }
 
-#[test]
-fn every_planted_bug_is_caught_under_every_schedule() {
+/// Plants all bugs of some kernels, prints a table, and fails if one is not caught under every schedule.
+fn plant(stems: &[&str]) {
     let nvrtc = compile::nvrtc(NvrtcVersion::V13_0);
-    let mut missed = Vec::new();
-    println!("| kernel | planted bug | caught under | by |\n|---|---|---|---|");
-    for mutation in mutations::all() {
-        let (caught, by) = try_mutation(&nvrtc, &mutation);
-        println!("| {} | {} | {caught} of {SCHEDULES} | {by} |", mutation.stem, mutation.name);
+    let (mut missed, mut table) = (Vec::new(), String::new());
+    for mutation in mutations::all().iter().filter(|m| stems.contains(&m.stem)) {
+        let (caught, by) = try_mutation(&nvrtc, mutation);
+        table += &format!("| {} | {} | {caught} of {SCHEDULES} | {by} |\n", mutation.stem, mutation.name);
         if caught < SCHEDULES {
             missed.push(mutation.name);
         }
     }
-    assert!(mutations::all().len() >= 30);
+    println!("| kernel | planted bug | caught | by |\n|---|---|---|---|\n{table}");
     assert!(missed.is_empty(), "not always caught: {missed:?}");
+}
+
+#[test]
+fn bugs_planted_in_the_matrix_product_are_caught() {
+    plant(&["matmul"]);
+}
+
+#[test]
+fn bugs_planted_in_attention_are_caught() {
+    plant(&["flash"]);
+}
+
+#[test]
+fn bugs_planted_in_layer_norm_and_softmax_are_caught() {
+    plant(&["layer_norm", "softmax"]);
+}
+
+#[test]
+fn bugs_planted_in_reductions_are_caught() {
+    plant(&["reduce", "split_k", "histogram"]);
+}
+
+#[test]
+fn bugs_planted_in_the_scan_are_caught() {
+    plant(&["scan"]);
+}
+
+#[test]
+fn bugs_planted_in_elementwise_kernels_are_caught() {
+    plant(&["noise", "adamw", "gather", "transpose"]);
+}
+
+/// What a program sees: the number of the error, as a real device gives it.
+#[test]
+fn bugs_of_the_host_are_errors_of_the_driver() {
+    let nvrtc = compile::nvrtc(NvrtcVersion::V13_0);
+    let bugs: [(&str, Change, u32); 3] = [
+        ("adamw", |case| case.free("grad"), 700),
+        ("adamw", |case| case.shorten("grad", 1), 700),
+        ("gather", |case| case.set("index", 3, 20.0), 700),
+    ];
+    for (stem, change, code) in bugs {
+        let ptx = compile::ptx(&nvrtc, &compile::source(stem), &format!("{stem}.cu"), "compute_80");
+        let mut case = references::cases(stem, Inputs::Random).swap_remove(0);
+        assert_eq!(Driver::start(&[]).run(&ptx, &case), Ok(None), "{stem} as it is");
+        change(&mut case);
+        let failure = Driver::start(&[]).run(&ptx, &case);
+        assert_eq!(failure, Err(("cuCtxSynchronize", code)), "{stem}");
+    }
+}
+
+#[test]
+fn every_kernel_has_planted_bugs() {
+    let all = mutations::all();
+    assert!(all.len() >= 30, "{}", all.len());
+    for stem in references::STEMS {
+        assert!(all.iter().any(|m| m.stem == stem), "{stem} has none");
+    }
 }
 
 /// Counts the schedules under which a bug is caught as it must be, and says by what in the last one.

@@ -184,7 +184,7 @@ fn noise(inputs: Inputs, r: &mut Random, n: usize, width: usize) -> Case {
         let pair = &bits[i % 4 / 2 * 2..];
         let radius = (-2.0 * ((pair[0] as f64 + 0.5) / 2f64.powi(32)).ln()).sqrt();
         let angle = std::f64::consts::TAU * (pair[1] as f64 / 2f64.powi(32));
-        radius * if i % 2 == 0 { angle.cos() } else { angle.sin() }
+        radius * if i.is_multiple_of(2) { angle.cos() } else { angle.sin() }
     };
     let noise: Vec<f64> = (0..n).map(normal).collect();
     let xt = (0..n).map(|i| (1.0 - times[i / width]) * data[i] + times[i / width] * noise[i]).collect();

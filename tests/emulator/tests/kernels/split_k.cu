@@ -31,5 +31,5 @@ extern "C" __global__ void __launch_bounds__(256) split_k(float* c, float* parts
         for (int part = 0; part < gridDim.z; part++) { all += __ldcg(&parts[(part * M + row) * N + column]); }
         c[row * N + column] = all;
     }
-    if (threadIdx.x == 0) { arrivals[tile] = 0; }
+    if (threadIdx.x == 0) { atomicExch(&arrivals[tile], 0u); }
 }

@@ -189,8 +189,8 @@ impl Case {
             assert_eq!(got.len(), expected.values.len(), "length of {}", expected.name);
             for (i, got) in got.iter().enumerate() {
                 let (want, tolerance) = (expected.values[i], expected.tolerances[i]);
-                // Not `>`: a NaN must fail.
-                if !((got - want).abs() <= tolerance) {
+                let right = (got - want).abs() <= tolerance; // false for NaN
+                if !right {
                     let name = expected.name;
                     return Some(format!("{name}[{i}] is {got}, expected {want} within {tolerance:.3e}"));
                 }

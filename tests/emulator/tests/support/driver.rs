@@ -4,13 +4,15 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+// Links the crate, whose functions are found by their C names.
+use cuda_emulator as _;
+
 use super::case::{Argument, Case};
 
 unsafe extern "C" {
     fn cuInit(flags: u32) -> u32;
     fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> u32;
     fn cuDevicePrimaryCtxRetain(context: *mut u64, device: c_int) -> u32;
-    fn cuDevicePrimaryCtxReset_v2(device: c_int) -> u32;
     fn cuCtxSetCurrent(context: u64) -> u32;
     fn cuCtxSynchronize() -> u32;
     fn cuModuleLoadData(module: *mut u64, image: *const c_void) -> u32;
@@ -35,6 +37,7 @@ unsafe extern "C" {
         parameters: *mut *mut c_void,
         extra: *mut *mut c_void,
     ) -> u32;
+    fn cuEmulatorReset() -> u32;
     fn cuEmulatorSetOption(name: *const c_char, value: *const c_char) -> u32;
 }
 
@@ -43,7 +46,6 @@ const MAX_DYNAMIC_SHARED: c_int = 8;
 
 /// The driver of this process, for one test at a time.
 pub struct Driver {
-    device: c_int,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -57,9 +59,11 @@ fn ok(name: &'static str, code: u32) -> Result<(), Failure> {
 }
 
 impl Driver {
-    /// Initialises the driver with options, and makes the primary context current.
+    /// Initialises the driver afresh with options, and makes the primary context current.
     pub fn start(options: &[(&str, &str)]) -> Driver {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: whoever had the driver before has given it back with its turn.
+        assert_eq!(unsafe { cuEmulatorReset() }, 0);
         for (name, value) in options {
             let (c_name, c_value) = (CString::new(*name).unwrap(), CString::new(*value).unwrap());
             // SAFETY: both are C strings that live over the call.
@@ -74,7 +78,7 @@ impl Driver {
             assert_eq!(cuDevicePrimaryCtxRetain(&mut context, device), 0);
             assert_eq!(cuCtxSetCurrent(context), 0);
         }
-        Driver { device, _turn: turn }
+        Driver { _turn: turn }
     }
 
     /// Loads PTX, runs a case, and says which element is wrong, if one is.
@@ -108,13 +112,6 @@ impl Driver {
         // SAFETY: the module was loaded above.
         ok("cuModuleUnload", unsafe { cuModuleUnload(module) })?;
         Ok(wrong)
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // SAFETY: the device comes from cuDeviceGet. Errors of a launch stick to the context, which ends here.
-        unsafe { cuDevicePrimaryCtxReset_v2(self.device) };
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test uses a part
 
 pub mod case;
+pub mod driver;
 pub mod numbers;
 pub mod philox;
 pub mod settings;

@@ -16,6 +16,7 @@ use cuda_emulator::lower;
 
 use manifest::Entry;
 use support::case::Case;
+use support::driver::Driver;
 use support::numbers::Inputs;
 use support::{philox, settings};
 
@@ -92,6 +93,20 @@ fn atomics_and_locks_are_right() {
 #[test]
 fn running_sums_and_sort_are_right() {
     check(&["cumulate"]);
+}
+
+#[test]
+fn every_snapshot_runs_through_the_driver() {
+    for target in [80, 86, 89] {
+        let device = format!("sm_{target}");
+        // A finding of any kind makes the launch fail.
+        let driver = Driver::start(&[("device", &device), ("findings", "fail"), ("seed", "3")]);
+        for entry in manifest::read().iter().filter(|e| e.target == target) {
+            let case = &problems::cases(entry, Inputs::Random)[0];
+            let wrong = driver.run(&entry.ptx(), case).unwrap_or_else(|e| panic!("{}: {e:?}", entry.file));
+            assert_eq!(wrong, None, "{}", entry.file);
+        }
+    }
 }
 
 #[test]

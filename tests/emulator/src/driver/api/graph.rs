@@ -18,13 +18,15 @@ use super::fill::checked;
 
 /// Flags of instantiation: free memory at a launch, upload, launch from the device, node priorities.
 const INSTANTIATE_FLAGS: u64 = 0xF;
-/// Launching from a kernel.
+/// Memory of the graph that is still there is freed at a launch.
+const AUTO_FREE: u64 = 1;
+/// Launching from a kernel, which must not have such memory.
 const DEVICE_LAUNCH: u64 = 4;
 
 fn instantiate(exec: Out<Handle>, graph: Handle, flags: u64) -> Result<()> {
     let (mut state, context) = in_context()?;
     exec.check("phGraphExec")?;
-    if flags & !INSTANTIATE_FLAGS != 0 {
+    if flags & !INSTANTIATE_FLAGS != 0 || flags & (AUTO_FREE | DEVICE_LAUNCH) == AUTO_FREE | DEVICE_LAUNCH {
         return Err(Code::INVALID_VALUE.because(format!("flags {flags:#x}")));
     }
     if flags & DEVICE_LAUNCH != 0 {

@@ -26,8 +26,8 @@ entries! {
     fn cuEmulatorReset() {
         let settings = Settings::from_environment()?;
         let mut state = lock();
-        if state.running {
-            return Err(Code::ILLEGAL_STATE.because("another thread waits for work"));
+        if state.running || state.streams.iter().any(|(_, stream)| stream.busy) {
+            return Err(Code::ILLEGAL_STATE.because("work runs just now, or a host function"));
         }
         host::release_all(&mut state);
         let worker = state.worker;
