@@ -119,7 +119,11 @@ fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> V
     let work = &steps.work;
     let median = timing.quantile(0.5);
     let gflop = work.cost().total() as f64 / 1e9;
-    let Device::Cpu(cpu) = &steps.device else { return Value::Null };
+    let (device, threads, isa, held) = match &steps.device {
+        Device::Cpu(cpu) => ("cpu", Some(cpu.threads()), Some(cpu.isa().name()), cpu.bytes_held()),
+        Device::Cuda(queue) => ("cuda", None, None, queue.bytes_held()),
+        _ => ("another", None, None, 0),
+    };
     json!({
         "preset": args.config.name(),
         "stage": config.stage.name(),
@@ -130,9 +134,10 @@ fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> V
         },
         "dtype": config.dtype.name(),
         "modulation": work.form.to_string(),
-        "threads": cpu.threads(),
-        "isa": cpu.isa().name(),
-        "device": "cpu",
+        "threads": threads,
+        "isa": isa,
+        "device": device,
+        "device_name": steps.device.describe(),
         "samples_per_step": work.counted_samples(),
         "rows_per_step": work.rows(),
         "ms_median": median,
@@ -143,7 +148,7 @@ fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> V
         "gflop_per_step": gflop,
         "gflop_per_s": gflop / median * 1e3,
         "peak_rss_bytes": timing::peak_memory(),
-        "bytes_held": cpu.bytes_held(),
+        "bytes_held": held,
         "steps": timing.ms.len(),
         "warmup": args.warmup,
         "skipped": timing.skipped,
@@ -155,14 +160,13 @@ fn print_text(report: &Value) {
     let number = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
     let mib = |key: &str| number(key) / (1u64 << 20) as f64;
     println!(
-        "{} {} ({}), {}, modulation {}, {} threads, {}",
+        "{} {} ({}), {}, modulation {}; {}",
         text("stage"),
         text("preset"),
         text("target"),
         text("dtype"),
         text("modulation"),
-        number("threads"),
-        text("isa")
+        text("device_name")
     );
     println!(
         "step     {} samples, {} rows, {:.4} GFLOP",

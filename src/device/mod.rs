@@ -25,17 +25,25 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens a device by the name a user types: `cpu` or `auto`.
+    /// Opens a device by the name a user types: `cpu`, `cuda[:n]`, or `auto`, which is `cuda` where the system has a driver with a
+    /// device, else `cpu`. Libraries and the kernel cache are those of [`CudaOptions::from_env`].
     ///
     /// # Errors
-    /// `Error::Device` for `cuda[:n]`, naming what was looked for; `Error::Usage` for any other word.
+    /// `Error::Device` for a device that is not there or cannot be used, naming what was looked for; `Error::Usage` for any other
+    /// word.
     pub fn open(name: &str, options: CpuOptions) -> Result<Self> {
+        let cuda = CudaOptions::from_env();
         match name {
-            "cpu" | "auto" => Ok(Self::Cpu(Cpu::new(options)?)),
-            _ if name == "cuda" || name.starts_with("cuda:") => Err(Error::Device(format!(
-                "device `{name}` was asked for, but this build has no CUDA back end yet; use `--device cpu`"
-            ))),
-            _ => Err(Error::Usage(format!("unknown device `{name}`: expected `cpu`, `cuda[:n]` or `auto`"))),
+            "cpu" => Ok(Self::Cpu(Cpu::new(options)?)),
+            "auto" if Queue::is_present(&cuda) => Self::cuda(&cuda),
+            "auto" => Ok(Self::Cpu(Cpu::new(options)?)),
+            "cuda" => Self::cuda(&cuda),
+            _ => match name.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Self::cuda(&CudaOptions { ordinal, ..cuda }),
+                _ => Err(Error::Usage(format!(
+                    "unknown device `{name}`: expected `cpu`, `cuda[:n]` or `auto`"
+                ))),
+            },
         }
     }
 
@@ -55,6 +63,17 @@ impl Device {
     /// Returns the CPU with `threads` worker threads.
     pub fn cpu_with_threads(threads: usize) -> Result<Self> {
         Ok(Self::Cpu(Cpu::new(CpuOptions { threads, ..Default::default() })?))
+    }
+
+    /// Returns what a person wants to know of it: `cpu, 8 threads, avx512` or `cuda, NVIDIA H100, sm_90`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu(cpu) => format!("cpu, {} threads, {}", cpu.threads(), cpu.isa().name()),
+            Self::Cuda(queue) => {
+                let (major, minor) = queue.capability();
+                format!("cuda, {}, sm_{major}{minor}", queue.name())
+            }
+        }
     }
 
     /// Runs `f` where the device's work is cheapest to start: a training step calls this once around itself.

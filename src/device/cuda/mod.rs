@@ -32,3 +32,20 @@ pub struct CudaOptions {
     /// Surrounds each buffer with checked sentinels and fills fresh memory with NaN. For tests.
     pub guard: bool,
 }
+
+impl CudaOptions {
+    /// Takes what the environment says: `FLOWPRIOR_CUDA_DRIVER` and `FLOWPRIOR_NVRTC` are files, to open instead of those that are
+    /// found; `FLOWPRIOR_KERNEL_CACHE` is a folder, instead of `flowprior/kernels` in the user's cache. Paths of a machine
+    /// are no part of a run's configuration, which moves between machines.
+    pub fn from_env() -> Self {
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let user = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")));
+        Self {
+            driver: path("FLOWPRIOR_CUDA_DRIVER"),
+            compiler: path("FLOWPRIOR_NVRTC"),
+            cache: path("FLOWPRIOR_KERNEL_CACHE")
+                .or_else(|| user.map(|cache| cache.join("flowprior/kernels"))),
+            ..Self::default()
+        }
+    }
+}

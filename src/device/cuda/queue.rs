@@ -240,6 +240,15 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
+    /// Says whether the system has a driver with at least one device.
+    pub fn is_present(options: &CudaOptions) -> bool {
+        // SAFETY: asked after the library was opened.
+        library::open_driver(options.driver.as_deref()).is_ok()
+            && unsafe { sys::is_culib_present() }
+            && result::init().is_ok()
+            && result::device::get_count().is_ok_and(|count| count > 0)
+    }
+
     /// Opens a device.
     ///
     /// # Errors
@@ -302,6 +311,19 @@ impl Queue {
     /// Returns the compute capability.
     pub fn capability(&self) -> (i32, i32) {
         self.capability
+    }
+
+    /// Returns the newest CUDA version that the driver supports, major and minor.
+    ///
+    /// # Errors
+    /// A driver that does not say.
+    pub fn driver_version(&self) -> Result<(i32, i32)> {
+        let mut version = 0;
+        // SAFETY: the pointer is to a live integer.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(device_error("asking the driver's version"))?;
+        Ok((version / 1000, version % 1000 / 10))
     }
 
     /// Returns the compiler.
