@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test program takes what it needs
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Once;
 
 use cuda_emulator::toolchain::{NvrtcVersion, nvrtc};
@@ -25,6 +26,15 @@ pub fn options() -> CudaOptions {
     let compiler = nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}")).path().to_owned();
     let cache = driver.parent().map(|folder| folder.join("kernel-cache"));
     CudaOptions { ordinal: 0, driver: Some(driver), compiler: Some(compiler), cache, guard: false }
+}
+
+/// Lets a process that is about to start use the emulated card. Races and reads of bytes never written end it.
+pub fn lend(command: &mut Command) {
+    let driver = driver();
+    let compiler = nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}"));
+    command.env("FLOWPRIOR_KERNEL_CACHE", driver.with_file_name("kernel-cache"));
+    command.env("FLOWPRIOR_CUDA_DRIVER", driver).env("FLOWPRIOR_NVRTC", compiler.path());
+    command.env("CUDA_EMULATOR_FINDINGS", "fail").env("CUDA_EMULATOR_THREADS", "1");
 }
 
 /// Sets options of the emulator before it starts.

@@ -1,0 +1,172 @@
+//! Training on the CUDA device, through the program: it follows the CPU, checkpoints move between the devices, and what is missing
+//! is said.
+
+#[path = "support/emulator.rs"]
+mod emulator;
+#[path = "support/run.rs"]
+mod run;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use flowprior::train::checkpoint;
+use run::{Kind, Outcome, assert_same, random_prior, records, series, tensors};
+
+/// A small run: launches are what costs here, not rows.
+const SMALL: &[&str] = &["train.batch=32", "align.latents=32", "flow.flow_mul=1", "threads=1"];
+
+/// Trains in `dir` on a device; panics with what it said if it does not end well.
+fn train(kind: Kind, prior: &Path, dir: &Path, sets: &[&str]) -> Outcome {
+    let output = program(kind, prior, dir, sets)?.output()?;
+    assert!(output.status.success(), "{kind:?} {sets:?}: {}", words(&output));
+    Ok(())
+}
+
+fn program(kind: Kind, prior: &Path, dir: &Path, sets: &[&str]) -> Outcome<Command> {
+    let prior = (kind != Kind::Pretrain).then_some(prior);
+    let config = kind.config(prior, &[SMALL, sets].concat())?;
+    fs::create_dir_all(dir)?;
+    let file = dir.with_extension("toml");
+    fs::write(&file, config.to_toml()?)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flowprior"));
+    command.arg(kind.stage().name()).arg("--config").arg(file).arg("--run").arg(dir);
+    command.args(["--resume", "auto", "--quiet"]);
+    emulator::lend(&mut command);
+    Ok(command)
+}
+
+fn words(output: &Output) -> String {
+    let words = String::from_utf8_lossy(&output.stderr);
+    words.lines().filter(|line| !line.starts_with("cuda-emulator: cuModuleLoadData")).collect()
+}
+
+fn losses(dir: &Path) -> Outcome<Vec<f64>> {
+    Ok(series(dir, "train", "loss")?.into_iter().map(|(_, loss)| loss).collect())
+}
+
+#[test]
+fn two_hundred_steps_follow_the_cpu() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    for kind in [Kind::Pretrain, Kind::Latents, Kind::Autoencoder] {
+        let of = |device: &str, dtype: &str| -> Outcome<Vec<f64>> {
+            let place = dir.path().join(format!("{kind:?}-{device}-{dtype}"));
+            let (device, dtype) = (format!("device={device}"), format!("dtype={dtype}"));
+            train(kind, &prior, &place, &[&device, &dtype, "train.steps=200"])?;
+            losses(&place)
+        };
+        let (cpu, cuda) = (of("cpu", "f32")?, of("cuda", "f32")?);
+        assert_eq!((cpu.len(), cuda.len()), (200, 200));
+        let distance = |(a, b): (&f64, &f64)| (a - b).abs() / a.abs();
+        let furthest = cpu.iter().zip(&cuda).map(distance).fold(0.0, f64::max);
+        println!("{kind:?}, f32: at most {furthest:.1e} of the loss apart in 200 steps");
+        assert!(furthest <= 2e-4, "{kind:?}: {furthest}");
+        let narrow = of("cuda", "bf16")?;
+        let mean = |losses: &[f64]| losses[100..].iter().sum::<f64>() / 100.0;
+        let apart = (mean(&narrow) - mean(&cpu)).abs() / mean(&cpu);
+        println!("{kind:?}, bf16: mean loss of the last 100 steps {apart:.1e} apart");
+        assert!(apart <= 0.02, "{kind:?}: {apart}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_moves_between_the_devices() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    for kind in [Kind::Pretrain, Kind::Latents] {
+        let sets = ["train.steps=12", "train.checkpoint_every=6"];
+        let place = |device: &str| dir.path().join(format!("{kind:?}-{device}"));
+        for device in ["cpu", "cuda"] {
+            train(kind, &prior, &place(device), &[&sets[..], &[&format!("device={device}")]].concat())?;
+        }
+        let whole = losses(&place("cpu"))?;
+        for (first, second) in [("cpu", "cuda"), ("cuda", "cpu")] {
+            // The last checkpoint is lost, and the run goes on elsewhere from the one before.
+            let here = place(first);
+            fs::remove_dir_all(checkpoint::folder(&here.join("checkpoints"), 12))?;
+            train(kind, &prior, &here, &[&sets[..], &[&format!("device={second}")]].concat())?;
+            let moved = losses(&here)?;
+            assert_eq!(moved.len(), 12);
+            for (step, (a, b)) in whole.iter().zip(&moved).enumerate() {
+                assert!(
+                    (a - b).abs() <= 1e-4 * a.abs(),
+                    "{kind:?} {first} to {second}, step {step}: {a}, {b}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_that_is_killed_and_resumed_ends_like_the_unbroken_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    for (kind, dtype) in [(Kind::Pretrain, "f16"), (Kind::Latents, "f32"), (Kind::Autoencoder, "bf16")] {
+        let dtype = format!("dtype={dtype}");
+        // The loss scale of f16 starts where the first steps overflow.
+        let sets =
+            ["device=cuda", &dtype, "train.checkpoint_every=4", "scaler.init=1e13", "scaler.interval=5"];
+        let (whole, broken) =
+            (dir.path().join(format!("{kind:?}-whole")), dir.path().join(format!("{kind:?}-broken")));
+        train(kind, &prior, &whole, &sets)?;
+        let mut kills = 0;
+        while kills < 3 {
+            let mut child =
+                program(kind, &prior, &broken, &sets)?.stderr(std::process::Stdio::null()).spawn()?;
+            let lines =
+                || fs::read_to_string(broken.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+            let goal = lines() + 5;
+            while lines() < goal && child.try_wait()?.is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            child.kill()?;
+            child.wait()?;
+            kills += 1;
+        }
+        train(kind, &prior, &broken, &sets)?;
+        assert_same(&tensors(&whole, 24)?, &tensors(&broken, 24)?, &format!("{kind:?}"));
+        assert_eq!(records(&whole)?, records(&broken)?, "{kind:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_missing_is_said() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let cases: [(&str, &str, &[&str]); 4] = [
+        (
+            "FLOWPRIOR_CUDA_DRIVER",
+            "/nowhere/libcuda.so",
+            &["the CUDA driver cannot be opened", "/nowhere/libcuda.so"],
+        ),
+        (
+            "FLOWPRIOR_NVRTC",
+            "/nowhere/libnvrtc.so",
+            &["NVRTC cannot be opened", "/nowhere/libnvrtc.so", "pip install"],
+        ),
+        (
+            "CUDA_EMULATOR_MEMORY",
+            "64K",
+            &["allocating device memory", "bytes were asked for", "flowprior plan"],
+        ),
+        ("CUDA_EMULATOR_DRIVER", "12000", &["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]),
+    ];
+    for (variable, value, parts) in cases {
+        let place = dir.path().join(variable);
+        let mut command =
+            program(Kind::Pretrain, Path::new(""), &place, &["device=cuda", "train.batch=65536"])?;
+        let output = command.env(variable, value).output()?;
+        let words = words(&output);
+        assert_eq!(output.status.code(), Some(4), "{variable}: {words}");
+        assert!(parts.iter().all(|part| words.contains(part)), "{variable}: {words}");
+        assert!(!words.contains("panicked"), "{variable}: {words}");
+    }
+    let mut command = program(Kind::Pretrain, Path::new(""), &dir.path().join("third"), &["device=cuda:2"])?;
+    let output = command.output()?;
+    assert_eq!(output.status.code(), Some(4));
+    assert!(words(&output).contains("cuda:2 was asked for; the driver has 1 device"), "{}", words(&output));
+    Ok(())
+}
