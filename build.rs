@@ -130,8 +130,8 @@ const POINTERS: [(&str, &str); 6] = [
     ("unsigned char", "u8"),
 ];
 /// Types of numbers, in C and in Rust.
-const NUMBERS: [(&str, &str); 4] =
-    [("unsigned", "u32"), ("unsigned long long", "u64"), ("int", "i32"), ("float", "f32")];
+const NUMBERS: [(&str, &str); 5] =
+    [("unsigned", "u32"), ("unsigned long long", "u64"), ("int", "i32"), ("float", "f32"), ("double", "f64")];
 
 /// Finds all kernels of a file.
 fn signatures(path: &Path, text: &str) -> Result<Vec<Kernel>> {

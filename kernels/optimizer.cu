@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
     float decay0, float decay1, unsigned stochastic, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long n) {
     unsigned long long first = thread_index() * 4;
-    if (first >= n) return;
+    if (first >= n || numbers[8] != 0.0f) return; // the step does not count
     Numbers k = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
     uint4 words = {0, 0, 0, 0};
     if (stochastic) words = philox(philox_at(key0, key1, step, counter), first >> 34, 0, (unsigned)(first / 4));
@@ -94,9 +94,9 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
 
 // ema = decay*ema + (1 - decay)*p, for averages beyond the two of the step; p is the master, or the parameters without one.
 extern "C" __global__ void __launch_bounds__(256) average(
-    float* __restrict__ ema, const float* __restrict__ master, const floatX* __restrict__ params, float decay,
-    unsigned long long n) {
+    float* __restrict__ ema, const float* __restrict__ master, const floatX* __restrict__ params,
+    const float* __restrict__ numbers, float decay, unsigned long long n) {
     unsigned long long i = thread_index();
-    if (i >= n) return;
+    if (i >= n || numbers[8] != 0.0f) return; // the step does not count
     ema[i] = fmaf(decay, ema[i], (1.0f - decay) * (master ? master[i] : to_float(params[i])));
 }

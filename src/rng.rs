@@ -60,13 +60,25 @@ pub const MAX_REPLICAS: usize = 1 << 12;
 pub struct Draw {
     key: [u32; 2],
     step: u64,
+    counter: u64,
 }
 
 impl Draw {
     /// Opens the numbers of `stream` at `step`; steps count to 2⁴².
     pub fn new(seed: u64, stream: Stream, step: u64) -> Self {
         let words = philox([stream as u32, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
-        Self { key: [words[0], words[1]], step }
+        Self { key: [words[0], words[1]], step, counter: 0 }
+    }
+
+    /// Returns the same stream for kernels that add the number at the device address `counter` to the step: what a step that is
+    /// captured once and launched many times goes on by.
+    pub(crate) fn counted(self, counter: u64) -> Self {
+        Self { counter, ..self }
+    }
+
+    /// Returns the address of the number that kernels add to the step, 0 for none.
+    pub(crate) fn added(self) -> u64 {
+        self.counter
     }
 
     /// Returns the same stream at another step.

@@ -467,6 +467,20 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
         Ok(())
     }
 
+    /// Copies elements from host memory, on a CUDA device without waiting for it.
+    ///
+    /// # Errors
+    /// Another number of elements; a device that failed.
+    pub fn stage(&mut self, values: &[X]) -> Result<()> {
+        match (&self.elements, values.len() == self.shape.len()) {
+            (ElementsMut::Device(_), true) => {
+                let (queue, address) = self.on_device()?;
+                queue.stage(address, values)
+            }
+            _ => self.copy_from_host(values),
+        }
+    }
+
     /// Copies the content of another view on the same device.
     ///
     /// # Errors

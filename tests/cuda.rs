@@ -7,7 +7,7 @@ mod emulator;
 mod run;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use flowprior::train::checkpoint;
@@ -96,6 +96,34 @@ fn a_checkpoint_moves_between_the_devices() -> Outcome {
                 );
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    let cases: [(Kind, &[&str]); 4] = [
+        (Kind::Pretrain, &["dtype=f32", "train.micro_batches=2", "flow.time=stratified"]),
+        (
+            Kind::Pretrain,
+            &["dtype=bf16", "optim.rounding=stochastic", "optim.clip=0.5", "train.eval_every=7"],
+        ),
+        (Kind::Latents, &["dtype=bf16", "flow.weight=likelihood"]),
+        // The weight of the alignment warms up: a step is captured again when it changes.
+        (Kind::Autoencoder, &["dtype=f32", "align.flow_warmup=6", "optim.kind=lion"]),
+    ];
+    for (kind, sets) in cases {
+        let of = |graph: &str| -> Outcome<PathBuf> {
+            let place = dir.path().join(format!("{kind:?}-{}-{graph}", sets[0]));
+            let sets = [sets, &["device=cuda", graph]].concat();
+            train(kind, &prior, &place, &sets)?;
+            Ok(place)
+        };
+        let (captured, launched) = (of("train.graph=true")?, of("train.graph=false")?);
+        assert_same(&tensors(&captured, 24)?, &tensors(&launched, 24)?, &format!("{kind:?} {sets:?}"));
+        assert_eq!(records(&captured)?, records(&launched)?, "{kind:?} {sets:?}");
     }
     Ok(())
 }

@@ -187,7 +187,7 @@ fn shaken(mut task: impl Task<f32>, params: &Params<f32>) -> Outcome<(Losses, Gr
     let device = params.flat().device();
     let params = Params::from_flat(device, params.layout().clone(), &flat)?;
     let mut grads = Grads::zeros(device, params.layout().clone());
-    let losses = task.gradients(&params, 5, 1.0, &mut grads)?;
+    let losses = task.losses(&params, 5, 1.0, &mut grads)?;
     Ok((losses, grads))
 }
 

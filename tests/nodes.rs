@@ -83,7 +83,7 @@ fn trained() -> Result<Case> {
     assert_eq!(task.objective.form, Form::Nodes(16));
     let mut losses = Vec::new();
     for _ in 0..400 {
-        losses.push(engine.advance(&mut task)?.losses.loss);
+        losses.push(engine.advance_and_look(&mut task)?.losses.loss);
     }
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..10]), mean(&losses[350..]));
@@ -220,7 +220,7 @@ fn loss_and_gradients(case: &Case, objective: Objective) -> Result<(f64, Outputs
     let velocity = Velocity { net: &case.net, params: &case.params, tables: None };
     let batch = Batch { data: &data, cond: None, first: 0 };
     let want = Want::Params(&mut grads);
-    let loss = objective.evaluate(velocity, batch, Draws::training(7, 3), 1.0, want)?.loss;
+    let loss = objective.evaluate(velocity, batch, Draws::training(7, 3), 1.0, want)?.loss()?;
     Ok((loss, outputs_of(&grads)?))
 }
 

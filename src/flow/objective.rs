@@ -87,6 +87,11 @@ impl Draws {
         Self { noise: Draw::new(seed, Stream::Noise, step), time: Draw::new(seed, Stream::Time, step) }
     }
 
+    /// Returns the same for kernels that add the number at the device address `counter` to the step; 0 for none.
+    pub(crate) fn counted(self, counter: u64) -> Self {
+        Self { noise: self.noise.counted(counter), time: self.time.counted(counter) }
+    }
+
     /// Returns those of an evaluation: never those of any training step.
     pub fn evaluation(seed: u64, step: u64) -> Self {
         let draw = |step| Draw::new(seed, Stream::Evaluation, step);
@@ -117,10 +122,22 @@ pub enum Want<'g> {
 /// The result of one micro-batch.
 #[derive(Debug)]
 pub struct Outcome {
-    /// This micro-batch's share of the loss of the global batch, without the loss scale.
-    pub loss: f64,
+    /// The loss of each row, weighted.
+    pub rows: Tensor<f32>,
+    /// What their sum is divided by: this micro-batch's share of the loss of the global batch, without the loss scale.
+    pub divisor: f64,
     /// dL/dy: (B, D), for `Want::Latents`, times the loss scale.
     pub dy: Option<Tensor<f32>>,
+}
+
+impl Outcome {
+    /// Adds the row losses up on the host.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn loss(&self) -> Result<f64> {
+        Ok(total(&self.rows)? / self.divisor)
+    }
 }
 
 /// The network that an objective is evaluated on.
@@ -215,12 +232,11 @@ impl Objective {
         let (v, saved) = velocity.net.forward(velocity.params, x_t, modulations, keep)?;
         let divisor = self.divisor(d);
         if matches!(want, Want::Loss) {
-            return Ok(Outcome { loss: total(&flow_loss_forward(&v, &target)?)? / divisor, dy: None });
+            return Ok(Outcome { rows: flow_loss_forward(&v, &target)?, divisor, dy: None });
         }
         let scale = (2.0 / divisor) as f32 * loss_scale;
-        let (row_loss, dv) = flow_loss_backward(&v, &target, scale)?;
+        let (rows_loss, dv) = flow_loss_backward(&v, &target, scale)?;
         drop(v);
-        let loss = total(&row_loss)? / divisor;
         let dy = match (want, saved) {
             (Want::Params(grads), Some(saved)) => {
                 velocity.net.backward(velocity.params, saved, &dv, Some(grads))?;
@@ -232,7 +248,7 @@ impl Objective {
             }
             _ => None,
         };
-        Ok(Outcome { loss, dy })
+        Ok(Outcome { rows: rows_loss, divisor, dy })
     }
 
     fn divisor(&self, d: usize) -> f64 {

@@ -165,7 +165,8 @@ fn loss_cuda<X: FloatX>(
         Weight::Likelihood { clip } => (1, clip),
         Weight::Kl { clip } => (2, clip),
     };
-    let ([key0, key1], step, counter) = (target.noise.key(), target.noise.step(), Read::none());
+    let ([key0, key1], step, counter) =
+        (target.noise.key(), target.noise.step(), Read::at(target.noise.added()));
     let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
     let (data, t, variate) = (target.data.read()?, target.t.read()?, target.control_variate as u32);
     let (grid, loss, v, first) =

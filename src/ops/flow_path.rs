@@ -168,7 +168,7 @@ pub fn interpolate<X: FloatX>(
             let ([key0, key1], step) = (noise.key(), noise.step());
             let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
             let (x_t, data, t) = (x_t.write()?, data.read()?, t.read()?);
-            let counter = Read::none();
+            let counter = Read::at(noise.added());
             kernels::interpolate(
                 queue, grid, x_t, data, t, key0, key1, step, counter, rows.first, n, b, share, d as u32,
             )?;
@@ -190,7 +190,7 @@ fn draw_times_cuda(
         TimeSampler::Stratified { total, samples } => (1, total as u64, samples as u64, 0.0, 0.0),
         TimeSampler::LogitNormal { mean, std } => (2, 1, 0, mean, std),
     };
-    let ([key0, key1], step, counter) = (draw.key(), draw.step(), Read::none());
+    let ([key0, key1], step, counter) = (draw.key(), draw.step(), Read::at(draw.added()));
     let (times, b, share) = (rows.times() as u32, rows.samples as u32, rows.share as u32);
     let (grid, t, first) = (Grid::covering(rows.times(), 1, 256), t.write()?, rows.first);
     kernels::draw_times(

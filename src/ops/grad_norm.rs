@@ -3,7 +3,7 @@
 //! Squares are added in f64 over fixed blocks, so the norm has the same bits on any number of threads; a NaN or ∞
 //! anywhere makes it non-finite, which is how a bad step is found before it touches the weights.
 
-use crate::device::cuda::{Grid, Read, Write};
+use crate::device::cuda::{DeviceBuf, Grid, Read, Write};
 use crate::device::{Device, Queue};
 use crate::error::Result;
 use crate::kernels;
@@ -38,17 +38,22 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
 }
 
 fn sum_of_squares(queue: &Queue, g: &Tensor<f32>) -> Result<f64> {
-    let blocks = g.len().div_ceil(BLOCK);
-    // The partial sums, and behind them their sum.
-    let sums = queue.block((blocks + 1) * size_of::<f64>())?;
-    let total = sums.address() + (blocks * size_of::<f64>()) as u64;
-    let grid = Grid { blocks: [blocks as u32, 1, 1], threads: 256, shared: 0 };
-    kernels::squares(queue, grid, Write::at(sums.address()), g.read()?, g.len() as u64)?;
-    let one = Grid { blocks: [1, 1, 1], ..grid };
-    kernels::finish(queue, one, Write::at(total), Read::at(sums.address()), blocks as u32)?;
+    let (sums, blocks) = partial_squares(queue, g)?;
+    let total = sums.address() + blocks as u64 * size_of::<f64>() as u64;
+    let one = Grid { blocks: [1, 1, 1], threads: 256, shared: 0 };
+    kernels::finish(queue, one, Write::at(total), Read::at(sums.address()), blocks)?;
     let mut sum = [0.0f64];
     queue.download(&mut sum, total)?;
     Ok(sum[0])
+}
+
+/// Returns the sums of squares of fixed blocks, in f64 with room for one more behind them, and their number.
+pub(crate) fn partial_squares(queue: &Queue, g: &Tensor<f32>) -> Result<(DeviceBuf, u32)> {
+    let blocks = g.len().div_ceil(BLOCK);
+    let sums = queue.block((blocks + 1) * size_of::<f64>())?;
+    let grid = Grid { blocks: [blocks as u32, 1, 1], threads: 256, shared: 0 };
+    kernels::squares(queue, grid, Write::at(sums.address()), g.read()?, g.len() as u64)?;
+    Ok((sums, blocks as u32))
 }
 
 /// Returns min(1, max_norm / (norm + 1e-6)), PyTorch's clip factor; 1 when `max_norm` is 0 (no clipping). NaN for NaN.

@@ -17,6 +17,7 @@ pub mod modulation;
 pub mod mse;
 pub mod normalize;
 pub mod optimizer;
+pub mod step_control;
 pub mod timestep_embedding;
 
 pub(crate) use rows::*;

@@ -18,6 +18,7 @@ use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::kernels;
+use crate::ops::step_control::{StepControl, constants};
 use crate::rng::Draw;
 use crate::tensor::Tensor;
 
@@ -137,7 +138,43 @@ pub fn optimizer_step<X: FloatX>(
     let device = params.device().clone();
     match &device {
         Device::Cpu(cpu) => step_cpu(cpu, params, state, grads, decayed, step),
-        Device::Cuda(queue) => step_cuda(queue, params, state, grads, decayed, step),
+        Device::Cuda(queue) => {
+            let k = Scalars::new(step);
+            let (beta1, beta2, eps) = constants(step.rule);
+            let numbers = queue.uploaded(&[
+                k.lr,
+                k.weight_decay,
+                k.grad_scale,
+                k.step_size,
+                k.inv_root2,
+                beta1,
+                beta2,
+                eps,
+                0.0,
+            ])?;
+            let numbers = Read::at(numbers.address());
+            step_cuda(queue, params, state, grads, decayed, (step.rule, step.rounding), numbers)
+        }
+    }
+}
+
+/// Does the same with the numbers that `control` has decided on; a step that does not count changes nothing.
+pub fn optimizer_step_by<X: FloatX>(
+    params: &mut Tensor<X>,
+    state: State<'_>,
+    grads: &Tensor<f32>,
+    decayed: &[Range<usize>],
+    (rule, rounding): (Rule, Rounding),
+    control: &StepControl,
+) -> Result<()> {
+    match params.device().clone() {
+        Device::Cuda(queue) => {
+            step_cuda(&queue, params, state, grads, decayed, (rule, rounding), control.numbers())
+        }
+        device => {
+            let found = device.describe();
+            Err(Error::argument("optimizer_step_by", "params", "parameters on a CUDA device", found))
+        }
     }
 }
 
@@ -157,23 +194,21 @@ fn step_cuda<X: FloatX>(
     mut state: State<'_>,
     grads: &Tensor<f32>,
     decayed: &[Range<usize>],
-    step: &Step,
+    (rule, rounding): (Rule, Rounding),
+    numbers: Read<'_, f32>,
 ) -> Result<()> {
     let n = params.len();
-    let k = Scalars::new(step);
-    let (rule, beta1, beta2, eps) = match step.rule {
-        Rule::Adam(b) => (0, b.beta1, b.beta2, b.eps),
-        Rule::AdamW(b) => (1, b.beta1, b.beta2, b.eps),
-        Rule::Sgd { momentum, nesterov } => (2 + nesterov as u32, momentum, 0.0, 0.0),
-        Rule::Lion { beta1, beta2 } => (4, beta1, beta2, 0.0),
+    let rule = match rule {
+        Rule::Adam(_) => 0,
+        Rule::AdamW(_) => 1,
+        Rule::Sgd { nesterov, .. } => 2 + nesterov as u32,
+        Rule::Lion { .. } => 4,
     };
-    let numbers =
-        queue.uploaded(&[k.lr, k.weight_decay, k.grad_scale, k.step_size, k.inv_root2, beta1, beta2, eps])?;
     let ranges: Vec<u64> = decayed.iter().flat_map(|r| [r.start as u64, r.end as u64]).collect();
     let ranges = queue.constant(&ranges)?;
-    let (stochastic, [key0, key1], at) = match step.rounding {
-        Rounding::Nearest => (0, [0, 0], 0),
-        Rounding::Stochastic(draw) => (1, draw.key(), draw.step()),
+    let (stochastic, [key0, key1], at, counter) = match rounding {
+        Rounding::Nearest => (0, [0, 0], 0, 0),
+        Rounding::Stochastic(draw) => (1, draw.key(), draw.step(), draw.added()),
     };
     let (fused, others) = state.emas.split_at_mut(state.emas.len().min(2));
     let mut fused = fused.iter_mut().map(|(decay, ema)| Ok((*decay, ema.write()?)));
@@ -181,7 +216,7 @@ fn step_cuda<X: FloatX>(
     let ((decay0, ema0), (decay1, ema1)) = (next()?, next()?);
     let master = state.master.as_mut().map_or(Ok(Write::none()), |t| t.write())?;
     let v = state.v.map_or(Ok(Write::none()), Tensor::write)?;
-    let (grid, numbers) = (Grid::covering(n, 4, 256), Read::at(numbers.address()));
+    let grid = Grid::covering(n, 4, 256);
     kernels::optimizer_step(
         queue,
         grid,
@@ -202,13 +237,13 @@ fn step_cuda<X: FloatX>(
         key0,
         key1,
         at,
-        Read::none(),
+        Read::at(counter),
         n as u64,
     )?;
     for (decay, ema) in others {
         let master = state.master.as_ref().map_or(Ok(Read::none()), |t| t.read())?;
         let grid = Grid::covering(n, 1, 256);
-        kernels::average(queue, grid, ema.write()?, master, params.read()?, *decay, n as u64)?;
+        kernels::average(queue, grid, ema.write()?, master, params.read()?, numbers, *decay, n as u64)?;
     }
     Ok(())
 }

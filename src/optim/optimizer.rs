@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::float::FloatX;
 use crate::nn::params::{Grads, Params};
 use crate::ops::elementwise::cast;
-use crate::ops::optimizer::{Rounding, Rule, State, Step, optimizer_step};
+use crate::ops::optimizer::{Rounding, Rule, State, Step, optimizer_step, optimizer_step_by};
+use crate::ops::step_control::StepControl;
 use crate::tensor::Tensor;
 
 /// The constants of an optimizer.
@@ -72,6 +73,20 @@ impl<X: FloatX> Optimizer<X> {
         let state =
             State { master: self.master.as_mut(), m: &mut self.m, v: self.v.as_mut(), emas: &mut self.emas };
         optimizer_step(self.params.flat_mut(), state, grads.flat(), &self.decayed, &step)
+    }
+
+    /// Updates the parameters by the numbers that `control` has decided on, if the step counts. [`Optimizer::count`] stays as it is: the
+    /// device counts.
+    pub fn step_by(&mut self, grads: &Grads, rounding: Rounding, control: &StepControl) -> Result<()> {
+        let state =
+            State { master: self.master.as_mut(), m: &mut self.m, v: self.v.as_mut(), emas: &mut self.emas };
+        let (flat, rule) = (self.params.flat_mut(), (self.config.rule, rounding));
+        optimizer_step_by(flat, state, grads.flat(), &self.decayed, rule, control)
+    }
+
+    /// Returns the constants.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
     }
 
     /// Returns the parameters that evaluations use: the first average, or the weights themselves.

@@ -42,6 +42,11 @@ impl Scaler {
         Self { scale: config.init as f32, good_steps: 0 }
     }
 
+    /// Goes on from a scale and the number of good steps since it last moved.
+    pub fn at(scale: f32, good_steps: u64) -> Self {
+        Self { scale, good_steps }
+    }
+
     /// Returns the factor of the loss; gradients are divided by it.
     pub fn scale(&self) -> f32 {
         self.scale

@@ -3,6 +3,7 @@
 //! A step whose loss or gradient is not finite never touches the weights: it is skipped, counted and named. Everything
 //! that decides the next step is in [`Engine`] and in the step number, so saving it is enough to continue bit for bit.
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
 use crate::nn::params::{Grads, Params};
@@ -15,30 +16,8 @@ use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
 use crate::train::config::Config;
 use crate::train::skips::Skips;
-
-/// What a stage adds to the common step.
-pub trait Task<P: FloatX> {
-    /// Adds the gradients of `step`, times `loss_scale`, to `grads`.
-    ///
-    /// # Errors
-    /// Data that cannot be read, or sizes that do not fit.
-    fn gradients(
-        &mut self,
-        params: &Params<P>,
-        step: u64,
-        loss_scale: f32,
-        grads: &mut Grads,
-    ) -> Result<Losses>;
-}
-
-/// The losses of one step.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Losses {
-    /// What is minimised.
-    pub loss: f64,
-    /// Its parts, by name, for the log.
-    pub parts: Vec<(&'static str, f64)>,
-}
+use crate::train::steps_on_device::OnDevice;
+pub use crate::train::task::{Losses, Task};
 
 /// What one step did.
 #[derive(Debug)]
@@ -70,21 +49,31 @@ pub struct Engine<P: FloatX> {
     pub step: u64,
     /// Steps that were skipped so far, and in a row.
     pub skips: Skips,
-    grads: Grads,
-    rules: Rules,
+    pub(super) grads: Grads,
+    pub(super) rules: Rules,
+    /// On a CUDA device: what decides there, once the first step was asked for.
+    pub(super) on_device: Option<OnDevice>,
 }
 
 /// The constants of a run.
 #[derive(Clone, Debug)]
-struct Rules {
+pub(super) struct Rules {
     lr: f64,
-    steps: u64,
+    pub(super) steps: u64,
     schedule: Schedule,
-    clip: f64,
-    scaler: ScalerConfig,
-    rounding: optim::Rounding,
-    seed: u64,
+    pub(super) clip: f64,
+    pub(super) scaler: ScalerConfig,
+    pub(super) rounding: optim::Rounding,
+    pub(super) seed: u64,
     max_skipped: u64,
+    pub(super) graph: bool,
+}
+
+impl Rules {
+    /// Returns the learning rate of a step.
+    pub(super) fn rate(&self, step: u64) -> f64 {
+        self.schedule.rate(self.lr, self.steps, step)
+    }
 }
 
 impl<P: FloatX> Engine<P> {
@@ -105,31 +94,46 @@ impl<P: FloatX> Engine<P> {
             rounding: config.optim.rounding,
             seed: config.seed,
             max_skipped: config.train.max_skipped,
+            graph: config.train.graph,
         };
         let scaler = (config.dtype == DType::F16).then(|| Scaler::new(&config.scaler));
-        Ok(Self { optimizer, scaler, step: 0, skips: Skips::default(), grads, rules })
+        Ok(Self { optimizer, scaler, step: 0, skips: Skips::default(), grads, rules, on_device: None })
     }
 
-    /// Makes one step.
+    /// Makes one step. On a CUDA device it is queued, and `None` is returned unless a number of it was waited for anyway:
+    /// [`Engine::look`] tells how it ended.
     ///
     /// # Errors
     /// Whatever the task reports. A step that is skipped is no error by itself; see [`Report::verdict`].
-    pub fn advance(&mut self, task: &mut impl Task<P>) -> Result<Report> {
+    pub fn advance(&mut self, task: &mut impl Task<P>) -> Result<Option<Report>> {
+        match self.grads.flat().device() {
+            Device::Cpu(_) => self.advance_here(task).map(Some),
+            Device::Cuda(_) => self.advance_on_device(task),
+        }
+    }
+
+    /// Makes one step and tells how it ended.
+    ///
+    /// # Errors
+    /// See [`Engine::advance`].
+    pub fn advance_and_look(&mut self, task: &mut impl Task<P>) -> Result<Report> {
+        match self.advance(task)? {
+            Some(report) => Ok(report),
+            None => self.look(),
+        }
+    }
+
+    fn advance_here(&mut self, task: &mut impl Task<P>) -> Result<Report> {
         let loss_scale = self.scaler.as_ref().map_or(1.0, Scaler::scale);
         self.grads.clear();
-        let losses = task.gradients(&self.optimizer.params, self.step, loss_scale, &mut self.grads)?;
+        let losses = task.losses(&self.optimizer.params, self.step, loss_scale, &mut self.grads)?;
         let unscale = 1.0 / loss_scale;
         let norm = grad_norm(self.grads.flat(), unscale)?;
-        let lr = self.rules.schedule.rate(self.rules.lr, self.rules.steps, self.step);
+        let lr = self.rules.rate(self.step);
         let skipped = self.trouble(&losses, norm)?;
         if skipped.is_none() {
             let factor = clip_factor(norm, self.rules.clip);
-            let rounding = match self.rules.rounding {
-                optim::Rounding::Nearest => Rounding::Nearest,
-                optim::Rounding::Stochastic => {
-                    Rounding::Stochastic(Draw::new(self.rules.seed, Stream::Rounding, self.step))
-                }
-            };
+            let rounding = self.rounding(Draw::new(self.rules.seed, Stream::Rounding, self.step));
             self.optimizer.step(&self.grads, lr as f32, (factor / loss_scale as f64) as f32, rounding)?;
         }
         if let Some(scaler) = &mut self.scaler {
@@ -140,8 +144,16 @@ impl<P: FloatX> Engine<P> {
         Ok(Report { step: self.step - 1, losses, grad_norm: norm, lr, loss_scale, skipped, verdict })
     }
 
+    /// Returns how weights are rounded, by `draw` if at random.
+    pub(super) fn rounding(&self, draw: Draw) -> Rounding {
+        match self.rules.rounding {
+            optim::Rounding::Nearest => Rounding::Nearest,
+            optim::Rounding::Stochastic => Rounding::Stochastic(draw),
+        }
+    }
+
     /// Names what is not finite, if anything is.
-    fn trouble(&self, losses: &Losses, norm: f64) -> Result<Option<String>> {
+    pub(super) fn trouble(&self, losses: &Losses, norm: f64) -> Result<Option<String>> {
         if !losses.loss.is_finite() {
             return Ok(Some("loss".to_owned()));
         }
@@ -156,16 +168,20 @@ impl<P: FloatX> Engine<P> {
     }
 
     /// Counts the step; returns the error that ends the run if it was one too many to be skipped in a row.
-    ///
-    /// An f16 run finds its loss scale by skipping; only at the smallest scale does a skip mean trouble.
     fn count(&mut self, skipped: Option<&str>) -> Option<Error> {
         let Some(what) = skipped else {
             self.skips.good();
             return None;
         };
-        let searching = self.scaler.as_ref().is_some_and(|s| s.scale() as f64 > self.rules.scaler.min);
-        let max = if searching { u64::MAX } else { self.rules.max_skipped };
+        let max = self.most_skipped();
         self.skips.bad(self.step, what, max).err()
+    }
+
+    /// Returns how many steps in a row may be skipped: an f16 run finds its loss scale by skipping, and only at the smallest scale
+    /// does a skip mean trouble.
+    pub(super) fn most_skipped(&self) -> u64 {
+        let searching = self.scaler.as_ref().is_some_and(|s| s.scale() as f64 > self.rules.scaler.min);
+        if searching { u64::MAX } else { self.rules.max_skipped }
     }
 
     /// Returns the gradients of the last step.

@@ -209,3 +209,46 @@ pub fn rows_to_device<X: FloatX>(
 ) -> Result<Tensor<X>> {
     Tensor::from_f32(device, [range.len(), width], &rows[range.start * width..range.end * width])
 }
+
+/// The rows of a step's batch on the device, in memory that stays where it is.
+#[derive(Debug, Default)]
+pub struct Staged {
+    rows: Option<Tensor<f32>>,
+}
+
+impl Staged {
+    /// Copies a batch (B, D) to the device; a CUDA device is not waited for.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn put(&mut self, device: &Device, rows: &[f32], width: usize) -> Result<()> {
+        let shape = [rows.len() / width, width];
+        let target = self.rows.get_or_insert_with(|| Tensor::uninit(device, shape));
+        target.view_mut().stage(rows)
+    }
+
+    /// Returns the whole batch.
+    ///
+    /// # Errors
+    /// Nothing was put here before.
+    pub fn all(&self) -> Result<&Tensor<f32>> {
+        self.rows.as_ref().ok_or_else(not_prepared)
+    }
+
+    /// Returns rows `range` of the batch.
+    ///
+    /// # Errors
+    /// Nothing was put here before; a device that failed.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Result<Tensor<f32>> {
+        let all = self.all()?;
+        let width = all.rows_cols().1;
+        let mut rows = Tensor::uninit(all.device(), [range.len(), width]);
+        rows.view_mut().copy_from(all.view().part(range.start * width, [range.len(), width]))?;
+        Ok(rows)
+    }
+}
+
+/// A step was computed before its data were read: a mistake in the program.
+pub fn not_prepared() -> Error {
+    Error::argument("a training step", "batch", "the data of a step that was prepared", "none")
+}

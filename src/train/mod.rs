@@ -29,6 +29,8 @@ pub mod signal;
 pub mod skips;
 pub mod start;
 pub mod state;
+mod steps_on_device;
+pub mod task;
 pub mod tensorboard;
 pub mod timing;
 pub mod toy_map;

@@ -14,13 +14,14 @@ use crate::nn::{Grads, Mlp, Params};
 use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_norm_forward};
 use crate::tensor::Tensor;
 use crate::train::config::{Config, Stage};
-use crate::train::engine::{Engine, Losses, Task};
-use crate::train::features::{Features, rows_to_device};
+use crate::train::engine::Engine;
+use crate::train::features::{Features, Staged, not_prepared, rows_to_device};
 use crate::train::guard::Guard;
 use crate::train::reference::{Reference, mean};
 use crate::train::run::{Trainee, recalled};
 use crate::train::sampling::{Sampling, sample_rows};
 use crate::train::setup;
+use crate::train::task::{Meter, StepAt, Task};
 
 /// The task of stage 1.
 pub struct Pretrain {
@@ -39,6 +40,8 @@ pub struct Pretrain {
     norm_target: bool,
     unit_norm: bool,
     reference: Option<Reference>,
+    batch: Option<HostBatch>,
+    staged: Staged,
 }
 
 impl Pretrain {
@@ -80,6 +83,8 @@ impl Pretrain {
             norm_target: config.flow.norm_target,
             unit_norm: config.flow.unit_norm,
             reference: None,
+            batch: None,
+            staged: Staged::default(),
         };
         Ok((task, engine))
     }
@@ -98,11 +103,12 @@ impl Pretrain {
         let samples = self.objective.samples;
         let loss = |index| {
             let batch = self.features.fresh_batch(seed, index, samples)?;
-            let data = self.data(&batch, 0..samples, self.stats(&batch)?)?;
+            let rows = rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?;
+            let data = self.normalised(&rows, self.stats(&batch)?)?;
             let cond = self.condition(&batch, 0..samples)?;
-            let part = Batch { data: &data, cond: cond.as_ref(), first: 0 };
+            let part = Batch { data: data.as_ref().unwrap_or(&rows), cond: cond.as_ref(), first: 0 };
             let draws = Draws::evaluation(seed, index);
-            Ok(self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss)
+            self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss()
         };
         batches.map(loss).collect()
     }
@@ -128,14 +134,13 @@ impl Pretrain {
         batch_stats(&rows_to_device(&self.device, &batch.features, self.features.width(), all)?).map(Some)
     }
 
-    /// Puts rows of the batch on the device, normalised as configured.
-    fn data(&self, batch: &HostBatch, range: Range<usize>, stats: Option<BatchStats>) -> Result<Tensor<f32>> {
-        let data = rows_to_device(&self.device, &batch.features, self.features.width(), range)?;
-        let data = match stats {
-            Some(stats) => standardize_forward(&data, stats)?,
-            None => data,
-        };
-        if self.unit_norm { unit_norm_forward(&data) } else { Ok(data) }
+    /// Normalises rows of the batch as configured; `None` where they stay as they are.
+    fn normalised(&self, rows: &Tensor<f32>, stats: Option<BatchStats>) -> Result<Option<Tensor<f32>>> {
+        let standard = stats.map(|stats| standardize_forward(rows, stats)).transpose()?;
+        match self.unit_norm {
+            true => unit_norm_forward(standard.as_ref().unwrap_or(rows)).map(Some),
+            false => Ok(standard),
+        }
     }
 
     /// One-hot rows of the labels, for a conditional network.
@@ -155,35 +160,56 @@ impl Pretrain {
 }
 
 impl<X: FloatX> Task<X> for Pretrain {
-    fn gradients(
-        &mut self,
-        params: &Params<X>,
-        step: u64,
-        loss_scale: f32,
-        grads: &mut Grads,
-    ) -> Result<Losses> {
+    fn prepare(&mut self, params: &Params<X>, step: u64) -> Result<()> {
         if step.is_multiple_of(Guard::EVERY) {
             let (form, note) = Guard::check(&self.net, params, self.objective.form)?;
             self.objective.form = form;
             self.notes.extend(note);
         }
+        if let Some(last) = self.batch.take() {
+            self.features.recycle(last);
+        }
         let batch = self.features.batch(step)?;
+        self.staged.put(&self.device, &batch.features, self.features.width())?;
+        self.batch = Some(batch);
+        Ok(())
+    }
+
+    fn gradients(
+        &mut self,
+        params: &Params<X>,
+        at: StepAt,
+        grads: &mut Grads,
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
+        let batch = self.batch.as_ref().ok_or_else(not_prepared)?;
         let samples = self.objective.samples;
-        let stats = self.stats(&batch)?;
+        let stats = self.stats(batch)?;
         let velocity = Velocity { net: &self.net, params, tables: None };
-        let mut losses = Losses::default();
         let micro = samples / self.micro_batches;
         for first in (0..samples).step_by(micro) {
             let range = first..first + micro;
-            let data = self.data(&batch, range.clone(), stats)?;
-            let cond = self.condition(&batch, range)?;
-            let part = Batch { data: &data, cond: cond.as_ref(), first: first as u64 };
-            let draws = Draws::training(self.seed, step);
-            losses.loss +=
-                self.objective.evaluate(velocity, part, draws, loss_scale, Want::Params(grads))?.loss;
+            let part = if micro < samples { Some(self.staged.rows(range.clone())?) } else { None };
+            let rows = part.as_ref().map_or_else(|| self.staged.all(), Ok)?;
+            let data = self.normalised(rows, stats)?;
+            let cond = self.condition(batch, range)?;
+            let part =
+                Batch { data: data.as_ref().unwrap_or(rows), cond: cond.as_ref(), first: first as u64 };
+            let want = Want::Params(grads);
+            let outcome =
+                self.objective.evaluate(velocity, part, at.draws(self.seed), at.loss_scale, want)?;
+            meter.add(&outcome.rows, outcome.divisor)?;
         }
-        self.features.recycle(batch);
-        Ok(losses)
+        Ok(())
+    }
+
+    fn waits(&self) -> Option<&'static str> {
+        let reasons = [("flow.norm_target", self.norm_target), ("model.cond", self.net.config().cond > 0)];
+        reasons.into_iter().find(|(_, on)| *on).map(|(key, _)| key)
+    }
+
+    fn fixed(&self, _step: u64) -> String {
+        self.objective.form.to_string()
     }
 }
 

@@ -108,28 +108,36 @@ fn steps<P: FloatX, T: Trainee<P>>(
         logger.record("eval", 0, &measured)?;
     }
     while engine.step < t.steps {
+        let skipped_before = engine.skips.total;
         let mut report = device.scope(|| engine.advance(task))?;
         let step = engine.step;
+        let stop = options.stop.requested() && step < t.steps;
+        let wanted = stop || [t.log_every, t.eval_every, t.checkpoint_every].iter().any(|n| due(*n, step));
+        if report.is_none() && wanted {
+            report = Some(engine.look()?);
+        }
         for note in task.notes() {
             logger.note(&format!("step {step}: {note}"));
         }
-        if let Some(what) = &report.skipped {
-            logger.skipped(step, what, engine.skips.total)?;
-        }
-        if let Some(diverged) = report.verdict.take() {
-            logger.sync()?;
-            save(config, run, task, engine)?;
-            return Err(diverged);
-        }
-        if due(t.log_every, step) {
-            logger.record("train", step, &values(&report))?;
+        if let Some(report) = &mut report {
+            if engine.skips.total > skipped_before {
+                let what = report.skipped.as_deref().unwrap_or("loss or gradient of an earlier step");
+                logger.skipped(step, what, engine.skips.total)?;
+            }
+            if let Some(diverged) = report.verdict.take() {
+                logger.sync()?;
+                save(config, run, task, engine)?;
+                return Err(diverged);
+            }
+            if due(t.log_every, step) {
+                logger.record("train", step, &values(report))?;
+            }
         }
         logger.progress(step);
         if due(t.eval_every, step) {
             let measured = device.scope(|| task.evaluate(engine))?;
             logger.record("eval", step, &measured)?;
         }
-        let stop = options.stop.requested() && step < t.steps;
         if due(t.checkpoint_every, step) || stop {
             logger.sync()?;
             let checkpoint = save(config, run, task, engine)?;

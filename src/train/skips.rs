@@ -27,6 +27,14 @@ impl Skips {
     pub fn bad(&mut self, step: u64, what: &str, max: u64) -> Result<()> {
         self.total += 1;
         self.in_a_row += 1;
+        self.verdict(step, what, max)
+    }
+
+    /// Says whether the run may go on after the steps that were counted, the last of them `step`.
+    ///
+    /// # Errors
+    /// `Error::Diverged` when `max` steps in a row were skipped, or more.
+    pub fn verdict(&self, step: u64, what: &str, max: u64) -> Result<()> {
         if self.in_a_row < max {
             return Ok(());
         }

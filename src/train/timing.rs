@@ -147,7 +147,7 @@ fn boxed<P: FloatX, T: Trainee<P> + 'static>(
     mut engine: Engine<P>,
 ) -> Box<dyn FnMut() -> Result<Report> + Send> {
     let device = device.clone();
-    Box::new(move || device.scope(|| engine.advance(&mut task)))
+    Box::new(move || device.scope(|| engine.advance_and_look(&mut task)))
 }
 
 /// Opens the configured data, or makes rows up.

@@ -13,6 +13,7 @@ use flowprior::optim::{Optimizer, OptimizerConfig};
 use flowprior::train::align::{Alignment, AutoencoderTask, LATENTS, LatentTask};
 use flowprior::train::engine::{Engine, Losses, Task};
 use flowprior::train::prior::Prior;
+use flowprior::train::task::StepAt;
 use flowprior::train::{Config, Stage};
 use flowprior::{Result, Tensor};
 
@@ -32,7 +33,7 @@ fn prior(dir: &Path, case: &Fixture) -> Result<Prior<f32>> {
 fn train(engine: &mut Engine<f32>, task: &mut impl Task<f32>, steps: usize) -> Result<[Vec<f64>; 2]> {
     let mut curves = [Vec::new(), Vec::new()];
     for _ in 0..steps {
-        let report = engine.advance(task)?;
+        let report = engine.advance_and_look(task)?;
         curves[0].push(report.losses.loss);
         curves[1].push(report.grad_norm);
     }
@@ -125,7 +126,7 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
             let batch = Batch { data: &y, cond: Some(&z), first: 0 };
             let draws = Draws::training(seed, step as u64);
             let outcome = objective.evaluate(velocity, batch, draws, 1.0, Want::Latents(gradient))?;
-            curves[0].push(outcome.loss);
+            curves[0].push(outcome.loss()?);
             let dy = outcome.dy.unwrap();
             if step == 0 {
                 let expected = fixture.values(&format!("{weight}.dlatents"));
@@ -201,7 +202,7 @@ fn autoencoder(case: &str, kind: &str, modulation: &str) -> Result<()> {
     let mut engine = engine_from(&config, &fresh.optimizer.params, &fixture.prefixed("initial."))?;
 
     let mut grads = Grads::zeros(&device(None)?, engine.optimizer.params.layout().clone());
-    let losses = task.gradients(&engine.optimizer.params, 0, 1.0, &mut grads)?;
+    let losses = task.losses(&engine.optimizer.params, 0, 1.0, &mut grads)?;
     assert_close(&what, &[losses.loss], &[fixture.scalar("loss")], F32);
     for (part, name) in [("reconstruction", "rec_loss"), ("alignment", "align_loss")] {
         assert_close(&what, &[part_of(&losses, part)], &[fixture.scalar(name)], F32);
@@ -241,7 +242,7 @@ fn the_adaptive_weight_is_pytorchs() -> Result<()> {
         let (mut task, fresh) = AutoencoderTask::new(&config, &device(None)?, prior(dir.path(), &fixture)?)?;
         let engine = engine_from(&config, &fresh.optimizer.params, &fixture.prefixed("initial."))?;
         let mut grads = Grads::zeros(&device(None)?, engine.optimizer.params.layout().clone());
-        let losses = task.gradients(&engine.optimizer.params, 0, 1.0, &mut grads)?;
+        let losses = task.losses(&engine.optimizer.params, 0, 1.0, &mut grads)?;
         let adaptive = fixture.scalar("adaptive_weight");
         let found = part_of(&losses, "alignment_weight") / config.align.lambda;
         assert_close(case, &[found], &[adaptive], F32);
@@ -275,7 +276,8 @@ fn latents_reconstruction_and_the_gradient_between_are_pytorchs() -> Result<()> 
         let (_, dx_hat) = mse(&x_hat, &x, 2.0 / x.len() as f32)?;
         let mut grads = Grads::zeros(&device, net.layout().clone());
         let through_decoder = net.decode_backward(&params, decoded, dx_hat, &mut grads)?;
-        let (_, through_prior) = alignment.gradients(&y, 0, None, 0, 1.0)?;
+        let (_, through_prior) =
+            alignment.gradients(&y, 0, None, StepAt { step: 0, loss_scale: 1.0, counter: 0 })?;
         let both = wide(through_decoder.host()?).into_iter().zip(wide(through_prior.host()?));
         let dy: Vec<f64> = both.map(|(rec, align)| rec + 0.3 * align).collect();
         assert_close(case, &dy, &fixture.values("dy"), F32);

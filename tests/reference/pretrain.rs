@@ -48,10 +48,10 @@ fn check<X: FloatX>(tolerance: f64) -> Result<()> {
                 let batch = Batch { data: &data, cond: cond.as_ref(), first: 0 };
                 let draws = Draws::training(seed, 0);
                 let want = Want::Params(&mut grads);
-                let loss = objective(&fixture, form).evaluate(velocity, batch, draws, 1.0, want)?.loss;
+                let loss = objective(&fixture, form).evaluate(velocity, batch, draws, 1.0, want)?.loss()?;
                 assert_close(&what, &[loss], &[fixture.scalar("loss")], tolerance);
                 let without = objective(&fixture, form).evaluate(velocity, batch, draws, 1.0, Want::Loss)?;
-                assert_eq!(without.loss, loss, "{what}: the loss alone is another one");
+                assert_eq!(without.loss()?, loss, "{what}: the loss alone is another one");
                 assert_all_close(&what, &outputs_of(&grads)?, &fixture.prefixed("grad."), tolerance);
             }
         }
@@ -117,7 +117,7 @@ fn ten_steps(case: &str, kind: &str, modulation: &str) -> Result<()> {
     let mut engine = engine_from(&config, &fresh.optimizer.params, &initial)?;
     let mut curves = [Vec::new(), Vec::new()];
     for _ in 0..steps {
-        let report = engine.advance(&mut task)?;
+        let report = engine.advance_and_look(&mut task)?;
         curves[0].push(report.losses.loss);
         curves[1].push(report.grad_norm);
     }

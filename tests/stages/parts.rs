@@ -19,7 +19,7 @@ fn autoencoder_step(prior: &Path, step: u64, sets: &[&str]) -> Outcome<(Losses, 
     let config = Kind::Autoencoder.config(Some(prior), sets)?;
     let (mut task, engine) = AutoencoderTask::new(&config, &device()?, frozen::<f32>(&config)?)?;
     let mut grads = Grads::zeros(&device()?, task.net.layout().clone());
-    let losses = task.gradients(&engine.optimizer.params, step, 1.0, &mut grads)?;
+    let losses = task.losses(&engine.optimizer.params, step, 1.0, &mut grads)?;
     Ok((losses, grads))
 }
 
@@ -97,7 +97,7 @@ fn an_adaptive_weight_that_overflows_f16_skips_the_step_instead_of_dropping_the_
     let (mut task, mut engine) = AutoencoderTask::new(&config, &device()?, frozen::<f16>(&config)?)?;
     let mut good = 0;
     for step in 0..80 {
-        let report = engine.advance(&mut task)?;
+        let report = engine.advance_and_look(&mut task)?;
         if report.skipped.is_none() {
             good += 1;
             let weight = part(&report.losses, "alignment_weight");
@@ -125,7 +125,7 @@ fn the_std_penalty_adds_its_value_and_its_gradient() -> Outcome {
         let (mut task, engine) = LatentTask::new(&config, &device()?, frozen::<f32>(&config)?)?;
         let params = &engine.optimizer.params;
         let mut grads = Grads::zeros(&device()?, params.layout().clone());
-        let losses = task.gradients(params, 0, 1.0, &mut grads)?;
+        let losses = task.losses(params, 0, 1.0, &mut grads)?;
         Ok((
             losses,
             grads.named(LATENTS)?.to_f32_vec().unwrap(),
@@ -177,7 +177,7 @@ fn evaluation_measures_standardised_latents_as_training_does() -> Outcome {
         let config = Kind::Autoencoder.config(Some(&prior), &[&source, "optim.ema=[]", std_latents])?;
         let (mut task, engine) = AutoencoderTask::new(&config, &device()?, frozen::<f32>(&config)?)?;
         let mut grads = Grads::zeros(&device()?, task.net.layout().clone());
-        let losses = task.gradients(&engine.optimizer.params, 0, 1.0, &mut grads)?;
+        let losses = task.losses(&engine.optimizer.params, 0, 1.0, &mut grads)?;
         let measured = BTreeMap::from_iter(Trainee::<f32>::evaluate(&mut task, &engine)?);
         let trained = part(&losses, "reconstruction");
         assert!(

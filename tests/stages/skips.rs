@@ -43,7 +43,7 @@ fn expect_skips<X: FloatX>(config: &Config) -> Outcome<Vec<u64>> {
     assert_eq!(bad.len() as u64, config.train.steps / 4);
     for step in 0..config.train.steps {
         let before = state(&engine);
-        let report: Report = engine.advance(&mut task)?;
+        let report: Report = engine.advance_and_look(&mut task)?;
         assert_eq!(report.skipped.is_some(), bad.contains(&step), "step {step}: {report:?}");
         if let Some(what) = report.skipped {
             assert_eq!(what, "loss");
@@ -99,7 +99,7 @@ fn an_autoencoder_skips_its_bad_batches_too() -> Outcome {
     for step in 0..24 {
         let bad = task.features.source().ids(config.seed, step, 16)?.contains(&(BAD_ROW as u64));
         let before = state(&engine);
-        let report = engine.advance(&mut task)?;
+        let report = engine.advance_and_look(&mut task)?;
         assert_eq!(
             (report.skipped.is_some(), before == state(&engine)),
             (bad, bad),

@@ -12,11 +12,12 @@ use flowprior::device::Isa;
 use flowprior::nn::{Grads, Mlp, MlpConfig, Params};
 use flowprior::rng::{Draw, Stream};
 use flowprior::train::config::Target;
-use flowprior::train::engine::{Engine, Losses, Task};
+use flowprior::train::engine::Engine;
 use flowprior::train::log::{Console, WALL_CLOCK};
 use flowprior::train::prior::write_network;
 use flowprior::train::run::{RunOptions, Trainee};
 use flowprior::train::signal::StopFlag;
+use flowprior::train::task::{Meter, StepAt, Task};
 use flowprior::train::{Config, Resume, Sources, Stage, checkpoint, start};
 use serde_json::Value;
 
@@ -198,15 +199,27 @@ pub struct Hooked<T, F> {
 }
 
 impl<P: FloatX, T: Task<P>, F: FnMut(u64)> Task<P> for Hooked<T, F> {
+    fn prepare(&mut self, params: &Params<P>, step: u64) -> flowprior::Result<()> {
+        (self.before)(step);
+        self.inner.prepare(params, step)
+    }
+
     fn gradients(
         &mut self,
         params: &Params<P>,
-        step: u64,
-        scale: f32,
+        at: StepAt,
         grads: &mut Grads,
-    ) -> flowprior::Result<Losses> {
-        (self.before)(step);
-        self.inner.gradients(params, step, scale, grads)
+        meter: &mut Meter<'_>,
+    ) -> flowprior::Result<()> {
+        self.inner.gradients(params, at, grads, meter)
+    }
+
+    fn waits(&self) -> Option<&'static str> {
+        self.inner.waits()
+    }
+
+    fn fixed(&self, step: u64) -> String {
+        self.inner.fixed(step)
     }
 }
 

@@ -4,7 +4,7 @@
 //! used it last are still under way.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
@@ -22,7 +22,12 @@ const GUARD: u8 = 0xa5;
 
 pub(super) struct Pool {
     context: Arc<Context>,
-    free: Mutex<HashMap<usize, Vec<CUdeviceptr>>>,
+    /// Free blocks by size, and those that are kept for captured steps.
+    free: Mutex<[HashMap<usize, Vec<CUdeviceptr>>; 2]>,
+    /// Blocks are taken from those that are kept for captured steps.
+    pub(super) reserving: AtomicBool,
+    /// The stream records what is queued: nothing can be waited for.
+    pub(super) capturing: AtomicBool,
     allocations: AtomicU64,
     held: AtomicU64,
     guard: bool,
@@ -32,6 +37,7 @@ pub(super) struct Pool {
 pub(crate) struct DeviceBuf {
     address: CUdeviceptr,
     bytes: usize,
+    reserved: bool,
     pool: Arc<Pool>,
 }
 
@@ -40,6 +46,8 @@ impl Pool {
         Self {
             context,
             free: Mutex::default(),
+            reserving: AtomicBool::new(false),
+            capturing: AtomicBool::new(false),
             allocations: AtomicU64::new(0),
             held: AtomicU64::new(0),
             guard,
@@ -57,19 +65,30 @@ impl Pool {
     /// Takes a block; its content is whatever it held last.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<DeviceBuf> {
         let bytes = bytes.next_multiple_of(UNIT).max(UNIT) + if self.guard { 2 * SENTINEL } else { 0 };
-        let found =
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&bytes).and_then(Vec::pop);
+        let reserved = self.reserving.load(Ordering::Relaxed);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = free[reserved as usize].get_mut(&bytes).and_then(Vec::pop);
+        drop(free);
         let address = match found {
             Some(address) => address,
+            None if self.capturing.load(Ordering::Relaxed) => {
+                let what = format!("a step that is captured needs {bytes} bytes more than the one before it");
+                return Err(Error::Device(what));
+            }
             None => self.allocate(bytes)?,
         };
-        let block = DeviceBuf { address, bytes, pool: self.clone() };
-        if self.guard {
+        let block = DeviceBuf { address, bytes, reserved, pool: self.clone() };
+        if self.guards() {
             block.fill(0, bytes, 0xff)?; // all-ones is NaN in f32, bf16 and f16
             block.fill(0, SENTINEL, GUARD)?;
             block.fill(bytes - SENTINEL, SENTINEL, GUARD)?;
         }
         Ok(block)
+    }
+
+    /// Says whether buffers are filled and looked at now.
+    fn guards(&self) -> bool {
+        self.guard && !self.capturing.load(Ordering::Relaxed)
     }
 
     fn allocate(&self, bytes: usize) -> Result<CUdeviceptr> {
@@ -126,13 +145,13 @@ impl DeviceBuf {
 
 impl Drop for DeviceBuf {
     fn drop(&mut self) {
-        if self.pool.guard && !std::thread::panicking() {
+        if self.pool.guards() && !std::thread::panicking() {
             // A device that failed cannot be asked, and has said why already.
             let whole = self.is_intact().unwrap_or(true);
             assert!(whole, "a kernel wrote outside its buffer of {} bytes", self.bytes - 2 * SENTINEL);
         }
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.entry(self.bytes).or_default().push(self.address);
+        free[self.reserved as usize].entry(self.bytes).or_default().push(self.address);
     }
 }
 
@@ -140,7 +159,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let Ok(stream) = self.context.enter() else { return };
         let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for address in free.drain().flat_map(|(_, list)| list) {
+        for address in free.iter_mut().flat_map(|part| part.drain()).flat_map(|(_, list)| list) {
             // SAFETY: allocated here and in nobody's hands. A context that failed frees all of its memory itself.
             let _freed = unsafe { result::free_async(address, stream) };
         }

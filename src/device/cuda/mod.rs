@@ -4,17 +4,25 @@
 //! library  finds and opens the driver and NVRTC
 //! nvrtc    compiles a kernel file, with a cache on disk
 //! memory   the pool of device memory: addresses repeat from step to step
+//! argument what launchers take
 //! queue    one context with its stream: modules, launches, copies
+//! staging  copies of a step's data that the host does not wait for
+//! graph    a captured step
 //! ```
 
+mod argument;
+mod graph;
 mod library;
 mod memory;
 pub mod nvrtc;
 pub mod queue;
+mod staging;
 
+pub use argument::{Argument, Read, Write};
+pub(crate) use graph::Graph;
 pub(crate) use memory::DeviceBuf;
 pub use nvrtc::{Nvrtc, Source};
-pub use queue::{Argument, Grid, Kernel, Queue, Read, Write};
+pub use queue::{Grid, Kernel, Queue};
 
 use std::path::PathBuf;
 

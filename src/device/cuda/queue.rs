@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
-use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +13,8 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{DriverError, result};
 
 use crate::device::cuda::memory::Pool;
-use crate::device::cuda::{CudaOptions, DeviceBuf, Nvrtc, Source, library};
+use crate::device::cuda::staging::Staging;
+use crate::device::cuda::{Argument, CudaOptions, DeviceBuf, Nvrtc, Read, Source, library};
 use crate::error::{Error, Result};
 use crate::float::DType;
 
@@ -29,7 +29,7 @@ pub(super) fn failed(what: &str, error: DriverError) -> String {
     format!("CUDA, {what}: {name}{text}")
 }
 
-fn device_error(what: &'static str) -> impl Fn(DriverError) -> Error {
+pub(super) fn device_error(what: &'static str) -> impl Fn(DriverError) -> Error {
     move |error| Error::Device(failed(what, error))
 }
 
@@ -79,8 +79,9 @@ impl Drop for Context {
 
 /// An opened CUDA device.
 pub struct Queue {
-    context: Arc<Context>,
-    pool: Arc<Pool>,
+    pub(super) context: Arc<Context>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) staging: Mutex<Option<Staging>>,
     nvrtc: Nvrtc,
     cache: Option<PathBuf>,
     name: String,
@@ -144,94 +145,6 @@ impl Grid {
     }
 }
 
-/// An argument as its bytes: the driver reads as many as the kernel declares, the low ones first.
-#[derive(Clone, Copy, Debug)]
-pub struct Argument(#[allow(dead_code)] u64); // the driver reads it through a pointer
-
-impl From<u64> for Argument {
-    fn from(x: u64) -> Self {
-        Self(x)
-    }
-}
-
-impl From<u32> for Argument {
-    fn from(x: u32) -> Self {
-        Self(x as u64)
-    }
-}
-
-impl From<i32> for Argument {
-    fn from(x: i32) -> Self {
-        Self(x as u32 as u64)
-    }
-}
-
-impl From<f32> for Argument {
-    fn from(x: f32) -> Self {
-        Self(x.to_bits() as u64)
-    }
-}
-
-/// Device memory that a kernel reads.
-#[derive(Clone, Copy, Debug)]
-pub struct Read<'a, T> {
-    address: u64,
-    elements: PhantomData<&'a [T]>,
-}
-
-/// Device memory that a kernel writes.
-#[derive(Debug)]
-pub struct Write<'a, T> {
-    address: u64,
-    elements: PhantomData<&'a mut [T]>,
-}
-
-impl<T> Read<'_, T> {
-    /// Names elements by their address; they must stay alive for `'_`.
-    pub(crate) fn at(address: u64) -> Self {
-        Self { address, elements: PhantomData }
-    }
-
-    /// A null pointer, for an argument that the kernel need not have.
-    pub(crate) fn none() -> Self {
-        Self::at(0)
-    }
-
-    pub(crate) fn address(self) -> u64 {
-        self.address
-    }
-}
-
-impl<'a, T> Read<'a, T> {
-    /// Names the same elements by another type: the one that they have, where only their `DType` is known.
-    pub(crate) fn retyped<U>(self) -> Read<'a, U> {
-        debug_assert_eq!(size_of::<T>(), size_of::<U>());
-        Read::at(self.address)
-    }
-}
-
-impl<'a, T> Write<'a, T> {
-    /// Names the same elements by another type, as [`Read::retyped`] does.
-    pub(crate) fn retyped<U>(self) -> Write<'a, U> {
-        debug_assert_eq!(size_of::<T>(), size_of::<U>());
-        Write::at(self.address)
-    }
-
-    /// Names elements by their address; they must stay alive for `'_`.
-    pub(crate) fn at(address: u64) -> Self {
-        Self { address, elements: PhantomData }
-    }
-
-    /// A null pointer, for an argument that the kernel need not have.
-    pub(crate) fn none() -> Self {
-        Self::at(0)
-    }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-}
-
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (major, minor) = self.capability;
@@ -292,6 +205,7 @@ impl Queue {
         Ok(Self {
             context,
             pool,
+            staging: Mutex::default(),
             nvrtc,
             cache: options.cache.clone(),
             name,
@@ -348,7 +262,7 @@ impl Queue {
     }
 
     /// Makes the context current, unless something failed before; returns the stream.
-    fn enter(&self) -> Result<sys::CUstream> {
+    pub(super) fn enter(&self) -> Result<sys::CUstream> {
         match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(message) => Err(Error::Device(message.clone())),
             None => self.context.enter(),

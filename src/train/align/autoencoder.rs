@@ -17,11 +17,12 @@ use crate::ops::normalize::{
 use crate::tensor::Tensor;
 use crate::train::align::Alignment;
 use crate::train::config::{self, AlignConfig, Config, Stage};
-use crate::train::engine::{Engine, Losses, Task};
-use crate::train::features::{Features, rows_to_device};
+use crate::train::engine::Engine;
+use crate::train::features::{Features, Staged, rows_to_device};
 use crate::train::prior::Prior;
 use crate::train::reference::mean;
 use crate::train::run::Trainee;
+use crate::train::task::{Meter, StepAt, Task};
 
 /// The task of an autoencoder.
 pub struct AutoencoderTask<X: FloatX> {
@@ -35,6 +36,9 @@ pub struct AutoencoderTask<X: FloatX> {
     tokens: usize,
     micro_batches: usize,
     device: Device,
+    staged: Staged,
+    /// The step that was prepared.
+    step: u64,
 }
 
 impl<X: FloatX> AutoencoderTask<X> {
@@ -85,6 +89,8 @@ impl<X: FloatX> AutoencoderTask<X> {
             tokens: a.autoencoder.tokens,
             micro_batches: config.train.micro_batches,
             device: device.clone(),
+            staged: Staged::default(),
+            step: 0,
         };
         Ok((task, engine))
     }
@@ -163,30 +169,37 @@ impl<X: FloatX> AutoencoderTask<X> {
         params: &Params<X>,
         x: &Tensor<f32>,
         first: usize,
-        step: Step,
+        (step, at): (u64, StepAt),
         grads: &mut Grads,
-    ) -> Result<Parts> {
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
         let d = x.rows_cols().1;
         let Encoded { y, latents, standard, saved: encoded } = self.encode(params, x)?;
         let (x_hat, decoded) = self.net.decode(params, y)?;
         let divisor = (self.features_per_step() * d) as f64;
-        let (row_loss, dx_hat) = mse(&x_hat, x, (2.0 / divisor) as f32 * step.loss_scale)?;
+        let (row_loss, dx_hat) = mse(&x_hat, x, (2.0 / divisor) as f32 * at.loss_scale)?;
         let dy = self.net.decode_backward(params, decoded, dx_hat, grads)?;
-        let mut parts = Parts { reconstruction: total(&row_loss)? / divisor, ..Parts::default() };
+        meter.add_part("reconstruction", &row_loss, divisor, 1.0)?;
         let mut total_dy = cast::<X, f32>(&dy)?.reshaped(latents.shape().dims())?;
-        let weight = self.config.weight_at(step.number);
+        let weight = self.config.weight_at(step);
         if weight > 0.0 {
             let stats = self.alignment.stats(&latents)?;
-            let at = (first * self.tokens) as u64;
-            let (loss, dalign) =
-                self.alignment.gradients(&latents, at, stats, step.number, step.loss_scale)?;
-            let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, step.loss_scale)?;
+            let place = (first * self.tokens) as u64;
+            let (losses, dalign) = self.alignment.gradients(&latents, place, stats, at)?;
+            let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, at.loss_scale)?;
             axpy(total_dy.view_mut(), (weight * ratio) as f32, &dalign)?;
-            (parts.alignment, parts.weight) = (loss, weight * ratio);
+            meter.add_part("alignment", &losses.rows, losses.divisor, weight * ratio)?;
+            if first == 0 {
+                meter.add_value("alignment_weight", weight * ratio, 0.0)?;
+            }
+        } else {
+            meter.add_value("alignment", 0.0, 0.0)?;
+            meter.add_value("alignment_weight", 0.0, 0.0)?;
         }
         if self.config.std_weight > 0.0 {
-            let weight = self.config.std_weight as f32 * step.loss_scale;
-            parts.std = std_penalty(&mut total_dy, &latents, weight)?;
+            let weight = self.config.std_weight as f32 * at.loss_scale;
+            let penalty = std_penalty(&mut total_dy, &latents, weight)?;
+            meter.add_value("std", penalty, self.config.std_weight)?;
         }
         let total_dy = match standard {
             Some(stats) => standardize_backward(&total_dy, stats)?,
@@ -194,7 +207,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         };
         let dy = cast(&total_dy)?.reshaped(dy.shape().dims())?;
         self.net.encode_backward(params, encoded, dy, grads)?;
-        Ok(parts)
+        Ok(())
     }
 
     fn adaptive_ratio(
@@ -249,55 +262,45 @@ pub struct Passed {
     pub reconstruction: Vec<f64>,
 }
 
-/// The numbers of a step that micro-batches need.
-#[derive(Clone, Copy)]
-struct Step {
-    number: u64,
-    loss_scale: f32,
-}
-
-/// The parts of the loss.
-#[derive(Clone, Copy, Default)]
-struct Parts {
-    reconstruction: f64,
-    alignment: f64,
-    weight: f64,
-    std: f64,
-}
-
 impl<X: FloatX> Task<X> for AutoencoderTask<X> {
+    fn prepare(&mut self, _params: &Params<X>, step: u64) -> Result<()> {
+        let batch = self.features.batch(step)?;
+        self.staged.put(&self.device, &batch.features, self.features.width())?;
+        self.features.recycle(batch);
+        self.step = step;
+        Ok(())
+    }
+
     fn gradients(
         &mut self,
         params: &Params<X>,
-        step: u64,
-        loss_scale: f32,
+        at: StepAt,
         grads: &mut Grads,
-    ) -> Result<Losses> {
-        let batch = self.features.batch(step)?;
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
         let samples = self.features_per_step();
         let micro = samples / self.micro_batches;
-        let mut sum = Parts::default();
         for first in (0..samples).step_by(micro) {
-            let x =
-                rows_to_device(&self.device, &batch.features, self.features.width(), first..first + micro)?;
-            let parts = self.micro_batch(params, &x, first, Step { number: step, loss_scale }, grads)?;
-            sum.reconstruction += parts.reconstruction;
-            sum.alignment += parts.alignment;
-            sum.std += parts.std;
-            sum.weight = parts.weight;
+            let part = if micro < samples { Some(self.staged.rows(first..first + micro)?) } else { None };
+            let x = part.as_ref().map_or_else(|| self.staged.all(), Ok)?;
+            self.micro_batch(params, x, first, (self.step, at), grads, meter)?;
         }
-        self.features.recycle(batch);
-        let std_weight = self.config.std_weight;
-        let loss = sum.reconstruction + sum.weight * sum.alignment + std_weight * sum.std;
-        let mut parts = vec![
-            ("reconstruction", sum.reconstruction),
-            ("alignment", sum.alignment),
-            ("alignment_weight", sum.weight),
+        Ok(())
+    }
+
+    fn waits(&self) -> Option<&'static str> {
+        let c = &self.config;
+        let own = [
+            ("align.adaptive", c.adaptive),
+            ("align.std_latents", c.std_latents),
+            ("align.std_weight", c.std_weight > 0.0),
         ];
-        if std_weight > 0.0 {
-            parts.push(("std", sum.std));
-        }
-        Ok(Losses { loss, parts })
+        let own = own.into_iter().find(|(_, on)| *on).map(|(key, _)| key);
+        own.or(self.alignment.waits())
+    }
+
+    fn fixed(&self, step: u64) -> String {
+        self.config.weight_at(step).to_string()
     }
 }
 

@@ -13,10 +13,11 @@ use crate::rng::{Draw, Stream};
 use crate::tensor::{Shape, Tensor};
 use crate::train::align::{Alignment, LATENTS};
 use crate::train::config::{Config, Stage};
-use crate::train::engine::{Engine, Losses, Task};
+use crate::train::engine::Engine;
 use crate::train::prior::Prior;
 use crate::train::reference::mean;
 use crate::train::run::Trainee;
+use crate::train::task::{Meter, StepAt, Task};
 
 /// The task of free latents; their one parameter is `latents` (L, D), in f32.
 pub struct LatentTask<X: FloatX> {
@@ -66,36 +67,47 @@ impl<X: FloatX> LatentTask<X> {
 }
 
 impl<X: FloatX> Task<f32> for LatentTask<X> {
+    fn prepare(&mut self, _params: &Params<f32>, _step: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn gradients(
         &mut self,
         params: &Params<f32>,
-        step: u64,
-        loss_scale: f32,
+        at: StepAt,
         grads: &mut Grads,
-    ) -> Result<Losses> {
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
         let y = self.latents(params)?;
         let (count, width) = y.rows_cols();
         let stats = self.alignment.stats(&y)?;
         let mut dy = Tensor::<f32>::zeros(&self.device, [count, width]);
-        let mut alignment = 0.0;
         let micro = count / self.micro_batches;
         for first in (0..count).step_by(micro) {
             let place = (first * width, Shape::from([micro, width]));
             let mut part = Tensor::uninit(&self.device, place.1);
             part.view_mut().copy_from(y.view().part(place.0, place.1))?;
-            let (loss, d) = self.alignment.gradients(&part, first as u64, stats, step, loss_scale)?;
+            let (losses, d) = self.alignment.gradients(&part, first as u64, stats, at)?;
             let [mut rows] = dy.view_mut().parts([place]);
             rows.copy_from(d.view())?;
-            alignment += loss;
+            match self.std_weight > 0.0 {
+                true => meter.add_part("alignment", &losses.rows, losses.divisor, 1.0)?,
+                false => meter.add(&losses.rows, losses.divisor)?,
+            }
         }
-        let mut losses = Losses { loss: alignment, parts: Vec::new() };
         if self.std_weight > 0.0 {
-            let penalty = std_penalty(&mut dy, &y, self.std_weight * loss_scale)?;
-            losses.loss += self.std_weight as f64 * penalty;
-            losses.parts = vec![("alignment", alignment), ("std", penalty)];
+            let penalty = std_penalty(&mut dy, &y, self.std_weight * at.loss_scale)?;
+            meter.add_value("std", penalty, self.std_weight as f64)?;
         }
-        grads.add_named(LATENTS, &dy)?;
-        Ok(losses)
+        grads.add_named(LATENTS, &dy)
+    }
+
+    fn waits(&self) -> Option<&'static str> {
+        self.alignment.waits().or((self.std_weight > 0.0).then_some("align.std_weight"))
+    }
+
+    fn fixed(&self, _step: u64) -> String {
+        String::new()
     }
 }
 

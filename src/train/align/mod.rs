@@ -17,7 +17,7 @@ pub use latents::LatentTask;
 
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::flow::{Batch, Draws, LatentGradient, Objective, Want};
+use crate::flow::{Batch, Draws, LatentGradient, Objective, Outcome, Want};
 use crate::nn::Form;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
@@ -28,6 +28,7 @@ use crate::train::guard::Guard;
 use crate::train::prior::Prior;
 use crate::train::reference::Reference;
 use crate::train::setup;
+use crate::train::task::StepAt;
 
 /// The name of the one parameter of free latents.
 pub const LATENTS: &str = "latents";
@@ -82,8 +83,8 @@ impl<X: FloatX> Alignment<X> {
         Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed })
     }
 
-    /// Returns the loss of the latents `y: (B, D)`, numbers `first ..` of the global batch, and its gradient times
-    /// `loss_scale`. `stats` are those of the global batch, where targets are normalised.
+    /// Returns the row losses of the latents `y: (B, D)`, numbers `first ..` of the global batch, with their divisor, and the gradient
+    /// times the loss scale. `stats` are those of the global batch, where targets are normalised.
     ///
     /// # Errors
     /// Another width than the prior's.
@@ -92,24 +93,23 @@ impl<X: FloatX> Alignment<X> {
         y: &Tensor<f32>,
         first: u64,
         stats: Option<BatchStats>,
-        step: u64,
-        loss_scale: f32,
-    ) -> Result<(f64, Tensor<f32>)> {
+        at: StepAt,
+    ) -> Result<(Outcome, Tensor<f32>)> {
         let standard = stats.map(|stats| standardize_forward(y, stats)).transpose()?;
         let before_unit = standard.as_ref().unwrap_or(y);
         let unit = if self.unit_norm { Some(unit_norm_forward(before_unit)?) } else { None };
         let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond: None, first };
         let velocity = self.prior.velocity(self.objective.form);
         let want = Want::Latents(self.gradient);
-        let outcome =
-            self.objective.evaluate(velocity, batch, Draws::training(self.seed, step), loss_scale, want)?;
-        let dy = outcome.dy.ok_or_else(|| Error::argument("alignment", "dy", "a gradient", "none"))?;
+        let mut outcome =
+            self.objective.evaluate(velocity, batch, at.draws(self.seed), at.loss_scale, want)?;
+        let dy = outcome.dy.take().ok_or_else(|| Error::argument("alignment", "dy", "a gradient", "none"))?;
         let dy = if self.unit_norm { unit_norm_backward(&dy, before_unit)? } else { dy };
         let dy = match stats {
             Some(stats) => standardize_backward(&dy, stats)?,
             None => dy,
         };
-        Ok((outcome.loss, dy))
+        Ok((outcome, dy))
     }
 
     /// Returns the losses of the latents `y: (B, D)`, B the samples of the objective, under fresh draws of noise and
@@ -125,7 +125,7 @@ impl<X: FloatX> Alignment<X> {
         let velocity = self.prior.velocity(self.objective.form);
         let loss = |draw| {
             let draws = Draws::evaluation(seed, draw);
-            Ok(self.objective.evaluate(velocity, batch, draws, 1.0, Want::Loss)?.loss)
+            self.objective.evaluate(velocity, batch, draws, 1.0, Want::Loss)?.loss()
         };
         draws.map(loss).collect()
     }
@@ -136,6 +136,11 @@ impl<X: FloatX> Alignment<X> {
     /// Another width.
     fn measure(&self, latents: &[f32]) -> Result<Vec<(&'static str, f64)>> {
         self.reference.as_ref().map_or(Ok(Vec::new()), |reference| reference.measure(latents))
+    }
+
+    /// Names the option for which a step has to wait for numbers from the device.
+    fn waits(&self) -> Option<&'static str> {
+        self.norm_target.then_some("flow.norm_target")
     }
 
     fn stats(&self, y: &Tensor<f32>) -> Result<Option<BatchStats>> {

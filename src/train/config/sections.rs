@@ -423,6 +423,8 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Draws the figures of the run when it is finished.
     pub figures: bool,
+    /// CUDA: makes a step by one graph, not kernel by kernel; the results are the same.
+    pub graph: bool,
 }
 
 impl Default for TrainConfig {
@@ -437,6 +439,7 @@ impl Default for TrainConfig {
             max_skipped: 20,
             eval_every: 0,
             figures: true,
+            graph: true,
         }
     }
 }
