@@ -177,7 +177,7 @@ fn what_is_missing_is_said() -> Outcome {
         ),
         (
             "CUDA_EMULATOR_MEMORY",
-            "64K",
+            "1M",
             &["allocating device memory", "bytes were asked for", "flowprior plan"],
         ),
         ("CUDA_EMULATOR_DRIVER", "12000", &["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]),

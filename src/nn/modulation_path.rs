@@ -301,7 +301,7 @@ impl ModulationPath {
 
 fn nodes_tensor(device: &Device, r: usize) -> Result<Tensor<f32>> {
     let nodes: Vec<f32> = chebyshev_nodes(r).into_iter().map(|t| t as f32).collect();
-    Tensor::from_f32(device, [r], &nodes)
+    Tensor::constant(device, [r], &nodes)
 }
 
 /// W·x (+ b), in f64.

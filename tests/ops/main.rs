@@ -17,4 +17,5 @@ mod linear;
 mod mse;
 mod normalize;
 mod optimizer;
+mod step_control;
 mod timestep_embedding;

@@ -64,8 +64,16 @@ impl Pool {
 
     /// Takes a block; its content is whatever it held last.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<DeviceBuf> {
+        self.take_from(self.reserving.load(Ordering::Relaxed), bytes)
+    }
+
+    /// Takes a block that outlives a step: none of those that are kept for captured steps.
+    pub(super) fn take_lasting(self: &Arc<Self>, bytes: usize) -> Result<DeviceBuf> {
+        self.take_from(false, bytes)
+    }
+
+    fn take_from(self: &Arc<Self>, reserved: bool, bytes: usize) -> Result<DeviceBuf> {
         let bytes = bytes.next_multiple_of(UNIT).max(UNIT) + if self.guard { 2 * SENTINEL } else { 0 };
-        let reserved = self.reserving.load(Ordering::Relaxed);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let found = free[reserved as usize].get_mut(&bytes).and_then(Vec::pop);
         drop(free);

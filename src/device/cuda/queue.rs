@@ -299,7 +299,9 @@ impl Queue {
         let mut constants = self.constants.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if !constants.contains_key(bytes) {
-            constants.insert(bytes.to_vec(), self.uploaded(values)?);
+            let block = self.pool.take_lasting(size_of_val(values))?;
+            self.upload(block.address(), values)?;
+            constants.insert(bytes.to_vec(), block);
         }
         Ok(Read::at(constants.get(bytes).map_or(0, DeviceBuf::address)))
     }
