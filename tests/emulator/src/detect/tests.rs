@@ -208,9 +208,13 @@ fn live(warp: usize) -> u32 {
     if warp == 0 { u32::MAX } else { (1 << (THREADS - LANES)) - 1 }
 }
 
+fn is_row(access: &Access<'_>) -> bool {
+    access.lanes == u32::MAX && are_side_by_side(access.bytes, access.addresses)
+}
+
 impl Pair {
     fn new(launch: &Arc<Launch>, seed: u64) -> Self {
-        let block = |b| Block::new(Arc::clone(launch), b as u32, THREADS, 256, Recycled::default());
+        let block = |b| Block::new(Arc::clone(launch), b as u32, THREADS, 256);
         let model = Model { actors: vec![Actor::default(); BLOCKS * 64], ..Model::default() };
         Self { random: Random(seed), blocks: (0..BLOCKS).map(block).collect(), model, pc: 0 }
     }
@@ -263,6 +267,7 @@ impl Pair {
         let detector = &mut self.blocks[block];
         match (memory, is_strong(kind)) {
             (Memory::Shared, false) => detector.shared(&access, |_| 0),
+            (Memory::Global, false) if is_row(&access) => detector.global_row(&access, addresses[0]),
             (Memory::Global, false) => detector.global(&access, |_| 0),
             (Memory::Shared, true) => detector.shared_flag(&access, lanes),
             (Memory::Global, true) => {
