@@ -29,7 +29,12 @@ const ALL_LANES: (u32, u32) = (0, LANES as u32 - 1);
 impl Row {
     /// Makes the row of a warp with `1 << shift` bytes for each lane, lane 0 at `start` counted from the line's begin.
     #[inline(always)]
-    pub(super) fn new((block, warp): (u32, usize), epoch: u32, what: What, (start, shift): (i64, u32)) -> Self {
+    pub(super) fn new(
+        (block, warp): (u32, usize),
+        epoch: u32,
+        what: What,
+        (start, shift): (i64, u32),
+    ) -> Self {
         let shape = PRESENT | (warp as u32) << 16 | shift << 12 | (start + 512) as u32;
         Self { block, epoch, what, shape }
     }

@@ -24,12 +24,19 @@ pub fn begin(races: &mut Races, engine: &Engine, number: u64) {
     let (threads, shared) = (engine.launch.threads() as usize, engine.launch.shared_bytes() as usize);
     match races {
         Some(races) => races.begin(number as u32, threads, shared),
-        None => *races = Some(Box::new(detect::Block::new(Arc::clone(launch), number as u32, threads, shared))),
+        None => {
+            *races = Some(Box::new(detect::Block::new(Arc::clone(launch), number as u32, threads, shared)))
+        }
     }
 }
 
 /// Describes the races of a launch, at most so many.
-pub fn reports(races: &Option<Arc<detect::Launch>>, launch: &Launch, view: &View, most: usize) -> Vec<Report> {
+pub fn reports(
+    races: &Option<Arc<detect::Launch>>,
+    launch: &Launch,
+    view: &View,
+    most: usize,
+) -> Vec<Report> {
     let Some(races) = races else { return Vec::new() };
     let place = |memory, address| match memory {
         Memory::Shared => None,
