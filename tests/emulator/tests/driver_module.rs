@@ -381,26 +381,50 @@ fn hostile_text_is_refused_quickly() {
     }
 }
 
+/// Random numbers below a limit.
+fn draws() -> impl FnMut(usize) -> usize {
+    let mut random = 1u64;
+    move |limit| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % limit
+    }
+}
+
+/// Changes an image in one place: bytes, or a number of eight bytes.
+fn change(image: &mut Vec<u8>, whole: &[u8], draw: &mut impl FnMut(usize) -> usize) {
+    let (at, from) = (draw(image.len()), draw(whole.len()));
+    match draw(6) {
+        0 => image[at] = draw(256) as u8,
+        1 if image.len() > 1 => drop(image.remove(at)),
+        2 => image.insert(at, b"{}();,.%@[]-0"[draw(13)]),
+        3 => image[at] = whole[from],
+        4 => image.truncate(at + 1),
+        _ => {
+            let size = whole.len() as u64;
+            let number =
+                [0, 1, 64, size - 1, size, size + 1, 1 << 28, 1 << 32, 1 << 47, 1 << 63, u64::MAX][draw(11)];
+            let (at, bytes) = (at / 8 * 8, [2, 4, 8][draw(3)]);
+            image.iter_mut().skip(at).zip(number.to_le_bytes()).take(bytes).for_each(|(to, byte)| *to = byte);
+        }
+    }
+}
+
 #[test]
 fn mutated_images_are_loaded_or_refused_and_nothing_else() {
     let _driver = started(&[("report", "/dev/null")]);
-    let whole = [PTX.as_bytes().to_vec(), cubin(32)];
-    let mut random = 1u64;
-    let mut draw = move |limit: usize| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) as usize % limit
-    };
+    let mut draw = draws();
+    let fatbin = [&[0x50, 0xED, 0x55, 0xBA, 1, 0, 16, 0][..], &cubin(32)].concat();
+    let binaries = [cubin(32), cubin(32), fatbin, b"!<arch>\nkernels.o/ 0 0 0 644 8`\n".to_vec()];
     let mut loaded = 0;
-    for round in 0..4000 {
-        let mut image = whole[round % 2].clone();
+    for round in 0..200_000 {
+        // One in fifty is text, which has a test of its own.
+        let whole = if round % 50 == 0 { PTX.as_bytes() } else { &binaries[round % 4] };
+        let mut image = whole.to_vec();
         for _ in 0..1 + draw(3) {
-            let (at, from) = (draw(image.len()), draw(whole[round % 2].len()));
-            match draw(4) {
-                0 => image[at] = draw(256) as u8,
-                1 => drop(image.remove(at)),
-                2 => image.insert(at, b"{}();,.%@[]-0"[draw(13)]),
-                _ => image[at] = whole[round % 2][from],
-            }
+            change(&mut image, whole, &mut draw);
+        }
+        if round % 10 == 1 {
+            image = (0..draw(200)).map(|_| draw(256) as u8).collect();
         }
         match refusal(&image) {
             0 => loaded += 1,

@@ -81,11 +81,12 @@ fn cub_compiles_with_the_fetched_headers() {
                       float total = Reduce(storage).Sum(x[threadIdx.x]);\n\
                       if (threadIdx.x == 0) { *y = total; }\n\
                   }";
-    let nvrtc = toolchain::nvrtc(NvrtcVersion::V13_0).unwrap();
-    let includes: Vec<String> =
-        toolchain::headers().unwrap().iter().map(|folder| format!("-I{}", folder.display())).collect();
-    let mut options: Vec<&str> = includes.iter().map(String::as_str).collect();
-    options.extend(["--gpu-architecture=sm_80", "--std=c++17"]);
-    let compiled = nvrtc.compile(source, "sum.cu", &options).unwrap();
-    assert!(compiled.ptx.contains("shfl.sync"));
+    for version in NvrtcVersion::ALL {
+        let folders = toolchain::headers(version).unwrap();
+        let includes: Vec<String> = folders.iter().map(|folder| format!("-I{}", folder.display())).collect();
+        let mut options: Vec<&str> = includes.iter().map(String::as_str).collect();
+        options.extend(["--gpu-architecture=sm_80", "--std=c++17"]);
+        let compiled = toolchain::nvrtc(version).unwrap().compile(source, "sum.cu", &options).unwrap();
+        assert!(compiled.ptx.contains("shfl.sync"));
+    }
 }

@@ -69,6 +69,11 @@ pub fn wavefronts(at: &[u64; LANES], size: u64, mask: u32) -> Wavefronts {
     let (mut real, mut different) = (0, 0);
     for start in (0..LANES).step_by(group) {
         let lanes = mask & (((1u64 << group) - 1) << start) as u32;
+        if let Some(words) = without_conflict(at, size, lanes) {
+            real += u64::from(lanes != 0);
+            different += words;
+            continue;
+        }
         let mut words = Words::new();
         for_lanes(lanes, |lane| {
             for word in at[lane] / 4..(at[lane] + size).div_ceil(4) {
@@ -82,9 +87,28 @@ pub fn wavefronts(at: &[u64; LANES], size: u64, mask: u32) -> Wavefronts {
     Wavefronts { real: real.max(ideal), ideal }
 }
 
+/// Returns the number of words of some lanes if each lies in a bank of its own.
+fn without_conflict(at: &[u64; LANES], size: u64, lanes: u32) -> Option<u64> {
+    if !(4..=32).contains(&size) {
+        return None;
+    }
+    let each = u32::MAX >> (32 - size / 4);
+    let (mut used, mut clash, mut odd) = (0u32, 0, 0);
+    for_lanes(lanes, |lane| {
+        let banks = each << (at[lane] / 4 % BANKS as u64);
+        clash |= used & banks;
+        used |= banks;
+        odd |= at[lane] & (size - 1);
+    });
+    (clash == 0 && odd == 0).then_some(u64::from(used.count_ones()))
+}
+
 /// Returns the address, if all lanes have the same.
 fn same_address(at: &[u64; LANES], mask: u32) -> Option<u64> {
     let first = at[(mask.trailing_zeros() & 31) as usize];
+    if mask != 0 && at[mask.ilog2() as usize] != first {
+        return None;
+    }
     let mut same = true;
     for_lanes(mask, |lane| same &= at[lane] == first);
     same.then_some(first)
@@ -121,6 +145,21 @@ mod tests {
         assert_eq!(passes(4, |l| 8 * l), (2, 1));
         assert_eq!(passes(4, |l| 128 * l), (32, 1));
         assert_eq!(passes(4, |l| 132 * l), (1, 1));
+    }
+
+    #[test]
+    fn lanes_without_conflict_are_counted_as_one_by_one() {
+        for (size, stride, mask) in [(4, 4, 0x0FF0_F00F), (8, 8, 0x3333), (16, 16, 0xFF00_00FF), (4, 36, 7)] {
+            let at: [u64; LANES] = std::array::from_fn(|lane| lane as u64 * stride);
+            let group = (1u32 << (LANES as u64 * 4 / size).min(31)) - 1;
+            let mut words = Words::new();
+            for_lanes(mask & group, |lane| {
+                (at[lane] / 4..(at[lane] + size) / 4).for_each(|word| words.add(word as u32));
+            });
+            assert_eq!(without_conflict(&at, size, mask & group), Some(words.count as u64));
+            assert_eq!(words.passes(), 1);
+        }
+        assert_eq!(without_conflict(&[0; LANES], 4, 3), None, "the same word twice is left to the long way");
     }
 
     #[test]

@@ -2,11 +2,9 @@
 //!
 //! Most accesses are those of a whole warp to consecutive addresses, and most data is read by many blocks and written by
 //! none. So a line keeps a list of *pieces*, each the part of one warp's access that lies in it, and reads look only at
-//! writes. Pages exist only where something was accessed. Blocks run on several host threads: a page has a lock.
+//! writes. Where lines lie, and a shorter form of them for the usual case: see `part` and `pages`.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
 
 use super::clock::Seen;
 use super::kind::{ATOMIC, COPY, NARROW, STRONG, WRITES, What, conflict, replaces};
@@ -16,8 +14,6 @@ use crate::regs::{LANES, for_lanes};
 
 /// Bytes of a line.
 pub(super) const LINE: u64 = 128;
-const LINES: usize = 32;
-const SHARDS: u64 = 64;
 /// A list is tidied when it is as long as this.
 const LONG: usize = 64;
 /// Only so many of the latest pieces are looked at to find one that a new one makes superfluous.
@@ -39,6 +35,22 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// Makes the part in a line of lanes side by side, from the first to the last of those of `1 << shift` bytes; nothing
+    /// if none touches the line. Lane 0 would be at `start`, counted from the line's begin.
+    #[inline(always)]
+    pub(super) fn of_row(start: i64, shift: u32, (first, last): (u32, u32)) -> Option<Self> {
+        let from = ((-start).max(0) >> shift).max(i64::from(first)) as u32;
+        let below = ((LINE as i64 - start) >> shift).min(i64::from(last) + 1) as u32;
+        if from >= below {
+            return None;
+        }
+        let lanes = (u32::MAX >> (32 - (below - from))) << from;
+        let byte = |lane: u32| (start + (i64::from(lane) << shift)) as u32;
+        let (low, high) = (byte(from) / 4, (byte(below) - 1) / 4);
+        let granules = (u32::MAX >> (31 - (high - low))) << low;
+        Some(Self { granules, lanes, start: start as i16, shift: shift as u8 })
+    }
+
     /// Returns the lanes that touch a byte; `bytes` is the mask within a granule, for [`ALL`].
     fn lanes_at(&self, byte: u32, bytes: u32) -> u32 {
         if self.granules >> (byte / 4) & 1 == 0 {
@@ -110,15 +122,15 @@ impl Entry {
 
 /// The accesses to a line: at most a write and a read, neither of them strong; or lists.
 #[derive(Default)]
-struct Line {
-    write: Entry,
-    read: Entry,
-    lists: Option<Box<Lists>>,
+pub(super) struct Line {
+    pub(super) write: Entry,
+    pub(super) read: Entry,
+    pub(super) lists: Option<Box<Lists>>,
 }
 
 /// The accesses to a line of which more is to be remembered.
 #[derive(Default)]
-struct Lists {
+pub(super) struct Lists {
     writes: Vec<Entry>,
     reads: Vec<Entry>,
     /// Atomic and other strong accesses, in the order in which they were done last.
@@ -127,82 +139,10 @@ struct Lists {
     narrow: bool,
 }
 
-/// 4 KiB of global memory.
-#[derive(Default)]
-pub(super) struct Page {
-    lines: [Line; LINES],
-}
-
-/// The history of global memory in one launch.
-pub(super) struct Pages {
-    shards: Vec<Mutex<Shard>>,
-}
-
-type Shard = HashMap<u64, Arc<Mutex<Page>>, BuildHasherDefault<PageHasher>>;
-
-/// Spreads the numbers of pages.
-#[derive(Default)]
-struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    }
-}
-
-impl Pages {
-    pub(super) fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
-    }
-
-    /// Returns the page of a line.
-    pub(super) fn page(&self, line: u64) -> Arc<Mutex<Page>> {
-        let page = line / LINES as u64;
-        let mut shard = lock(&self.shards[(page % SHARDS) as usize]);
-        Arc::clone(shard.entry(page).or_default())
-    }
-}
-
-/// The pages that a block used last, so that they need not be looked up again.
-#[derive(Default)]
-pub(super) struct Recent(Vec<Option<(u64, Arc<Mutex<Page>>)>>);
-
-const RECENT_PAGES: usize = 64;
-
-impl Recent {
-    /// Returns the page of a line, and remembers it.
-    pub(super) fn page(&mut self, pages: &Pages, line: u64) -> &Mutex<Page> {
-        let number = line / LINES as u64;
-        if self.0.is_empty() {
-            self.0.resize(RECENT_PAGES, None);
-        }
-        let slot = &mut self.0[number as usize % RECENT_PAGES];
-        if slot.as_ref().is_some_and(|s| s.0 != number) {
-            *slot = None;
-        }
-        &slot.get_or_insert_with(|| (number, pages.page(line))).1
-    }
-}
-
-/// Locks; a panic of another thread has not left the data in a state that matters.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Page {
+impl Line {
     /// Records an access to a line; `clash` is called for each recorded access that it races with.
     pub(super) fn touch(&mut self, line: u64, new: &Entry, threads: &Threads, clash: &mut impl FnMut(Clash)) {
-        let at = &mut self.lines[(line % LINES as u64) as usize];
+        let at = self;
         let mut keep = |old: &Entry| keep(old, new, line, threads, clash);
         if at.lists.is_none() {
             if !keep(&at.write) {

@@ -26,6 +26,8 @@
 mod clock;
 mod global;
 mod kind;
+mod pages;
+mod part;
 mod pieces;
 mod report;
 mod shared;
@@ -41,14 +43,17 @@ use std::sync::{Arc, Mutex};
 use crate::isa::Scope;
 use crate::regs::{FULL, LANES, for_lanes};
 
-use global::{Entry, Pages, Recent, lock};
+use global::{Entry, LINE};
 use kind::{COPY, What};
+use pages::{Pages, Recent, lock};
+use part::{Part, Row};
 use pieces::{all_differ, are_side_by_side, cut, for_groups};
 use shared::{CHUNK, COPY_NUMBER, Cells, Clash, Record};
 use sync::{Flags, Meetings};
 use threads::Threads;
 
 pub use kind::Kind;
+pub use pages::Spare;
 pub use report::report;
 
 /// Which memory an access goes to.
@@ -127,7 +132,17 @@ impl Default for Launch {
 impl Launch {
     /// Begins a launch: everything before is ordered before it.
     pub fn new() -> Self {
-        Self { pages: Pages::new(), flags: Flags::new(), races: Mutex::default() }
+        Self::reusing(Spare::default())
+    }
+
+    /// The same, with memory of an earlier launch.
+    pub fn reusing(spare: Spare) -> Self {
+        Self { pages: Pages::new(spare), flags: Flags::new(), races: Mutex::default() }
+    }
+
+    /// Ends the launch, and leaves its memory to another.
+    pub fn into_spare(self) -> Spare {
+        self.pages.into_spare()
     }
 
     /// Returns the races found so far, one for each pair of instructions, in the order of the code.
@@ -144,21 +159,13 @@ impl Launch {
     }
 }
 
-/// What can be used again for the next block on the same host thread.
-#[derive(Default)]
-pub struct Recycled {
-    cells: Cells,
-    tick: u32,
-    copied: Vec<u32>,
-}
-
 /// The detector of one block. Warps and threads are numbered from 0 in the block.
 pub struct Block {
     launch: Arc<Launch>,
     threads: Threads,
     cells: Cells,
     meetings: Meetings,
-    /// The pages that were used last.
+    /// The pages that were used last, by this block or an earlier one.
     recent: Recent,
 }
 
@@ -170,21 +177,21 @@ impl fmt::Debug for Block {
 
 impl Block {
     /// Begins a block of so many threads and bytes of shared memory.
-    pub fn new(launch: Arc<Launch>, block: u32, threads: usize, shared_bytes: usize, old: Recycled) -> Self {
-        let Recycled { mut cells, mut tick, copied } = old;
-        if tick > u32::MAX / 4 {
-            (cells, tick) = (Cells::default(), 0);
-        }
-        let threads = Threads::new(block, threads, tick, &copied);
-        cells.begin(shared_bytes, tick, (!copied.is_empty()).then(|| copied.into()));
+    pub fn new(launch: Arc<Launch>, block: u32, threads: usize, shared_bytes: usize) -> Self {
+        let (mut cells, threads) = (Cells::default(), Threads::new(block, threads));
+        cells.begin(shared_bytes, 0, None);
         Self { launch, threads, cells, meetings: Meetings::default(), recent: Recent::default() }
     }
 
-    /// Ends the block.
-    pub fn finish(self) -> Recycled {
-        let copied: Vec<u32> = self.threads.copied().collect();
-        let copied = if copied.iter().any(|&c| c > 0) { copied } else { Vec::new() };
-        Recycled { cells: self.cells, tick: self.threads.tick(), copied }
+    /// Ends the block and begins another one of the same launch, with as many threads.
+    pub fn begin(&mut self, block: u32, threads: usize, shared_bytes: usize) {
+        if self.threads.tick() > u32::MAX / 4 {
+            self.cells = Cells::default();
+            self.threads.forget();
+        }
+        self.cells.begin(shared_bytes, self.threads.tick(), self.threads.copied());
+        self.threads.begin(block, threads);
+        self.meetings.clear();
     }
 
     /// Records weak accesses to shared memory. `value` gives what a lane stores, if lanes store to one address.
@@ -197,6 +204,24 @@ impl Block {
     pub fn global(&mut self, access: &Access<'_>, value: impl Fn(usize) -> u128) {
         self.check_instruction(Memory::Global, access, value);
         self.record_global(access, None);
+    }
+
+    /// The same of a whole warp that accesses global memory side by side, the first lane at `first`; of `access` the
+    /// addresses do not count.
+    #[inline(always)]
+    pub fn global_row(&mut self, access: &Access<'_>, first: u64) {
+        let Self { launch, threads, recent, .. } = self;
+        let (who, epoch) = ((threads.block, access.warp), threads.warp(access.warp).epoch);
+        let what = What::new(access.kind.flags(), 15, access.pc);
+        let end = first.saturating_add(LANES as u64 * u64::from(access.bytes));
+        for line in first / LINE..end.div_ceil(LINE) {
+            let start = first.wrapping_sub(line * LINE) as i64;
+            let new = Row::new(who, epoch, what, (start, access.bytes.trailing_zeros()));
+            let mut part = recent.part(&launch.pages, line);
+            if !part.touch_row(line, &new) {
+                record_slowly(&mut part, line, &new.entry(), threads, (access, launch));
+            }
+        }
     }
 
     /// Records that every lane of a warp reads, or writes, rows of 16 bytes together (`ldmatrix`, `stmatrix`).
@@ -270,10 +295,8 @@ impl Block {
         cut(access.lanes, access.bytes, access.addresses, |(line, piece, bytes)| {
             let what = What::new(flags, bytes, access.pc);
             let new = Entry { piece, block: threads.block, epoch, what, warp: access.warp as u8 };
-            let mut page = lock(recent.page(&launch.pages, line));
-            page.touch(line, &new, threads, &mut |clash| {
-                launch.add(race(Memory::Global, threads.block, access, what, clash));
-            });
+            let mut part = recent.part(&launch.pages, line);
+            record_slowly(&mut part, line, &new, threads, (access, launch));
         });
     }
 
@@ -434,6 +457,19 @@ impl Block {
         let mbarrier = self.meetings.mbarrier(mbarrier);
         self.threads.learn(warp, lanes, mbarrier.completed(parity));
     }
+}
+
+#[inline(never)]
+fn record_slowly(
+    part: &mut Part,
+    line: u64,
+    new: &Entry,
+    threads: &Threads,
+    (access, launch): (&Access<'_>, &Launch),
+) {
+    part.touch(line, new, threads, &mut |clash| {
+        launch.add(race(Memory::Global, threads.block, access, new.what, clash));
+    });
 }
 
 /// Returns the first granule if a whole warp accesses 32 words side by side that make up whole chunks.

@@ -9,7 +9,7 @@ pub(super) type Cut = (u64, Piece, u32);
 /// Calls `visit` for each piece of an access of `bytes` bytes (1, 2, 4, 8 or 16) by `lanes` at aligned addresses.
 pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: impl FnMut(Cut)) {
     if lanes == FULL && are_side_by_side(bytes, addresses) {
-        return cut_lines(lanes, bytes, addresses, &mut visit);
+        return cut_row(addresses[0], lanes, bytes, &mut visit);
     }
     if !rises(lanes, addresses) {
         // Lanes with the same address belong together: they do not race with each other here.
@@ -28,7 +28,7 @@ pub(super) fn cut(lanes: u32, bytes: u32, addresses: &[u64; LANES], mut visit: i
         let run = (u32::MAX >> (31 - (last - first))) << first;
         left &= !run;
         if last > first {
-            cut_lines(run, bytes, addresses, &mut visit);
+            cut_row(addresses[first].wrapping_sub(first as u64 * u64::from(bytes)), run, bytes, &mut visit);
         } else {
             visit(one_place(addresses[first], run, bytes));
         }
@@ -42,35 +42,16 @@ fn one_place(address: u64, lanes: u32, bytes: u32) -> Cut {
     (address / LINE, Piece { granules, lanes, start: 0, shift: ALL }, mask)
 }
 
-/// Cuts the access of lanes side by side.
-fn cut_lines(lanes: u32, bytes: u32, addresses: &[u64; LANES], visit: &mut impl FnMut(Cut)) {
-    let first = lanes.trailing_zeros() as usize;
-    let base = addresses[first].wrapping_sub(first as u64 * u64::from(bytes));
-    let last = 31 - lanes.leading_zeros() as usize;
-    let (begin, end) =
-        (addresses[lanes.trailing_zeros() as usize], addresses[last].saturating_add(u64::from(bytes)));
+/// Cuts the access of lanes side by side, of which none is missing; `base` is where lane 0 would be.
+fn cut_row(base: u64, lanes: u32, bytes: u32, visit: &mut impl FnMut(Cut)) {
+    let (shift, ends) = (bytes.trailing_zeros(), (lanes.trailing_zeros(), 31 - lanes.leading_zeros()));
+    let begin = base.wrapping_add(u64::from(ends.0) << shift);
+    let end = base.wrapping_add(u64::from(ends.1) << shift).saturating_add(u64::from(bytes));
     for line in begin / LINE..end.div_ceil(LINE) {
-        let start = base.wrapping_sub(line * LINE) as i64; // -496..128
-        let shift = bytes.trailing_zeros();
-        let from = (-start).max(0) >> shift;
-        let below = ((LINE as i64 - start + i64::from(bytes) - 1) >> shift).min(LANES as i64);
-        let inside = ((1u64 << below) - (1u64 << from)) as u32 & lanes;
-        let granules = match inside {
-            FULL if bytes == 4 => FULL,
-            _ => granules_of(inside, start, bytes),
-        };
-        let piece = Piece { granules, lanes: inside, start: start as i16, shift: shift as u8 };
-        if piece.lanes != 0 {
+        if let Some(piece) = Piece::of_row(base.wrapping_sub(line * LINE) as i64, shift, ends) {
             visit((line, piece, 15));
         }
     }
-}
-
-/// Returns the granules of a line that lanes side by side touch.
-fn granules_of(lanes: u32, start: i64, bytes: u32) -> u32 {
-    let (mut granules, each) = (0, (1u64 << bytes.div_ceil(4)) - 1);
-    for_lanes(lanes, |lane| granules |= (each << ((start + lane as i64 * i64::from(bytes)) / 4)) as u32);
-    granules
 }
 
 /// Calls `visit` for each address with the lanes that have it.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::clock::{Blocks, View};
-use super::global::lock;
 use super::kind::Kind;
+use super::pages::lock;
 use super::threads::{Meeting, Released, Threads};
 use crate::isa::{Order, Scope};
 
@@ -65,14 +65,26 @@ impl Mbarrier {
 /// The barriers, mbarriers and flags of a block.
 #[derive(Default)]
 pub(super) struct Meetings {
-    barriers: [Meeting; 16],
+    /// As many as were used so far.
+    barriers: Vec<Meeting>,
     mbarriers: HashMap<u64, Mbarrier>,
     flags: HashMap<u64, View>,
 }
 
 impl Meetings {
     pub(super) fn barrier(&mut self, barrier: u32) -> &mut Meeting {
-        &mut self.barriers[barrier as usize % 16]
+        let barrier = barrier as usize % 16;
+        if self.barriers.len() <= barrier {
+            self.barriers.resize_with(barrier + 1, Meeting::default);
+        }
+        &mut self.barriers[barrier]
+    }
+
+    /// Forgets everything, for the next block.
+    pub(super) fn clear(&mut self) {
+        self.barriers.clear();
+        self.mbarriers.clear();
+        self.flags.clear();
     }
 
     pub(super) fn mbarrier(&mut self, address: u64) -> &mut Mbarrier {

@@ -25,6 +25,14 @@ pub(super) struct Warp {
     fenced: bool,
 }
 
+impl Warp {
+    /// Begins a warp that knows a view, after epoch `tick`.
+    fn begin(live: u32, tick: u32, view: &Arc<View>) -> Self {
+        let view = Arc::clone(view);
+        Self { live, epoch: tick + 1, floor: tick, view, split: None, waited: 0, fenced: false }
+    }
+}
+
 /// The asynchronous copies of one thread, numbered from 1.
 #[derive(Clone, Default)]
 struct Copies {
@@ -67,30 +75,41 @@ pub(super) struct Threads {
     pub(super) block: u32,
     tick: u32,
     warps: Vec<Warp>,
+    /// Of each thread, once any has issued a copy.
     copies: Vec<Copies>,
     halves: Vec<Half>,
 }
 
 impl Threads {
-    /// Begins a block whose shared memory was used by others up to `tick`, and by copies up to these numbers.
-    pub(super) fn new(block: u32, threads: usize, tick: u32, copied: &[u32]) -> Self {
-        let known = copied.iter().any(|&c| c > 0).then(|| Arc::from(copied));
-        let view = Arc::new(View { own: Seen::from(tick, known), others: None });
-        let warps = (0..threads.div_ceil(LANES)).map(|warp| Warp {
-            live: if threads - warp * LANES < LANES { (1 << (threads % LANES)) - 1 } else { FULL },
-            epoch: tick + 1,
-            floor: tick,
-            view: Arc::clone(&view),
-            split: None,
-            waited: 0,
-            fenced: false,
-        });
-        let warps: Vec<_> = warps.collect();
-        let copies = (0..warps.len() * LANES).map(|thread| {
-            let past = copied.get(thread).copied().unwrap_or(0);
-            Copies { issued: past, done: past, groups: VecDeque::new() }
-        });
-        Self { block, tick: tick + 1, copies: copies.collect(), halves: Vec::new(), warps }
+    /// Makes those of so many threads.
+    pub(super) fn new(block: u32, threads: usize) -> Self {
+        let view = Arc::default();
+        let warps = (0..threads.div_ceil(LANES)).map(|_| Warp::begin(FULL, 0, &view)).collect();
+        let mut made = Self { block, tick: 0, copies: Vec::new(), halves: Vec::new(), warps };
+        made.begin(block, threads);
+        made
+    }
+
+    /// Begins a block of as many threads, whose shared memory was used by those of the block before.
+    pub(super) fn begin(&mut self, block: u32, threads: usize) {
+        self.block = block;
+        let view = Arc::new(View { own: Seen::from(self.tick, self.copied()), others: None });
+        for (index, warp) in self.warps.iter_mut().enumerate() {
+            let rest = threads - index * LANES;
+            *warp = Warp::begin(if rest < LANES { (1 << rest) - 1 } else { FULL }, self.tick, &view);
+        }
+        self.tick += 1;
+        self.halves.clear();
+        for copies in &mut self.copies {
+            copies.done = copies.issued;
+            copies.groups.clear();
+        }
+    }
+
+    /// Forgets all that was before.
+    pub(super) fn forget(&mut self) {
+        self.tick = 0;
+        self.copies.clear();
     }
 
     /// Returns the highest epoch that was given out.
@@ -98,9 +117,21 @@ impl Threads {
         self.tick
     }
 
-    /// Returns the number of copies of each thread.
-    pub(super) fn copied(&self) -> impl Iterator<Item = u32> + '_ {
-        self.copies.iter().map(|c| c.issued)
+    /// Returns the number of copies of each thread, if there are any.
+    pub(super) fn copied(&self) -> Option<Arc<[u32]>> {
+        (!self.copies.is_empty()).then(|| self.copies.iter().map(|c| c.issued).collect())
+    }
+
+    /// Returns how many copies a thread has issued, and how many of these are complete.
+    fn copies_of(&self, thread: usize) -> (u32, u32) {
+        self.copies.get(thread).map_or((0, 0), |c| (c.issued, c.done))
+    }
+
+    fn copies_mut(&mut self, thread: usize) -> &mut Copies {
+        if self.copies.is_empty() {
+            self.copies.resize(self.warps.len() * LANES, Copies::default());
+        }
+        &mut self.copies[thread]
     }
 
     /// Returns the clocks of a warp.
@@ -129,7 +160,7 @@ impl Threads {
 
     /// Returns whether a thread knows that a copy of a thread of its block is complete.
     pub(super) fn knows_copy(&self, (warp, lane): (usize, usize), thread: usize, copy: u32) -> bool {
-        (thread == warp * LANES + lane && copy <= self.copies[thread].done)
+        (thread == warp * LANES + lane && copy <= self.copies_of(thread).1)
             || self.view(warp, lane).own.covers_copy(thread, copy)
     }
 
@@ -223,7 +254,7 @@ impl Threads {
         }
         for_lanes(lanes & waited, |lane| {
             let thread = warp * LANES + lane;
-            to.view.own.raise_copy(thread, self.copies[thread].done);
+            to.view.own.raise_copy(thread, self.copies_of(thread).1);
         });
         if fenced {
             self.bring_fences(warp, lanes, to);
@@ -282,7 +313,7 @@ impl Threads {
 
     /// A thread issues a copy; returns its number.
     pub(super) fn issue_copy(&mut self, warp: usize, lane: usize) -> u32 {
-        let copies = &mut self.copies[warp * LANES + lane];
+        let copies = self.copies_mut(warp * LANES + lane);
         copies.issued += 1;
         copies.issued
     }
@@ -290,7 +321,7 @@ impl Threads {
     /// Lanes end a group of copies.
     pub(super) fn commit_copies(&mut self, warp: usize, lanes: u32) {
         for_lanes(lanes, |lane| {
-            let copies = &mut self.copies[warp * LANES + lane];
+            let copies = self.copies_mut(warp * LANES + lane);
             copies.groups.push_back(copies.issued);
         });
     }
@@ -299,7 +330,7 @@ impl Threads {
     pub(super) fn wait_copies(&mut self, warp: usize, lanes: u32, left: Option<u32>) {
         self.warps[warp].waited |= lanes;
         for_lanes(lanes, |lane| {
-            let copies = &mut self.copies[warp * LANES + lane];
+            let copies = self.copies_mut(warp * LANES + lane);
             let Some(left) = left else {
                 copies.groups.clear();
                 copies.done = copies.issued;
@@ -315,13 +346,13 @@ impl Threads {
     pub(super) fn bring_copies(&self, warp: usize, lanes: u32, to: &mut Meeting) {
         for_lanes(lanes, |lane| {
             let thread = warp * LANES + lane;
-            to.view.own.raise_copy(thread, self.copies[thread].issued);
+            to.view.own.raise_copy(thread, self.copies_of(thread).0);
         });
     }
 
     fn snapshot(&self, warp: usize, lane: usize) -> Snapshot {
         let thread = warp * LANES + lane;
-        let own = Some((thread, self.warps[warp].epoch, self.copies[thread].done));
+        let own = Some((thread, self.warps[warp].epoch, self.copies_of(thread).1));
         let state = &self.warps[warp];
         let view = state.split.as_ref().map_or(&state.view, |split| &split[lane]);
         Snapshot { view: Arc::clone(view), own }

@@ -9,31 +9,17 @@ use super::host;
 const REGISTER_COUNT: u8 = 0x2F;
 /// The format of entries whose size follows.
 const SIZED: u8 = 0x04;
-/// Larger images are not looked at.
-const LARGEST: u64 = 1 << 28;
+/// Parts of an image that are larger than this are not looked at.
+const LARGEST: u64 = 1 << 24;
 
-/// Returns the name and the registers of a thread of each kernel of an image in memory; nothing if it makes no sense.
+/// Returns the name and the registers of a thread of each kernel of an image in memory; nothing if it makes no sense. How
+/// long the image is, nobody says: only what its headers point to is read.
 pub fn registers_at(image: u64) -> Vec<(String, u32)> {
-    let mut header = [0; 64];
-    if host::read(image, &mut header).is_err() {
-        return Vec::new();
-    }
-    let Some(size) = end_of_sections(&header).filter(|size| (64..=LARGEST).contains(size)) else {
-        return Vec::new();
+    let read = |at: u64, bytes: u64| {
+        let mut part = vec![0; Some(bytes).filter(|bytes| *bytes <= LARGEST)? as usize];
+        host::read(image.checked_add(at)?, &mut part).ok().map(|()| part)
     };
-    let mut bytes = vec![0; size as usize];
-    match host::read(image, &mut bytes) {
-        Ok(()) => registers(&bytes).unwrap_or_default(),
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Section headers come last in the files that the compiler writes, or program headers after them.
-fn end_of_sections(header: &[u8]) -> Option<u64> {
-    let end = |at: u64, size: u64, count: u64| at.checked_add(size.checked_mul(count)?);
-    let sections = end(number(header, 40, 8)?, number(header, 58, 2)?, number(header, 60, 2)?)?;
-    let segments = end(number(header, 32, 8)?, number(header, 54, 2)?, number(header, 56, 2)?)?;
-    Some(sections.max(segments))
+    registers(read).unwrap_or_default()
 }
 
 fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
@@ -47,44 +33,41 @@ fn name(strings: &[u8], at: usize) -> Option<&str> {
     std::str::from_utf8(&text[..length]).ok()
 }
 
-struct Section<'a> {
+struct Section {
     name: usize,
     kind: u64,
-    bytes: &'a [u8],
+    start: u64,
+    bytes: u64,
 }
 
-fn sections(bytes: &[u8]) -> Option<Vec<Section<'_>>> {
-    let (start, size, count) =
-        (number(bytes, 40, 8)? as usize, number(bytes, 58, 2)? as usize, number(bytes, 60, 2)?);
-    let section = |i: u64| {
-        let at = start.checked_add(size.checked_mul(i as usize)?)?;
-        let (from, length) = (number(bytes, at + 24, 8)? as usize, number(bytes, at + 32, 8)? as usize);
-        let contents = bytes.get(from..from.checked_add(length)?).unwrap_or_default();
-        Some(Section {
-            name: number(bytes, at, 4)? as usize,
-            kind: number(bytes, at + 4, 4)?,
-            bytes: contents,
-        })
-    };
-    (0..count).map(section).collect()
+fn section(header: &[u8]) -> Option<Section> {
+    let (name, kind) = (number(header, 0, 4)? as usize, number(header, 4, 4)?);
+    Some(Section { name, kind, start: number(header, 24, 8)?, bytes: number(header, 32, 8)? })
 }
 
-fn registers(bytes: &[u8]) -> Option<Vec<(String, u32)>> {
-    let sections = sections(bytes)?;
-    let names = sections.get(number(bytes, 62, 2)? as usize)?.bytes;
-    let find = |wanted: &str| sections.iter().find(|section| name(names, section.name) == Some(wanted));
-    let (info, symbols, strings) = (find(".nv.info")?, find(".symtab")?, find(".strtab")?);
+/// `read` returns so many bytes of the image from an offset, if they are there.
+fn registers(read: impl Fn(u64, u64) -> Option<Vec<u8>>) -> Option<Vec<(String, u32)>> {
+    let header = read(0, 64)?;
+    let (size, count) = (number(&header, 58, 2)?, number(&header, 60, 2)?);
+    let table = read(number(&header, 40, 8)?, size * count)?;
+    let sections: Option<Vec<Section>> = table.chunks(size.max(1) as usize).map(section).collect();
+    let sections = sections?;
+    let contents = |section: &Section| read(section.start, section.bytes);
+    let names = contents(sections.get(number(&header, 62, 2)? as usize)?)?;
+    let find = |wanted: &str| sections.iter().find(|section| name(&names, section.name) == Some(wanted));
+    let (info, symbols) = (contents(find(".nv.info")?)?, find(".symtab")?);
     if symbols.kind != 2 {
         return None;
     }
+    let (symbols, strings) = (contents(symbols)?, contents(find(".strtab")?)?);
     let (mut found, mut at) = (Vec::new(), 0);
-    while let (Some(format), Some(attribute)) = (info.bytes.get(at), info.bytes.get(at + 1)) {
-        let size = if *format == SIZED { number(info.bytes, at + 2, 2)? as usize } else { 0 };
+    while let (Some(format), Some(attribute)) = (info.get(at), info.get(at + 1)) {
+        let size = if *format == SIZED { number(&info, at + 2, 2)? as usize } else { 0 };
         if (*format, *attribute, size) == (SIZED, REGISTER_COUNT, 8) {
-            let symbol = number(info.bytes, at + 4, 4)? as usize;
-            let text = number(symbols.bytes, symbol.checked_mul(24)?, 4)? as usize;
-            let kernel = name(strings.bytes, text)?.to_owned();
-            found.push((kernel, number(info.bytes, at + 8, 4)? as u32));
+            let symbol = number(&info, at + 4, 4)? as usize;
+            let text = number(&symbols, symbol.checked_mul(24)?, 4)? as usize;
+            let kernel = name(&strings, text)?.to_owned();
+            found.push((kernel, number(&info, at + 8, 4)? as u32));
         }
         at += 4 + size;
     }
@@ -97,14 +80,14 @@ mod tests {
 
     #[test]
     fn nonsense_has_no_registers() {
-        for bytes in [vec![], vec![0x7F; 64], vec![0xFF; 4096]] {
-            assert_eq!(registers(&bytes), None);
-        }
+        let registers = |bytes: Vec<u8>| {
+            registers(|at, size| Some(bytes.get(at as usize..)?.get(..size as usize)?.to_vec()))
+        };
         let mut header = vec![0; 64];
         header[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
-        header[58] = 64;
-        header[60] = 1;
-        assert_eq!(end_of_sections(&header), None);
-        assert_eq!(registers(&header), None);
+        (header[58], header[60]) = (64, 1);
+        for bytes in [vec![], vec![0x7F; 64], vec![0xFF; 4096], header] {
+            assert_eq!(registers(bytes), None);
+        }
     }
 }

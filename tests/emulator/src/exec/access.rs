@@ -78,6 +78,10 @@ impl<'a> Engine<'a> {
         {
             return Ok(());
         }
+        let row = mask == FULL && space == Space::Global && order == Order::Weak;
+        if row && self.load_row(warp, block, pc, (ty, dst), addr) {
+            return Ok(());
+        }
         let mut at = Addresses::of(&warp.regs, addr);
         if order != Order::Weak {
             block.polls += u64::from(warp.looks_again(pc, at.0[first_lane(mask)]));
@@ -148,10 +152,14 @@ impl<'a> Engine<'a> {
         warp: &mut Warp,
         block: &mut BlockState,
         (pc, mask): (u32, u32),
-        (ty, space): (Ty, Space),
+        (ty, space, order): (Ty, Space, Order),
         src: List,
         addr: Addr,
     ) -> Result<(), Halted> {
+        let row = mask == FULL && space == Space::Global && order == Order::Weak;
+        if row && self.store_row(warp, block, pc, (ty, src), addr) {
+            return Ok(());
+        }
         let mut at = Addresses::of(&warp.regs, addr);
         let size = u64::from(ty.bytes() * src.len);
         let program = self.program;
@@ -164,13 +172,13 @@ impl<'a> Engine<'a> {
                 let own = Own { shared: &block.shared, local: &warp.local };
                 let (window, span, now) = self.window(own, &access, &mut at, left)?;
                 left &= !now;
-                let strength = self.strength(pc);
-                if strength.0 == Order::Weak {
+                if order == Order::Weak {
                     // SAFETY: `window` returns lanes that it holds, and refuses writes to read-only memory.
                     unsafe { window.store(&warp.regs, ty, slots, &at, &span, now) };
                     let value = |lane| races::stored(&warp.regs, ty, slots, lane);
                     races::weak(&mut block.races, &access, &at, now, value);
                 } else {
+                    let strength = self.strength(pc);
                     races::strong(&mut block.races, &access, strength, &at, now, |lanes| {
                         // SAFETY: as above; some of these lanes.
                         unsafe { window.store(&warp.regs, ty, slots, &at, &span.of(lanes), lanes) };

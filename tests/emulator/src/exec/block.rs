@@ -156,6 +156,7 @@ impl Block {
             let index = self.next_runnable(index);
             let Some(index) = index else { break };
             let before = (self.state.polls, self.state.clock);
+            engine.move_some(&mut self.warps[index], &mut self.state);
             let stop = engine.slice(&mut self.warps[index], &mut self.state, budget)?;
             ran = true;
             computed |= self.computes(index, before);

@@ -1,6 +1,8 @@
 //! Asynchronous copies of a warp's threads (`cp.async`): issued now, done when somebody waits.
 //!
-//! From its issue on, the destination counts as never written, so that whoever reads it too early gets 0xFF and a report.
+//! The bytes move at some moment in between, by chance if the schedule is seeded, else as late as possible: a program that
+//! changes the source or the destination too early finds either. From the issue to the wait the destination counts as never
+//! written all the same, so that whoever reads it too early gets 0xFF and a report.
 
 use super::access::{Access, Action, Own};
 use super::address::Addresses;
@@ -17,6 +19,10 @@ use crate::report::Kind;
 pub struct Copy {
     /// Who; lanes leave when theirs is done.
     pub mask: u32,
+    /// Those whose bytes have moved.
+    pub moved: u32,
+    /// Which bytes of the source were written when they moved, and count as such after the wait.
+    pub written: [u16; LANES],
     /// Group of each lane, counted by its commits.
     pub group: [u32; LANES],
     /// Offset in shared memory.
@@ -130,12 +136,22 @@ impl Engine<'_> {
         self.check_source(own, who, &mut from, (mask, size), &read)?;
         self.tally.sums.asynchronous_copy_bytes += size * u64::from(mask.count_ones());
         let group = warp.copies.commits;
-        let copy = Copy { mask, group, to, from, size, read, pc };
+        let copy = Copy { mask, moved: 0, written: [0; LANES], group, to, from, size, read, pc };
         let source = Access { space: Space::Global, action: Action::Read, ..access };
         races::copy(&mut block.races, &access, &source, &copy);
         warp.copies.under_way.push(copy);
         block.progress += 1;
+        self.move_some(warp, block);
         Ok(())
+    }
+
+    /// Moves the bytes of a copy, or of none, by chance.
+    pub fn move_some(&mut self, warp: &mut Warp, block: &mut BlockState) {
+        let n = warp.copies.under_way.len();
+        let (Some(random), true) = (&mut block.random, n > 0) else { return };
+        if let Some(copy) = warp.copies.under_way.get_mut(random.below(2 * n as u64) as usize) {
+            for_lanes(copy.mask & !copy.moved, |lane| self.move_lane(block, copy, lane));
+        }
     }
 
     /// Returns how many bytes each lane reads.
@@ -218,21 +234,20 @@ impl Engine<'_> {
         for copy in &mut copies {
             let mut lanes = 0;
             for_lanes(copy.mask & mask, |lane| lanes |= u32::from(due(lane, copy.group[lane])) << lane);
-            for_lanes(lanes, |lane| self.land_lane(block, copy, lane));
+            for_lanes(lanes & !copy.moved, |lane| self.move_lane(block, copy, lane));
+            for_lanes(lanes, |lane| show(block, copy, lane));
             copy.mask &= !lanes;
         }
         copies.retain(|copy| copy.mask != 0);
         warp.copies.under_way = copies;
     }
 
-    fn land_lane(&mut self, block: &mut BlockState, copy: &Copy, lane: usize) {
-        let (to, from, read) = (copy.to.0[lane], copy.from.0[lane], u64::from(copy.read[lane]));
-        let shared = block.shared.window();
-        let host = shared.host(to);
-        block.in_flight.clear(to, copy.size);
-        if let Some(bits) = shared.bits {
-            bits.set(to, copy.size);
-        }
+    /// Moves the bytes of a lane's copy.
+    fn move_lane(&self, block: &BlockState, copy: &mut Copy, lane: usize) {
+        let (from, read) = (copy.from.0[lane], u64::from(copy.read[lane]));
+        let host = block.shared.window().host(copy.to.0[lane]);
+        copy.moved |= 1 << lane;
+        copy.written[lane] = u16::MAX;
         if read < copy.size {
             // SAFETY: the destination was checked when the copy was issued.
             unsafe { host.add(read as usize).write_bytes(0, (copy.size - read) as usize) };
@@ -247,11 +262,17 @@ impl Engine<'_> {
         let offset = from - region.start();
         // SAFETY: source and destination were checked when the copy was issued, and the view keeps the region alive.
         unsafe { host.copy_from(region.data().add(offset as usize), read as usize) };
-        if let (Some(bits), Some(source)) = (shared.bits, region.bits()) {
-            let written = source.get(offset, read);
-            if written != u64::MAX >> (64 - read) {
-                bits.put(to, read, written);
-            }
+        if let Some(source) = region.bits() {
+            let zeros = !(u64::MAX >> (64 - read));
+            copy.written[lane] = (source.get(offset, read) | zeros) as u16;
         }
+    }
+}
+
+/// Lets the bytes of a lane's copy, which have moved, count as written.
+fn show(block: &mut BlockState, copy: &Copy, lane: usize) {
+    block.in_flight.clear(copy.to.0[lane], copy.size);
+    if let Some(bits) = block.shared.window().bits {
+        bits.put(copy.to.0[lane], copy.size, copy.written[lane].into());
     }
 }

@@ -27,7 +27,7 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
     let findings = Findings::new(config.limits.reports);
     let queue = Queue::new(launch, config);
     let workers = (config.threads.max(1) as u64).min(launch.blocks());
-    let detector = config.checks.races.then(|| Arc::new(detect::Launch::new()));
+    let detector = config.checks.races.then(|| Arc::new(detect::Launch::reusing(memory.take_history())));
     let work = || {
         let mut engine = Engine::new(launch, (memory, &view, &params), config, &findings);
         engine.races = detector.clone();
@@ -50,7 +50,10 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
     counters.shared_bytes = launch.shared_bytes() as u32;
     let mut reports = findings.into_reports();
     let room = config.limits.reports.saturating_sub(reports.len());
-    reports.extend(races::reports(detector, launch, &view, room));
+    reports.extend(races::reports(&detector, launch, &view, room));
+    if let Some(detector) = detector.and_then(Arc::into_inner) {
+        memory.keep_history(detector.into_spare());
+    }
     Ok(Outcome { counters, reports })
 }
 

@@ -4,7 +4,8 @@
 //! module    a loaded module: variables have addresses;  program   a kernel, decoded;  check   what it may rely on
 //! grid      blocks over host threads;  block   warps in turns;  warp   groups of threads that are at one instruction
 //! step      one instruction after the other;  engine   what a host thread needs for that
-//! access    loads and stores, with all checks;  window, address   the bytes behind them;  atomic
+//! access    loads and stores, with all checks;  row   those of a whole warp side by side;  window, address   the bytes
+//!           behind them;  atomic
 //! barrier   barriers of a block;  collective   shuffles, votes;  mbarrier;  copies   asynchronous copies
 //! races     what the race detector is told
 //! matrix    ldmatrix, stmatrix;  mma   matrix products;  special   special registers
@@ -34,6 +35,7 @@ mod module;
 mod program;
 mod races;
 mod random;
+mod row;
 mod special;
 mod step;
 mod sync;

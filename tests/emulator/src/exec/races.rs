@@ -12,7 +12,7 @@ use super::warp::{State, Warp};
 use crate::detect::{self, Kind, Memory};
 use crate::isa::{MbarOp, Op, Order, Scope, Space, Ty};
 use crate::memory::View;
-use crate::regs::{LANES, Regs, Slot, for_lanes};
+use crate::regs::{FULL, LANES, Regs, Slot, for_lanes};
 use crate::report::Report;
 
 /// The detector of a block, if there is one.
@@ -21,13 +21,22 @@ pub type Races = Option<Box<detect::Block>>;
 /// Begins the detector of another block.
 pub fn begin(races: &mut Races, engine: &Engine, number: u64) {
     let Some(launch) = &engine.races else { return };
-    let old = races.take().map(|old| old.finish()).unwrap_or_default();
     let (threads, shared) = (engine.launch.threads() as usize, engine.launch.shared_bytes() as usize);
-    *races = Some(Box::new(detect::Block::new(Arc::clone(launch), number as u32, threads, shared, old)));
+    match races {
+        Some(races) => races.begin(number as u32, threads, shared),
+        None => {
+            *races = Some(Box::new(detect::Block::new(Arc::clone(launch), number as u32, threads, shared)))
+        }
+    }
 }
 
 /// Describes the races of a launch, at most so many.
-pub fn reports(races: Option<Arc<detect::Launch>>, launch: &Launch, view: &View, most: usize) -> Vec<Report> {
+pub fn reports(
+    races: &Option<Arc<detect::Launch>>,
+    launch: &Launch,
+    view: &View,
+    most: usize,
+) -> Vec<Report> {
     let Some(races) = races else { return Vec::new() };
     let place = |memory, address| match memory {
         Memory::Shared => None,
@@ -70,6 +79,15 @@ pub fn weak(races: &mut Races, access: &Access, at: &Addresses, lanes: u32, valu
             Memory::Shared => races.shared(&seen(access, kind, at, lanes), value),
             Memory::Global => races.global(&seen(access, kind, at, lanes), value),
         }
+    }
+}
+
+/// Sees a weak load or store of global memory by a whole warp side by side, the first lane at `first`.
+#[inline(always)]
+pub fn row(races: &mut Races, (warp, pc): (u32, u32), kind: Kind, size: u64, first: u64) {
+    if let Some(races) = races {
+        let (warp, bytes, addresses) = (warp as usize, size as u32, &[0; LANES]);
+        races.global_row(&detect::Access { warp, lanes: FULL, kind, bytes, pc, addresses }, first);
     }
 }
 

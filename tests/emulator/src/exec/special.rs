@@ -59,9 +59,7 @@ impl Engine<'_> {
 
     fn special(&self, special: Special, warp: u32, lane: u32, block: &BlockState) -> u64 {
         let (launch, axis) = (self.launch, |i: u8| usize::from(i.min(2)));
-        let clusters: [u32; 3] = std::array::from_fn(|i| launch.grid[i] / launch.cluster[i].max(1));
-        let in_cluster: [u32; 3] = std::array::from_fn(|i| block.index[i] % launch.cluster[i].max(1));
-        let warps = launch.threads().div_ceil(32) as u32;
+        let cluster = |i: u8| launch.cluster[axis(i)].max(1);
         let value = match special {
             Special::Tid(i) => self.thread(warp, lane)[axis(i)],
             Special::Ntid(i) => launch.block[axis(i)],
@@ -69,7 +67,7 @@ impl Engine<'_> {
             Special::Nctaid(i) => launch.grid[axis(i)],
             Special::LaneId => lane,
             Special::WarpId => warp,
-            Special::NWarpId => warps,
+            Special::NWarpId => launch.threads().div_ceil(32) as u32,
             Special::SmId => 0,
             Special::NSmId => 1,
             Special::GridId => 1,
@@ -84,9 +82,9 @@ impl Engine<'_> {
             Special::Clock64 | Special::GlobalTimer => return block.clock,
             Special::DynamicSmemSize => launch.dynamic_shared,
             Special::TotalSmemSize => launch.shared_bytes() as u32,
-            Special::ClusterId(i) => block.index[axis(i)] / launch.cluster[axis(i)].max(1),
-            Special::NClusterId(i) => clusters[axis(i)],
-            Special::ClusterCtaid(i) => in_cluster[axis(i)],
+            Special::ClusterId(i) => block.index[axis(i)] / cluster(i),
+            Special::NClusterId(i) => launch.grid[axis(i)] / cluster(i),
+            Special::ClusterCtaid(i) => block.index[axis(i)] % cluster(i),
             Special::ClusterNctaid(i) => launch.cluster[axis(i)],
             Special::ClusterCtarank => block.cluster_rank,
             Special::ClusterNctarank => volume(launch.cluster) as u32,

@@ -177,7 +177,9 @@ impl Engine<'_> {
             Op::Ld { ty, space, order, dst, addr, .. } => {
                 self.load(warp, block, at, (ty, space, order), dst, addr)?;
             }
-            Op::St { ty, space, src, addr, .. } => self.store(warp, block, at, (ty, space), src, addr)?,
+            Op::St { ty, space, order, src, addr, .. } => {
+                self.store(warp, block, at, (ty, space, order), src, addr)?;
+            }
             Op::Mma { kind, d, a, b, c, satfinite } => {
                 return self.mma(warp, block, here, (kind, satfinite), [d, a, b, c]);
             }

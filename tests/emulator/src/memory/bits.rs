@@ -55,6 +55,14 @@ impl Bits {
     /// Returns whether all bytes of a range were written.
     #[inline(always)]
     pub fn all(&self, mut at: u64, mut n: u64) -> bool {
+        if at.is_multiple_of(64) {
+            while n >= 64 {
+                if self.word(at / 64).load(Relaxed) != u64::MAX {
+                    return false;
+                }
+                (at, n) = (at + 64, n - 64);
+            }
+        }
         while n > 0 {
             let part = n.min(64 - at % 64);
             if self.get(at, part) != ones(part) {

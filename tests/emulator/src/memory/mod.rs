@@ -12,13 +12,15 @@ mod region;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use bits::{Bits, Sharing};
 pub use buffer::Buffer;
 pub use error::{Error, Fault, FaultKind};
 pub use region::Region;
 pub use view::View;
+
+use crate::detect::Spare;
 
 /// The first device address: the end of the 47-bit user space of a host process.
 pub const BASE: u64 = 1 << 48;
@@ -47,6 +49,7 @@ const QUARANTINE: usize = 1 << 16;
 pub struct DeviceMemory {
     limit: u64,
     table: RwLock<Table>,
+    history: Mutex<Spare>,
 }
 
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl DeviceMemory {
     /// Makes an empty memory that gives out at most `limit` bytes at a time.
     pub fn new(limit: u64) -> Self {
         let table = Table { live: BTreeMap::new(), freed: VecDeque::new(), next: BASE, used: 0 };
-        Self { limit, table: RwLock::new(table) }
+        Self { limit, table: RwLock::new(table), history: Mutex::default() }
     }
 
     /// Returns the number of bytes that [`DeviceMemory::alloc`] gives out at most.
@@ -72,6 +75,16 @@ impl DeviceMemory {
     /// Returns the number of allocated bytes.
     pub fn used(&self) -> u64 {
         self.table().used
+    }
+
+    /// Takes the host memory in which the last launch recorded what was accessed.
+    pub fn take_history(&self) -> Spare {
+        std::mem::take(&mut *self.history.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps host memory of a launch for the next one.
+    pub fn keep_history(&self, history: Spare) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = history;
     }
 
     /// Allocates memory that reads as 0xFF and counts as never written.

@@ -124,13 +124,19 @@ pub fn nvdisasm() -> Result<Nvdisasm, Error> {
     Ok(Nvdisasm::at(wheel::folder_of(wheel::NVDISASM)?.join("nvidia/cu13/bin/nvdisasm")))
 }
 
-/// Fetches (if need be) the CUDA 13.0 headers: the runtime's, and CUB, Thrust and libcu++. Returns the include folders, for
-/// one `-I` each.
-pub fn headers() -> Result<Vec<PathBuf>, Error> {
-    let mut folders = Vec::new();
-    for wheel in [wheel::RUNTIME, wheel::CRT, wheel::CCCL] {
-        folders.push(wheel::folder_of(wheel)?.join("nvidia/cu13/include"));
-    }
-    folders.push(folders[2].join("cccl"));
+/// Fetches (if need be) the CUDA headers that belong to an NVRTC: the runtime's, and CUB, Thrust and libcu++. Returns the
+/// include folders, for one `-I` each.
+pub fn headers(version: NvrtcVersion) -> Result<Vec<PathBuf>, Error> {
+    let (runtime, cccl, [in_runtime, in_cccl]) = match version {
+        NvrtcVersion::V12_9 => {
+            (wheel::RUNTIME_12_9, wheel::CCCL_12_9, ["nvidia/cuda_runtime", "nvidia/cuda_cccl"])
+        }
+        NvrtcVersion::V13_0 => (wheel::RUNTIME_13_0, wheel::CCCL_13_0, ["nvidia/cu13"; 2]),
+    };
+    // `crt/` of 13.0 serves 12.9 too, whose own is in the 40 MB of nvcc's wheel.
+    let crt = wheel::folder_of(wheel::CRT)?.join("nvidia/cu13/include");
+    let cccl = wheel::folder_of(cccl)?.join(in_cccl).join("include");
+    let mut folders = vec![wheel::folder_of(runtime)?.join(in_runtime).join("include"), crt, cccl.clone()];
+    folders.extend(Some(cccl.join("cccl")).filter(|folder| folder.is_dir()));
     Ok(folders)
 }

@@ -35,7 +35,17 @@ pub(super) const NVDISASM: Wheel = Wheel {
     version: "13.5.37",
     sha256: "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
 };
-pub(super) const RUNTIME: Wheel = Wheel {
+pub(super) const RUNTIME_12_9: Wheel = Wheel {
+    name: "nvidia-cuda-runtime-cu12",
+    version: "12.9.79",
+    sha256: "25bba2dfb01d48a9b59ca474a1ac43c6ebf7011f1b0b8cc44f54eb6ac48a96c3",
+};
+pub(super) const CCCL_12_9: Wheel = Wheel {
+    name: "nvidia-cuda-cccl-cu12",
+    version: "12.9.27",
+    sha256: "37869e17ce2e1ecec6eddf1927cca0f8c34e64fd848d40453df559091e2d7117",
+};
+pub(super) const RUNTIME_13_0: Wheel = Wheel {
     name: "nvidia-cuda-runtime",
     version: "13.0.96",
     sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
@@ -45,7 +55,7 @@ pub(super) const CRT: Wheel = Wheel {
     version: "13.0.88",
     sha256: "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
 };
-pub(super) const CCCL: Wheel = Wheel {
+pub(super) const CCCL_13_0: Wheel = Wheel {
     name: "nvidia-cuda-cccl",
     version: "13.0.85",
     sha256: "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649",

@@ -16,9 +16,9 @@ const SOURCE: &str = include_str!("blocks.cu");
 const ITEMS: usize = 4;
 const SCHEDULES: u64 = 5;
 
-fn module(threads: usize) -> Module {
-    let nvrtc = toolchain::nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}"));
-    let headers = toolchain::headers().unwrap_or_else(|e| panic!("{e}"));
+fn module(threads: usize, version: NvrtcVersion) -> Module {
+    let nvrtc = toolchain::nvrtc(version).unwrap_or_else(|e| panic!("{e}"));
+    let headers = toolchain::headers(version).unwrap_or_else(|e| panic!("{e}"));
     let mut options =
         vec!["--gpu-architecture=compute_80".to_string(), "--std=c++17".into(), "-lineinfo".into()];
     options.extend([format!("-DTHREADS={threads}"), format!("-DITEMS={ITEMS}")]);
@@ -28,18 +28,24 @@ fn module(threads: usize) -> Module {
     lower::module(&compiled.ptx).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Runs the cases that `make` gives for each block size, under each schedule and set of checks.
+fn run(case: &Case, module: &Module, what: &str) {
+    for n in 0..SCHEDULES {
+        let config = settings::schedule(n, (8, 0));
+        for checks in settings::CHECKS {
+            let config = cuda_emulator::exec::Config { checks, ..config.clone() };
+            let what = format!("{}, {what}, schedule {n}, {checks:?}", case.kernel);
+            case.run(module, &config).assert_right(&what);
+        }
+    }
+}
+
+/// Runs the cases that `make` gives for each block size and compiler, under each schedule and set of checks.
 fn check(make: impl Fn(usize, &mut Random) -> Vec<Case>) {
     for threads in [64, 128, 256] {
-        let module = module(threads);
-        for case in make(threads, &mut Random(threads as u64)) {
-            for n in 0..SCHEDULES {
-                let config = settings::schedule(n, (8, 0));
-                for checks in settings::CHECKS {
-                    let config = cuda_emulator::exec::Config { checks, ..config.clone() };
-                    let what = format!("{}, {threads} threads, schedule {n}, {checks:?}", case.kernel);
-                    case.run(&module, &config).assert_right(&what);
-                }
+        for version in NvrtcVersion::ALL {
+            let module = module(threads, version);
+            for case in make(threads, &mut Random(threads as u64)) {
+                run(&case, &module, &format!("{threads} threads, {version:?}"));
             }
         }
     }

@@ -75,6 +75,36 @@ fn a_copy_is_not_there_before_the_wait() {
 }
 
 #[test]
+fn a_copy_reads_its_source_at_any_moment_before_the_wait() {
+    // Nobody but the thread itself changes the source, in the middle of a loop that takes a few turns.
+    let body = "
+        cp.async.ca.shared.global [%r4], [%rd6], 4;
+        cp.async.commit_group;
+        mov.u32 %r8, 0;
+    LOOP:
+        add.u32 %r8, %r8, 1;
+        setp.lt.u32 %p1, %r8, 60;
+        @%p1 bra LOOP;
+        st.global.u32 [%rd6], 7;
+        cp.async.wait_group 0;
+        ld.shared.u32 %r10, [%r4];
+        st.global.u32 [%rd4], %r10;";
+    let (early, late) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let ordered = std::cell::Cell::new(0);
+    runs(body, |outcome, out, input| {
+        assert!(outcome.reports.iter().all(|r| r.kind == Kind::Race) && !outcome.reports.is_empty());
+        for (i, &v) in out.iter().enumerate() {
+            assert!(v == 7 || v == input[4 * i], "{v} is neither the old value nor the new one");
+            let sum = if v == 7 { &late } else { &early };
+            sum.set(sum.get() + 1);
+        }
+        ordered.set(ordered.get() + 1);
+        assert!(ordered.get() > 2 || early.get() == 0, "in order, copies are as late as possible");
+    });
+    assert!(early.get() > 0 && late.get() > 0, "{} early, {} late", early.get(), late.get());
+}
+
+#[test]
 fn groups_are_waited_for_in_order() {
     let body = "
         cp.async.ca.shared.global [%r4], [%rd6], 4;
