@@ -2,11 +2,13 @@
 
 use std::f64::consts::PI;
 
+use flowprior::device::CudaOptions;
 use flowprior::ops::linear::{
     Activation, linear_backward_input, linear_backward_input_add, linear_backward_weight, linear_forward,
 };
 use flowprior::{DType, Device, FloatX, Result, Tensor};
 
+use crate::support::emulator;
 use crate::support::oracle::tolerance;
 use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
 
@@ -15,7 +17,23 @@ const ACTIVATIONS: [Activation; 3] = [Activation::Identity, Activation::Silu, Ac
 /// Shapes (N, C, O) around the blocks of the matrix products: 8 × 48 sums, tiles of 128 × 192, 256 deep.
 const ODD: [(usize, usize, usize); 7] =
     [(1, 1, 1), (2, 3, 5), (7, 13, 17), (8, 16, 48), (9, 17, 49), (31, 47, 65), (5, 257, 3)];
-const LARGE: [(usize, usize, usize); 2] = [(130, 519, 97), (17, 35, 200)];
+const LARGE: [(usize, usize, usize); 3] = [(130, 519, 97), (17, 35, 200), (257, 130, 129)];
+
+/// Shapes (N, C, O) for the matrix products of a GPU. In turn: rows that begin at multiples of 16 bytes in all types, one tile and a part
+/// of another; as much result as makes the largest tiles worth it, for each of the three products; sums so long that they
+/// are cut into parts, for each of the three products, aligned and not.
+const TILES: [(usize, usize, usize); 10] = [
+    (72, 136, 200),
+    (1001, 24, 1000),
+    (1001, 1000, 24),
+    (24, 1000, 1008),
+    (9, 2000, 24),
+    (9, 24, 2000),
+    (2000, 24, 16),
+    (9, 2003, 21),
+    (5, 23, 2003),
+    (2003, 13, 21),
+];
 
 /// One layer: x (N, C) → y (N, O).
 #[derive(Debug)]
@@ -239,6 +257,53 @@ fn layers_with_every_epilogue_match() {
 #[test]
 fn layers_larger_than_a_tile_match() {
     check_all(LARGE.map(|shape| Linear { shape, act: Activation::GeluTanh, bias: true, add: true }));
+}
+
+#[test]
+fn layers_of_many_tiles_and_long_sums_match() {
+    // The identity: another activation would multiply by an O × O identity, see `backward`.
+    check_all(TILES.map(|shape| Linear { shape, act: Activation::Identity, bias: true, add: true }));
+    let small = ACTIVATIONS.map(|act| Linear { shape: TILES[0], act, bias: true, add: true });
+    check_all(small);
+    check_all(ACTIVATIONS.map(|act| Through { shape: TILES[0], act }));
+}
+
+#[test]
+fn f32_on_tensor_cores_is_rounded_to_tf32_and_no_further() -> Result<()> {
+    let device = Device::cuda(&CudaOptions { guard: true, tf32: true, ..emulator::options() })?;
+    for (n, c, o) in LARGE.into_iter().chain(TILES) {
+        let inputs = Inputs::default().stored("x", [n, c]).stored("w", [o, c]).stored("dy", [n, o]);
+        let values = inputs.rounded(DType::F32);
+        let (x, w, dy) = (&values["x"], &values["w"], &values["dy"]);
+        let tensors = Tensors::<f32>::new(&device, &inputs, &values)?;
+        let (x_there, w_there, dy_there) = (tensors.stored("x"), tensors.stored("w"), tensors.stored("dy"));
+
+        let y = linear_forward(x_there, w_there.view(), None, None, Activation::Identity)?.0;
+        check_tf32(&y, &product(x, w, c), "y");
+        let dx = linear_backward_input(dy_there, w_there.view(), None)?;
+        check_tf32(&dx, &product(dy, &transposed(w, c), o), "dx");
+        let (mut dw, mut db) = (Tensor::zeros(&device, [o, c]), Tensor::zeros(&device, [o]));
+        linear_backward_weight(dw.view_mut(), Some(db.view_mut()), dy_there, x_there)?;
+        check_tf32(&dw, &product(&transposed(dy, o), &transposed(x, c), n), "dw");
+        // Its sum is no matrix product: nothing is rounded.
+        answer(&db).check(&product(&transposed(dy, o), &vec![1.0; n], n), "db");
+    }
+    Ok(())
+}
+
+/// Each operand is off by at most 2⁻¹¹ of itself, so by about 2⁻¹² on average: 1e-3 of the largest result is enough, and an
+/// error below 1e-6 would mean that nothing was rounded.
+fn check_tf32(found: &Tensor<f32>, expected: &[f64], what: &str) {
+    answer(found).within(1e-3, "tf32 has 10 bits of mantissa").check(expected, what);
+    let largest = expected.iter().fold(0.0, |m: f64, e| m.max(e.abs()));
+    let found = answer(found).values;
+    let error = found.iter().zip(expected).fold(0.0, |m: f64, (f, e)| m.max((*f as f64 - e).abs()));
+    assert!(error > 1e-6 * largest, "{what} of {} results is off by {error:e} only", expected.len());
+}
+
+/// Returns the transpose of a matrix of `columns` columns.
+fn transposed(a: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|c| a.iter().skip(c).step_by(columns).copied()).collect()
 }
 
 #[test]
