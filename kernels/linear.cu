@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(64) linear_forward_64x64(
     forward<Tile64x64>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
 }
 
-extern "C" __global__ void __launch_bounds__(64) linear_forward_any(
+extern "C" __global__ void __launch_bounds__(64, 5) linear_forward_any(
     floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ x, const floatX* __restrict__ w,
     const floatX* __restrict__ bias, const floatX* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
     unsigned n, unsigned o, unsigned c) {
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(64) linear_forward_any(
 }
 
 // Adds the parts of K. A thread finishes 16 bytes of results at a time, or one result.
-extern "C" __global__ void __launch_bounds__(256) linear_forward_sum(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_forward_sum(
     floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ bias, const floatX* __restrict__ add,
     const float* __restrict__ partial, unsigned parts, unsigned kind, unsigned n, unsigned o) {
     Forward<floatX> finish = {y, z, bias, add, kind, o};
@@ -151,14 +151,14 @@ extern "C" __global__ void __launch_bounds__(64) linear_backward_input_64x64(
     backward_input<Tile64x64>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
 }
 
-extern "C" __global__ void __launch_bounds__(64) linear_backward_input_any(
+extern "C" __global__ void __launch_bounds__(64, 5) linear_backward_input_any(
     floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
     float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
     backward_input<TileAny>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
 }
 
 // As linear_forward_sum.
-extern "C" __global__ void __launch_bounds__(256) linear_backward_input_sum(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_backward_input_sum(
     floatX* __restrict__ dx, const floatX* __restrict__ z, const float* __restrict__ partial, unsigned parts, unsigned kind,
     unsigned accumulate, unsigned n, unsigned c) {
     BackwardInput<floatX> finish = {dx, z, kind, accumulate, c};
@@ -202,18 +202,19 @@ extern "C" __global__ void __launch_bounds__(64) linear_backward_weight_64x64(
     backward_weight<Tile64x64>(dw, db, dy, x, partial, each, n, o, c);
 }
 
-extern "C" __global__ void __launch_bounds__(64) linear_backward_weight_any(
+extern "C" __global__ void __launch_bounds__(64, 5) linear_backward_weight_any(
     float* __restrict__ dw, float* __restrict__ db, const floatX* __restrict__ dy, const floatX* __restrict__ x,
     float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
     backward_weight<TileAny>(dw, db, dy, x, partial, each, n, o, c);
 }
 
 // Adds the parts of the batch. db and its parts may be null.
-extern "C" __global__ void __launch_bounds__(256) linear_backward_weight_sum(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_backward_weight_sum(
     float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ partial, const float* __restrict__ partial_db,
     unsigned parts, unsigned o, unsigned c) {
     BackwardWeight finish = {dw, c};
     sum_parts(partial, parts, o, c, finish);
+#pragma unroll 1
     for (unsigned row = (unsigned)thread_index(); db && row < o; row += gridDim.x * blockDim.x) {
         float sum = 0.0f;
         for (unsigned part = 0; part < parts; part++) sum += partial_db[(unsigned long long)part * o + row];

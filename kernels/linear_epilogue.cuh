@@ -154,12 +154,18 @@ struct Partial {
     }
 };
 
-// Adds the parts of K in their order, and finishes. Any number of threads; rows*columns below 2^32.
+// Adds the parts of K in their order, and finishes: a thread four neighbours, or four single results if rows do not begin at multiples
+// of 16 bytes. A grid of at least rows*columns/4 threads; rows*columns below 2^32.
 template <unsigned N, class Finish>
 __device__ __forceinline__ void add_parts(const float* partial, unsigned parts, unsigned rows, unsigned columns, const Finish& finish) {
     unsigned results = rows * columns;
-    for (unsigned long long at = thread_index() * N; at < results; at += (unsigned long long)gridDim.x * blockDim.x * N) {
+    unsigned long long threads = (unsigned long long)gridDim.x * blockDim.x;
+#pragma unroll 1
+    for (unsigned turn = 0; turn < 4 / N; turn++) {
+        unsigned long long at = (turn * threads + thread_index()) * N;
+        if (at >= results) return;
         float sums[N] = {}, other[N];
+#pragma unroll 4
         for (unsigned part = 0; part < parts; part++) {
             read_floats(other, partial + (unsigned long long)part * results + at);
 #pragma unroll
