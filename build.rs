@@ -204,7 +204,7 @@ impl Kernel {
                 }
                 Kind::Number(number) => (number.to_string(), name.clone()),
             };
-            let _ = write!(list, "    {name}: {taken},\n");
+            let _ = writeln!(list, "    {name}: {taken},");
             let _ = write!(arguments, "Argument::from({given}), ");
         }
         format!(

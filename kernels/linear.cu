@@ -1,140 +1,308 @@
-// The linear layer in f32 arithmetic: z = x*w^T + b (+ add), y = act(z), and its gradients.
+// The linear layer: z = x*w^T + b (+ add), y = act(z), and its gradients dx = dy*w, dw += dy^T*x, db += sum of the rows of dy.
 //
-// A block of 256 threads covers a tile of 64 x 64 of the result; tiles of 16 of the summed dimension go through shared memory (2 x 4.2 KiB);
-// a thread sums 4 x 4 results with fused multiply-adds, in the order of that dimension, so every result has the same bits
-// for any M and N. Bytes moved per result: (64 + 64)/(64*64)*K elements of the operands.
-#include "activation.cuh"
-#include "common.cuh"
+// x (N, C), w (O, C), b (O), add, y, z, dy (N, O), dx (N, C); all sums in f32. Three kinds of kernels:
+// - tensor cores (matmul.cuh), for 16-bit floats and for f32 rounded to tf32: linear_forward_128x128 and so on, by the block's tile;
+//   _any takes rows that do not begin at multiples of 16 bytes;
+// - f32 as it is (matmul_f32.cuh): linear_forward_f32_128 and so on, by the rows of the block's tile;
+// - f32 activations with 16-bit weights, for the few rows of modulation tables (linear_wide.cuh): _wide.
+// With `partial` each blockIdx.y sums `each` of K into that workspace, and the kernel _sum adds these up: where there are too few tiles
+// for the device. Tiles are chosen in src/ops/linear/tiles.rs.
+#include "linear_epilogue.cuh"
+#include "linear_wide.cuh"
+#include "matmul.cuh"
+#include "matmul_f32.cuh"
 
-static const unsigned TILE = 64, DEPTH = 16, STRIDE = TILE + 2; // 2*k + m: no two lanes of a store meet in a bank
+// ---- bodies, one for each arithmetic
 
-// Element (line, k) of an operand lies at line*line_step + k*k_step; one of the steps is 1.
-template <class T> struct Operand {
-    const T* data;
-    unsigned lines, line_step, k_step;
-};
+// The sum of a row of A goes to the bias gradient, or to its part of the workspace.
+__device__ __forceinline__ void add_row(float* db, bool partial, unsigned row, unsigned rows, float sum) {
+    if (row >= rows) return;
+    if (partial) db[(unsigned long long)blockIdx.y * rows + row] = sum;
+    else db[row] += sum;
+}
 
-// Copies lines `first` .. `first + TILE` and depths k0 .. k0 + DEPTH to shared memory, zero outside.
-template <class T>
-__device__ __forceinline__ void stage(float tile[DEPTH][STRIDE], const Operand<T>& from, unsigned first, unsigned k0, unsigned depth) {
-    bool along_k = from.k_step == 1; // neighbouring threads read neighbouring elements
-#pragma unroll
-    for (unsigned i = 0; i < TILE * DEPTH / 256; i++) {
-        unsigned at = threadIdx.x + i * 256;
-        unsigned k = along_k ? at % DEPTH : at / TILE, line = along_k ? at / DEPTH : at % TILE;
-        bool inside = first + line < from.lines && k0 + k < depth;
-        unsigned long long index = (unsigned long long)(first + line) * from.line_step + (unsigned long long)(k0 + k) * from.k_step;
-        tile[k][line] = inside ? to_float(from.data[index]) : 0.0f;
+// db, if it is not null, gets the sums of the rows of A.
+template <class S, bool A_ALONG_K, bool B_ALONG_K, class T, class Finish>
+__device__ __forceinline__ void on_tensor_cores(
+    const Operand<T>& a, const Operand<T>& b, unsigned depth, float* partial, unsigned each, float* db, const Finish& finish) {
+    __shared__ __align__(128) unsigned char memory[S::BYTES];
+    Part part = part_of_block<S>(a.lines, b.lines, depth, each);
+    bool with_rows = db && part.column == 0;
+    Sums<S> sums;
+    RowSums<T, S> row_sums;
+    product<S, A_ALONG_K, B_ALONG_K>(
+        sums, a, b, part, shared_address(memory),
+        [&](const unsigned (&fragments)[Sums<S>::DOWN][4], unsigned stage, unsigned k) {
+            if (with_rows) row_sums.add(fragments, stage, k);
+        });
+    if (with_rows) row_sums.give([=](unsigned row, float sum) { add_row(db, partial, part.row + row, a.lines, sum); });
+    if (partial) {
+        Partial to = {partial + (unsigned long long)blockIdx.y * a.lines * b.lines, b.lines};
+        write_sums(sums, part, a.lines, b.lines, (float*)memory, to.wide(), to);
+    } else {
+        write_sums(sums, part, a.lines, b.lines, (float*)memory, finish.wide(), finish);
     }
 }
 
-// Calls finish(row, column, sum) for every element of this block's tile that is inside.
-template <class A, class B, class Finish>
-__device__ __forceinline__ void product(const Operand<A>& a, const Operand<B>& b, unsigned depth, Finish finish) {
-    __shared__ float tile_a[DEPTH][STRIDE], tile_b[DEPTH][STRIDE];
-    unsigned first_row = blockIdx.y * TILE, first_column = blockIdx.x * TILE;
-    unsigned x = threadIdx.x % 16, y = threadIdx.x / 16;
-    float sums[4][4] = {};
-    for (unsigned k0 = 0; k0 < depth; k0 += DEPTH) {
-        stage(tile_a, a, first_row, k0, depth);
-        stage(tile_b, b, first_column, k0, depth);
-        __syncthreads();
-#pragma unroll
-        for (unsigned k = 0; k < DEPTH; k++) {
-            float left[4], right[4];
-#pragma unroll
-            for (unsigned i = 0; i < 4; i++) {
-                left[i] = tile_a[k][y + 16 * i];
-                right[i] = tile_b[k][x + 16 * i];
-            }
-#pragma unroll
-            for (unsigned i = 0; i < 4; i++) {
-#pragma unroll
-                for (unsigned j = 0; j < 4; j++) sums[i][j] = fmaf(left[i], right[j], sums[i][j]);
-            }
-        }
-        __syncthreads();
-    }
-#pragma unroll
-    for (unsigned i = 0; i < 4; i++) {
-#pragma unroll
-        for (unsigned j = 0; j < 4; j++) {
-            unsigned row = first_row + y + 16 * i, column = first_column + x + 16 * j;
-            if (row < a.lines && column < b.lines) finish(row, column, sums[i][j]);
-        }
+template <class S, bool A_ALONG_K, bool B_ALONG_K, class Finish>
+__device__ __forceinline__ void in_f32(
+    const Operand<float>& a, const Operand<float>& b, unsigned depth, float* partial, unsigned each, float* db, const Finish& finish) {
+    __shared__ __align__(16) float memory[S::STAGES * S::STAGE];
+    Part part = part_of_block<S>(a.lines, b.lines, depth, each);
+    bool with_rows = db && part.column == 0;
+    FloatSums sums;
+    product<S, A_ALONG_K, B_ALONG_K>(sums, a, b, part, memory, with_rows);
+    if (with_rows && threadIdx.x < S::ROWS) add_row(db, partial, part.row + threadIdx.x, a.lines, sums.row);
+    if (partial) {
+        Partial to = {partial + (unsigned long long)blockIdx.y * a.lines * b.lines, b.lines};
+        write_sums(sums, part, a.lines, b.lines, to.wide(), to);
+    } else {
+        write_sums(sums, part, a.lines, b.lines, finish.wide(), finish);
     }
 }
 
-// bias, add and z may be null.
-template <class A>
+typedef TileShape<128, 128, 64, true> Tile128x128;
+typedef TileShape<128, 64, 32, true> Tile128x64;
+typedef TileShape<64, 64, 32, true> Tile64x64;
+typedef TileShape<64, 64, 32, false> TileAny;
+
+// ---- forward
+
+template <class S>
 __device__ __forceinline__ void forward(
-    A* y, A* z, const A* x, const floatX* w, const floatX* bias, const A* add, unsigned kind, unsigned n, unsigned o, unsigned c) {
-    Operand<A> rows = {x, n, c, 1};
-    Operand<floatX> columns = {w, o, c, 1};
-    product(rows, columns, c, [=](unsigned row, unsigned column, float sum) {
-        unsigned long long at = (unsigned long long)row * o + column;
-        if (bias) sum += to_float(bias[column]);
-        if (add) sum += to_float(add[at]);
-        if (z) z[at] = from_float<A>(sum);
-        y[at] = from_float<A>(activation(kind, sum));
-    });
+    floatX* y, floatX* z, const floatX* x, const floatX* w, const floatX* bias, const floatX* add, float* partial, unsigned each,
+    unsigned kind, unsigned n, unsigned o, unsigned c) {
+    Operand<floatX> a = {x, n, c}, b = {w, o, c};
+    Forward<floatX> finish = {y, z, bias, add, kind, o};
+    on_tensor_cores<S, true, true>(a, b, c, partial, each, nullptr, finish);
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_forward(
+extern "C" __global__ void __launch_bounds__(128) linear_forward_128x128(
     floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ x, const floatX* __restrict__ w,
-    const floatX* __restrict__ bias, const floatX* __restrict__ add, unsigned kind, unsigned n, unsigned o, unsigned c) {
-    forward(y, z, x, w, bias, add, kind, n, o, c);
+    const floatX* __restrict__ bias, const floatX* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward<Tile128x128>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
 }
 
-// The same for f32 activations and weights of floatX: the path of the modulation tables.
+extern "C" __global__ void __launch_bounds__(128) linear_forward_128x64(
+    floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ x, const floatX* __restrict__ w,
+    const floatX* __restrict__ bias, const floatX* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward<Tile128x64>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_forward_64x64(
+    floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ x, const floatX* __restrict__ w,
+    const floatX* __restrict__ bias, const floatX* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward<Tile64x64>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64, 5) linear_forward_any(
+    floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ x, const floatX* __restrict__ w,
+    const floatX* __restrict__ bias, const floatX* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward<TileAny>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+// Adds the parts of K. A thread finishes 16 bytes of results at a time, or one result.
+extern "C" __global__ void __launch_bounds__(256, 4) linear_forward_sum(
+    floatX* __restrict__ y, floatX* __restrict__ z, const floatX* __restrict__ bias, const floatX* __restrict__ add,
+    const float* __restrict__ partial, unsigned parts, unsigned kind, unsigned n, unsigned o) {
+    Forward<floatX> finish = {y, z, bias, add, kind, o};
+    sum_parts(partial, parts, n, o, finish);
+}
+
 extern "C" __global__ void __launch_bounds__(256) linear_forward_wide(
     float* __restrict__ y, float* __restrict__ z, const float* __restrict__ x, const floatX* __restrict__ w,
     const floatX* __restrict__ bias, const float* __restrict__ add, unsigned kind, unsigned n, unsigned o, unsigned c) {
-    forward(y, z, x, w, bias, add, kind, n, o, c);
+    WideOperand<float> a = {x, n, c, 1};
+    WideOperand<floatX> b = {w, o, c, 1};
+    Forward<float> finish = {y, z, bias, add, kind, o};
+    wide_product(a, b, c, finish);
 }
 
-// z may be null. accumulate: dx += the result, summed in f32 and then stored.
-template <class A>
+// ---- input gradient
+
+template <class S>
 __device__ __forceinline__ void backward_input(
-    A* dx, const A* dy, const floatX* w, const A* z, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
-    Operand<A> rows = {dy, n, o, 1};
-    Operand<floatX> columns = {w, c, 1, c};
-    product(rows, columns, o, [=](unsigned row, unsigned column, float sum) {
-        unsigned long long at = (unsigned long long)row * c + column;
-        if (z) sum *= activation_derivative(kind, to_float(z[at]));
-        if (accumulate) sum += to_float(dx[at]);
-        dx[at] = from_float<A>(sum);
-    });
+    floatX* dx, const floatX* dy, const floatX* w, const floatX* z, float* partial, unsigned each, unsigned kind, unsigned accumulate,
+    unsigned n, unsigned o, unsigned c) {
+    Operand<floatX> a = {dy, n, o}, b = {w, c, c};
+    BackwardInput<floatX> finish = {dx, z, kind, accumulate, c};
+    on_tensor_cores<S, true, false>(a, b, o, partial, each, nullptr, finish);
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_backward_input(
+extern "C" __global__ void __launch_bounds__(128) linear_backward_input_128x128(
     floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
-    unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
-    backward_input(dx, dy, w, z, kind, accumulate, n, o, c);
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input<Tile128x128>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(128) linear_backward_input_128x64(
+    floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input<Tile128x64>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_backward_input_64x64(
+    floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input<Tile64x64>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64, 5) linear_backward_input_any(
+    floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input<TileAny>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+// As linear_forward_sum.
+extern "C" __global__ void __launch_bounds__(256, 4) linear_backward_input_sum(
+    floatX* __restrict__ dx, const floatX* __restrict__ z, const float* __restrict__ partial, unsigned parts, unsigned kind,
+    unsigned accumulate, unsigned n, unsigned c) {
+    BackwardInput<floatX> finish = {dx, z, kind, accumulate, c};
+    sum_parts(partial, parts, n, c, finish);
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_backward_input_wide(
-    float* __restrict__ dx, const float* __restrict__ dy, const floatX* __restrict__ w, const float* __restrict__ z,
-    unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
-    backward_input(dx, dy, w, z, kind, accumulate, n, o, c);
+    float* __restrict__ dx, const float* __restrict__ dy, const floatX* __restrict__ w, const float* __restrict__ z, unsigned kind,
+    unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    WideOperand<float> a = {dy, n, o, 1};
+    WideOperand<floatX> b = {w, c, 1, c};
+    BackwardInput<float> finish = {dx, z, kind, accumulate, c};
+    wide_product(a, b, o, finish);
 }
 
-// dw += dy^T * x.
-extern "C" __global__ void __launch_bounds__(256) linear_backward_weight(
-    float* __restrict__ dw, const floatX* __restrict__ dy, const floatX* __restrict__ x, unsigned n, unsigned o, unsigned c) {
-    Operand<floatX> rows = {dy, o, 1, o};
-    Operand<floatX> columns = {x, c, 1, c};
-    product(rows, columns, n, [=](unsigned row, unsigned column, float sum) {
-        dw[(unsigned long long)row * c + column] += sum;
-    });
+// ---- weight gradient, with that of the bias unless db is null. With `partial`, db is its part of the workspace, (parts, O).
+
+template <class S>
+__device__ __forceinline__ void backward_weight(
+    float* dw, float* db, const floatX* dy, const floatX* x, float* partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    Operand<floatX> a = {dy, o, o}, b = {x, c, c};
+    BackwardWeight finish = {dw, c};
+    on_tensor_cores<S, false, false>(a, b, n, partial, each, db, finish);
 }
 
-// db += sum over rows of dy: one warp per 32 columns, rows in order.
-extern "C" __global__ void __launch_bounds__(32)
-    linear_backward_bias(float* __restrict__ db, const floatX* __restrict__ dy, unsigned n, unsigned o) {
-    unsigned column = (unsigned)thread_index();
-    if (column >= o) return;
-    float sum = 0.0f;
-    for (unsigned row = 0; row < n; row++) sum += to_float(dy[(unsigned long long)row * o + column]);
-    db[column] += sum;
+extern "C" __global__ void __launch_bounds__(128) linear_backward_weight_128x128(
+    float* __restrict__ dw, float* __restrict__ db, const floatX* __restrict__ dy, const floatX* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight<Tile128x128>(dw, db, dy, x, partial, each, n, o, c);
 }
+
+extern "C" __global__ void __launch_bounds__(128) linear_backward_weight_128x64(
+    float* __restrict__ dw, float* __restrict__ db, const floatX* __restrict__ dy, const floatX* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight<Tile128x64>(dw, db, dy, x, partial, each, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_backward_weight_64x64(
+    float* __restrict__ dw, float* __restrict__ db, const floatX* __restrict__ dy, const floatX* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight<Tile64x64>(dw, db, dy, x, partial, each, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64, 5) linear_backward_weight_any(
+    float* __restrict__ dw, float* __restrict__ db, const floatX* __restrict__ dy, const floatX* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight<TileAny>(dw, db, dy, x, partial, each, n, o, c);
+}
+
+// Adds the parts of the batch. db and its parts may be null.
+extern "C" __global__ void __launch_bounds__(256, 4) linear_backward_weight_sum(
+    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ partial, const float* __restrict__ partial_db,
+    unsigned parts, unsigned o, unsigned c) {
+    BackwardWeight finish = {dw, c};
+    sum_parts(partial, parts, o, c, finish);
+#pragma unroll 1
+    for (unsigned row = (unsigned)thread_index(); db && row < o; row += gridDim.x * blockDim.x) {
+        float sum = 0.0f;
+        for (unsigned part = 0; part < parts; part++) sum += partial_db[(unsigned long long)part * o + row];
+        db[row] += sum;
+    }
+}
+
+// ---- the three in f32, by rows of the block's tile of 128 columns
+
+#if FLOATX == 0
+template <class S>
+__device__ __forceinline__ void forward_f32(
+    float* y, float* z, const float* x, const float* w, const float* bias, const float* add, float* partial, unsigned each,
+    unsigned kind, unsigned n, unsigned o, unsigned c) {
+    Operand<float> a = {x, n, c}, b = {w, o, c};
+    Forward<float> finish = {y, z, bias, add, kind, o};
+    in_f32<S, true, true>(a, b, c, partial, each, nullptr, finish);
+}
+template <class S>
+__device__ __forceinline__ void backward_input_f32(
+    float* dx, const float* dy, const float* w, const float* z, float* partial, unsigned each, unsigned kind, unsigned accumulate,
+    unsigned n, unsigned o, unsigned c) {
+    Operand<float> a = {dy, n, o}, b = {w, c, c};
+    BackwardInput<float> finish = {dx, z, kind, accumulate, c};
+    in_f32<S, true, false>(a, b, o, partial, each, nullptr, finish);
+}
+template <class S>
+__device__ __forceinline__ void backward_weight_f32(
+    float* dw, float* db, const float* dy, const float* x, float* partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    Operand<float> a = {dy, o, o}, b = {x, c, c};
+    BackwardWeight finish = {dw, c};
+    in_f32<S, false, false>(a, b, n, partial, each, db, finish);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_forward_f32_128(
+    float* __restrict__ y, float* __restrict__ z, const float* __restrict__ x, const float* __restrict__ w,
+    const float* __restrict__ bias, const float* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward_f32<FloatShape<128>>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(128) linear_forward_f32_64(
+    float* __restrict__ y, float* __restrict__ z, const float* __restrict__ x, const float* __restrict__ w,
+    const float* __restrict__ bias, const float* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward_f32<FloatShape<64>>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_forward_f32_32(
+    float* __restrict__ y, float* __restrict__ z, const float* __restrict__ x, const float* __restrict__ w,
+    const float* __restrict__ bias, const float* __restrict__ add, float* __restrict__ partial, unsigned each, unsigned kind,
+    unsigned n, unsigned o, unsigned c) {
+    forward_f32<FloatShape<32>>(y, z, x, w, bias, add, partial, each, kind, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_backward_input_f32_128(
+    float* __restrict__ dx, const float* __restrict__ dy, const float* __restrict__ w, const float* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input_f32<FloatShape<128>>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(128) linear_backward_input_f32_64(
+    float* __restrict__ dx, const float* __restrict__ dy, const float* __restrict__ w, const float* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input_f32<FloatShape<64>>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_backward_input_f32_32(
+    float* __restrict__ dx, const float* __restrict__ dy, const float* __restrict__ w, const float* __restrict__ z,
+    float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
+    backward_input_f32<FloatShape<32>>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_backward_weight_f32_128(
+    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ dy, const float* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight_f32<FloatShape<128>>(dw, db, dy, x, partial, each, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(128) linear_backward_weight_f32_64(
+    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ dy, const float* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight_f32<FloatShape<64>>(dw, db, dy, x, partial, each, n, o, c);
+}
+
+extern "C" __global__ void __launch_bounds__(64) linear_backward_weight_f32_32(
+    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ dy, const float* __restrict__ x,
+    float* __restrict__ partial, unsigned each, unsigned n, unsigned o, unsigned c) {
+    backward_weight_f32<FloatShape<32>>(dw, db, dy, x, partial, each, n, o, c);
+}
+#endif

@@ -2,11 +2,15 @@
 
 use std::f64::consts::PI;
 
+use flowprior::device::CudaOptions;
 use flowprior::ops::linear::{
     Activation, linear_backward_input, linear_backward_input_add, linear_backward_weight, linear_forward,
 };
 use flowprior::{DType, Device, FloatX, Result, Tensor};
+use half::{bf16, f16};
 
+use crate::support::devices::devices;
+use crate::support::emulator;
 use crate::support::oracle::tolerance;
 use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
 
@@ -15,7 +19,21 @@ const ACTIVATIONS: [Activation; 3] = [Activation::Identity, Activation::Silu, Ac
 /// Shapes (N, C, O) around the blocks of the matrix products: 8 × 48 sums, tiles of 128 × 192, 256 deep.
 const ODD: [(usize, usize, usize); 7] =
     [(1, 1, 1), (2, 3, 5), (7, 13, 17), (8, 16, 48), (9, 17, 49), (31, 47, 65), (5, 257, 3)];
-const LARGE: [(usize, usize, usize); 2] = [(130, 519, 97), (17, 35, 200)];
+const LARGE: [(usize, usize, usize); 3] = [(130, 519, 97), (17, 35, 200), (257, 130, 129)];
+
+/// Shapes (N, C, O) for the matrix products of a GPU: rows that begin at multiples of 16 bytes in all types, one tile and a part of
+/// another; then sums so long that they are cut into parts, for each of the three products, aligned and not.
+const LONG: [(usize, usize, usize); 7] = [
+    (72, 136, 200),
+    (9, 2000, 24),
+    (9, 24, 2000),
+    (2000, 24, 16),
+    (9, 2003, 21),
+    (5, 23, 2003),
+    (2003, 13, 21),
+];
+/// As much result as makes the largest tiles worth it, for each of the three products.
+const WIDE: [(usize, usize, usize); 3] = [(1001, 24, 1000), (1001, 1000, 24), (24, 1000, 1008)];
 
 /// One layer: x (N, C) → y (N, O).
 #[derive(Debug)]
@@ -239,6 +257,77 @@ fn layers_with_every_epilogue_match() {
 #[test]
 fn layers_larger_than_a_tile_match() {
     check_all(LARGE.map(|shape| Linear { shape, act: Activation::GeluTanh, bias: true, add: true }));
+}
+
+#[test]
+fn layers_with_long_sums_match() {
+    // The identity: another activation would multiply by an O × O identity, see `backward`.
+    check_all(LONG.map(|shape| Linear { shape, act: Activation::Identity, bias: true, add: true }));
+    let shape = LONG[0];
+    check_all(ACTIVATIONS.map(|act| Linear { shape, act, bias: true, add: true }));
+    check_all(ACTIVATIONS.map(|act| Through { shape, act }));
+}
+
+#[test]
+fn products_in_every_tile_of_a_gpu_match() -> Result<()> {
+    let gpus = || devices().filter(|(_, device)| matches!(device, Device::Cuda(_)));
+    assert!(gpus().count() > 0, "no CUDA device");
+    for ((_, device), shape) in gpus().flat_map(|gpu| WIDE.map(|shape| (gpu, shape))) {
+        products_match::<f32>(device, shape, check)?;
+        products_match::<bf16>(device, shape, check)?;
+        products_match::<f16>(device, shape, check)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn f32_on_tensor_cores_is_rounded_to_tf32_and_no_further() -> Result<()> {
+    let device = Device::cuda(&CudaOptions { guard: true, tf32: true, ..emulator::options() })?;
+    let mut shapes = LARGE.into_iter().chain(LONG).chain(WIDE);
+    shapes.try_for_each(|shape| products_match::<f32>(&device, shape, check_tf32))
+}
+
+/// Compares the three products with f64.
+fn products_match<X: FloatX>(
+    device: &Device,
+    (n, c, o): (usize, usize, usize),
+    compare: impl Fn(Answer, &[f64], &str),
+) -> Result<()> {
+    let inputs = Inputs::default().stored("x", [n, c]).stored("w", [o, c]).stored("dy", [n, o]);
+    let values = inputs.rounded(X::DTYPE);
+    let tensors = Tensors::<X>::new(device, &inputs, &values)?;
+    let (x, w, dy) = (tensors.stored("x"), tensors.stored("w"), tensors.stored("dy"));
+    let y = linear_forward(x, w.view(), None, None, Activation::Identity)?.0;
+    let dx = linear_backward_input(dy, w.view(), None)?;
+    let (mut dw, mut db) = (Tensor::zeros(device, [o, c]), Tensor::zeros(device, [o]));
+    linear_backward_weight(dw.view_mut(), Some(db.view_mut()), dy, x)?;
+
+    let (x, w, dy) = (&values["x"], &values["w"], &values["dy"]);
+    let (x_across, w_across, dy_across) = (transposed(x, c), transposed(w, c), transposed(dy, o));
+    compare(answer(&y), &product(x, w, c), "y");
+    compare(answer(&dx), &product(dy, &w_across, o), "dx");
+    compare(answer(&dw), &product(&dy_across, &x_across, n), "dw");
+    // Its sum is no matrix product: nothing is rounded.
+    answer(&db).check(&product(&dy_across, &vec![1.0; n], n), "db");
+    Ok(())
+}
+
+fn check(found: Answer, expected: &[f64], what: &str) {
+    found.check(expected, what);
+}
+
+/// Each operand is off by at most 2⁻¹¹ of itself: 1e-3 of the largest result is enough for their sums, and an error below 1e-6
+/// would mean that nothing was rounded.
+fn check_tf32(found: Answer, expected: &[f64], what: &str) {
+    let off = found.values.iter().zip(expected).map(|(f, e)| (*f as f64 - e).abs());
+    let off = off.fold(0.0, f64::max) / expected.iter().fold(0.0, |largest: f64, e| largest.max(e.abs()));
+    assert!(off > 1e-6, "{what} of {} results is off by {off:e} only", expected.len());
+    found.within(1e-3, "tf32 has 10 bits of mantissa").check(expected, what);
+}
+
+/// Returns the transpose of a matrix of `columns` columns.
+fn transposed(a: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|c| a.iter().skip(c).step_by(columns).copied()).collect()
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub fn options() -> CudaOptions {
     SETTINGS.call_once(|| set(&driver, &[("findings", "fail"), ("threads", "1")]));
     let compiler = nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}")).path().to_owned();
     let cache = driver.parent().map(|folder| folder.join("kernel-cache"));
-    CudaOptions { ordinal: 0, driver: Some(driver), compiler: Some(compiler), cache, guard: false }
+    CudaOptions { ordinal: 0, driver: Some(driver), compiler: Some(compiler), cache, ..Default::default() }
 }
 
 /// Lets a process that is about to start use the emulated card. Races and reads of bytes never written end it.

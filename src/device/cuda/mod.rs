@@ -39,6 +39,8 @@ pub struct CudaOptions {
     pub cache: Option<PathBuf>,
     /// Surrounds each buffer with checked sentinels and fills fresh memory with NaN. For tests.
     pub guard: bool,
+    /// Multiplies matrices of f32 on tensor cores, rounded to tf32: 10 bits of mantissa, sums in f32.
+    pub tf32: bool,
 }
 
 impl CudaOptions {

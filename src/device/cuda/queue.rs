@@ -86,6 +86,8 @@ pub struct Queue {
     cache: Option<PathBuf>,
     name: String,
     capability: (i32, i32),
+    multiprocessors: u32,
+    tf32: bool,
     modules: Mutex<Vec<Module>>,
     /// By kernel and storage type.
     functions: Mutex<Vec<Option<Function>>>,
@@ -200,6 +202,12 @@ impl Queue {
                  nvidia-cuda-nvrtc"
             )));
         }
+        // SAFETY: the device was returned by the driver.
+        let multiprocessors = unsafe {
+            result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        };
+        let multiprocessors =
+            multiprocessors.map_err(device_error("counting multiprocessors"))?.unsigned_abs();
         let context = Arc::new(Context::open(device)?);
         let pool = Arc::new(Pool::new(context.clone(), options.guard));
         Ok(Self {
@@ -210,6 +218,8 @@ impl Queue {
             cache: options.cache.clone(),
             name,
             capability,
+            multiprocessors,
+            tf32: options.tf32,
             modules: Mutex::default(),
             functions: Mutex::default(),
             constants: Mutex::default(),
@@ -238,6 +248,16 @@ impl Queue {
             .result()
             .map_err(device_error("asking the driver's version"))?;
         Ok((version / 1000, version % 1000 / 10))
+    }
+
+    /// Returns the number of multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Returns whether matrices of f32 are multiplied rounded to tf32.
+    pub fn tf32(&self) -> bool {
+        self.tf32
     }
 
     /// Returns the compiler.

@@ -1,21 +1,80 @@
 //! The launches of `kernels/linear.cu`.
 //!
 //! Activations have the type of the weights, or f32 beside narrower weights (the path of modulation tables): a kernel
-//! each. Other pairs have none.
+//! each. Other pairs have none. Where [`tiles`](super::tiles) cuts the depth into parts, a second kernel adds their sums in order.
 
 use crate::device::Queue;
-use crate::device::cuda::{Grid, Read, Write};
+use crate::device::cuda::{DeviceBuf, Grid, Read, Write};
 use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::kernels;
 use crate::ops::linear::Activation;
+use crate::ops::linear::tiles::{Arithmetic, Gpu, Plan, Product};
 use crate::tensor::{Tensor, View, ViewMut};
 
-/// Rows and columns of a block's tile.
-const TILE: usize = 64;
+/// Rows and columns of a block's tile, where f32 activations meet narrower weights.
+const WIDE_TILE: usize = 64;
+/// Threads of a block that adds partial sums, and how many neighbours a thread adds where it can.
+const SUM: (u32, usize) = (256, 4);
 
-fn tiles(rows: usize, columns: usize) -> Grid {
-    Grid { blocks: [columns.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1], threads: 256, shared: 0 }
+/// A product with its plan and the memory of its partial sums.
+struct Work {
+    plan: Plan,
+    results: usize,
+    workspace: Option<DeviceBuf>,
+}
+
+impl Work {
+    /// Plans the product of operands at two addresses, whose rows are `steps` elements apart; `more` floats of workspace for each part.
+    fn new<X: FloatX>(
+        queue: &Queue,
+        (rows, columns, depth): (usize, usize, usize),
+        operands: [(u64, usize); 2],
+        more: usize,
+    ) -> Result<Self> {
+        let arithmetic = match X::DTYPE {
+            DType::F32 if queue.tf32() => Arithmetic::Tf32,
+            DType::F32 => Arithmetic::F32,
+            DType::Bf16 | DType::F16 => Arithmetic::Half,
+        };
+        let aligned =
+            operands.iter().all(|(at, step)| at % 16 == 0 && (step * size_of::<X>()).is_multiple_of(16));
+        let product = Product { rows, columns, depth, arithmetic, aligned };
+        let gpu = Gpu { capability: queue.capability(), multiprocessors: queue.multiprocessors() };
+        let plan = Plan::of(&product, gpu);
+        let bytes = product.workspace(plan.parts) as usize + 4 * more * plan.parts as usize;
+        let workspace = if plan.parts > 1 { Some(queue.block(bytes)?) } else { None };
+        Ok(Self { plan, results: rows * columns, workspace })
+    }
+
+    /// Where parts put their sums; null if there is one part.
+    fn partial(&self) -> u64 {
+        self.workspace.as_ref().map_or(0, DeviceBuf::address)
+    }
+
+    /// Behind the partial sums: where parts put what they sum beside the product.
+    fn beside(&self) -> u64 {
+        self.partial() + 4 * (self.results * self.plan.parts as usize) as u64
+    }
+
+    fn sum_grid(&self) -> Grid {
+        Grid::covering(self.results, SUM.1, SUM.0)
+    }
+}
+
+/// Picks the kernel of a tile and launches it: those of tensor cores take tensors of `floatX`, the others f32.
+macro_rules! launch {
+    ($work:ident, [$($tensor:path),+], [$($float:path),+], ($queue:expr, $($tensors:expr),+; $($numbers:expr),+)) => {{
+        let (grid, each) = ($work.plan.grid, $work.plan.each);
+        let at = $work.plan.tile.blocks as usize;
+        let tensor = [$($tensor),+];
+        match tensor.get(at) {
+            Some(kernel) => kernel($queue, grid, $($tensors),+, Write::at($work.partial()), each, $($numbers),+),
+            None => [$($float),+][at - tensor.len()](
+                $queue, grid, $($tensors.retyped()),+, Write::at($work.partial()), each, $($numbers),+
+            ),
+        }
+    }};
 }
 
 /// As kernels number activations.
@@ -42,19 +101,43 @@ pub(super) fn forward<A: FloatX, W: FloatX>(
     act: Activation,
 ) -> Result<()> {
     let ((n, c), o) = (x.rows_cols(), y.rows_cols().1);
-    let (grid, act) = (tiles(n, o), kind(act));
+    let act = kind(act);
     let (y, z) = (y.write()?, z.map_or(Ok(Write::none()), Tensor::write)?);
     let (x, w, add) = (x.read()?, w.read()?, optional(add)?);
     let b = b.map_or(Ok(Read::none()), |b| b.read())?;
-    let (n, o, c) = (n as u32, o as u32, c as u32);
+    let (rows, outputs, columns) = (n as u32, o as u32, c as u32);
     match (A::DTYPE, W::DTYPE) {
         (a, weights) if a == weights => {
+            let work = Work::new::<W>(queue, (n, o, c), [(x.address(), c), (w.address(), c)], 0)?;
             let (y, z, x, add) = (y.retyped(), z.retyped(), x.retyped(), add.retyped());
-            kernels::linear_forward::<W>(queue, grid, y, z, x, w, b, add, act, n, o, c)
+            let (y_again, z_again) = (Write::at(y.address()), Write::at(z.address()));
+            launch!(
+                work,
+                [
+                    kernels::linear_forward_128x128::<W>,
+                    kernels::linear_forward_128x64::<W>,
+                    kernels::linear_forward_64x64::<W>,
+                    kernels::linear_forward_any::<W>
+                ],
+                [
+                    kernels::linear_forward_f32_128,
+                    kernels::linear_forward_f32_64,
+                    kernels::linear_forward_f32_32
+                ],
+                (queue, y, z, x, w, b, add; act, rows, outputs, columns)
+            )?;
+            if work.workspace.is_none() {
+                return Ok(());
+            }
+            let (grid, partial, parts) = (work.sum_grid(), Read::at(work.partial()), work.plan.parts);
+            kernels::linear_forward_sum::<W>(
+                queue, grid, y_again, z_again, b, add, partial, parts, act, rows, outputs,
+            )
         }
         (DType::F32, _) => {
             let (y, z, x, add) = (y.retyped(), z.retyped(), x.retyped(), add.retyped());
-            kernels::linear_forward_wide(queue, grid, y, z, x, w, b, add, act, n, o, c)
+            let grid = wide_tiles(n, o);
+            kernels::linear_forward_wide(queue, grid, y, z, x, w, b, add, act, rows, outputs, columns)
         }
         (a, weights) => Err(queue.lacks(&format!("linear with {a} activations and {weights} weights"))),
     }
@@ -74,17 +157,43 @@ pub(super) fn backward_input<A: FloatX, W: FloatX>(
         Some((act, z)) => (kind(act), z.read()?),
         None => (0, Read::none()),
     };
-    let (grid, accumulate) = (tiles(n, c), accumulate as u32);
+    let accumulate = accumulate as u32;
     let (dx, dy, w) = (dx.write()?, dy.read()?, w.read()?);
-    let (n, o, c) = (n as u32, o as u32, c as u32);
+    let (rows, outputs, columns) = (n as u32, o as u32, c as u32);
     match (A::DTYPE, W::DTYPE) {
         (a, weights) if a == weights => {
+            let work = Work::new::<W>(queue, (n, c, o), [(dy.address(), o), (w.address(), c)], 0)?;
             let (dx, dy, z) = (dx.retyped(), dy.retyped(), z.retyped());
-            kernels::linear_backward_input::<W>(queue, grid, dx, dy, w, z, act, accumulate, n, o, c)
+            let dx_again = Write::at(dx.address());
+            launch!(
+                work,
+                [
+                    kernels::linear_backward_input_128x128::<W>,
+                    kernels::linear_backward_input_128x64::<W>,
+                    kernels::linear_backward_input_64x64::<W>,
+                    kernels::linear_backward_input_any::<W>
+                ],
+                [
+                    kernels::linear_backward_input_f32_128,
+                    kernels::linear_backward_input_f32_64,
+                    kernels::linear_backward_input_f32_32
+                ],
+                (queue, dx, dy, w, z; act, accumulate, rows, outputs, columns)
+            )?;
+            if work.workspace.is_none() {
+                return Ok(());
+            }
+            let (grid, partial, parts) = (work.sum_grid(), Read::at(work.partial()), work.plan.parts);
+            kernels::linear_backward_input_sum::<W>(
+                queue, grid, dx_again, z, partial, parts, act, accumulate, rows, columns,
+            )
         }
         (DType::F32, _) => {
             let (dx, dy, z) = (dx.retyped(), dy.retyped(), z.retyped());
-            kernels::linear_backward_input_wide(queue, grid, dx, dy, w, z, act, accumulate, n, o, c)
+            let grid = wide_tiles(n, c);
+            kernels::linear_backward_input_wide(
+                queue, grid, dx, dy, w, z, act, accumulate, rows, outputs, columns,
+            )
         }
         (a, weights) => Err(queue.lacks(&format!("linear with {a} activations and {weights} weights"))),
     }
@@ -99,14 +208,41 @@ pub(super) fn backward_weight<A: FloatX>(
     x: &Tensor<A>,
 ) -> Result<()> {
     let ((n, o), c) = (dy.rows_cols(), x.rows_cols().1);
-    let grid = tiles(o, c);
+    let (dw, dy, x) = (dw.write()?, dy.read()?, x.read()?);
+    let mut db = db;
+    let db = db.as_mut().map_or(Ok(Write::none()), |db| db.write())?;
+    let work = Work::new::<A>(queue, (o, c, n), [(dy.address(), o), (x.address(), c)], o)?;
     let (rows, outputs, columns) = (n as u32, o as u32, c as u32);
-    kernels::linear_backward_weight(queue, grid, dw.write()?, dy.read()?, x.read()?, rows, outputs, columns)?;
-    match db {
-        Some(mut db) => {
-            let grid = Grid::covering(o, 1, 32);
-            kernels::linear_backward_bias(queue, grid, db.write()?, dy.read()?, rows, outputs)
-        }
-        None => Ok(()),
+    // Parts put their sums of rows into the workspace.
+    let with_bias = db.address() != 0;
+    let (cut, beside) = (work.workspace.is_some(), work.beside());
+    let rows_to = Write::at(if with_bias && cut { beside } else { db.address() });
+    let dw_again = Write::at(dw.address());
+    launch!(
+        work,
+        [
+            kernels::linear_backward_weight_128x128::<A>,
+            kernels::linear_backward_weight_128x64::<A>,
+            kernels::linear_backward_weight_64x64::<A>,
+            kernels::linear_backward_weight_any::<A>
+        ],
+        [
+            kernels::linear_backward_weight_f32_128,
+            kernels::linear_backward_weight_f32_64,
+            kernels::linear_backward_weight_f32_32
+        ],
+        (queue, dw, rows_to, dy, x; rows, outputs, columns)
+    )?;
+    if !cut {
+        return Ok(());
     }
+    let (grid, partial, parts) = (work.sum_grid(), Read::at(work.partial()), work.plan.parts);
+    let sums = Read::at(if with_bias { beside } else { 0 });
+    kernels::linear_backward_weight_sum(queue, grid, dw_again, db, partial, sums, parts, outputs, columns)
+}
+
+/// The grid of f32 activations with narrower weights.
+fn wide_tiles(rows: usize, columns: usize) -> Grid {
+    let tiles = |n: usize| n.div_ceil(WIDE_TILE) as u32;
+    Grid { blocks: [tiles(columns), tiles(rows), 1], threads: 256, shared: 0 }
 }

@@ -17,6 +17,7 @@ mod shared;
 mod speed;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use activation::Activation;
 
