@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::flow_path::{Rows, target_velocity};
-use crate::ops::rows_per_block;
+use crate::ops::{rows_per_block, warp_grid};
 use crate::rng::{Draw, NORMAL_TILE};
 use crate::tensor::Tensor;
 
@@ -141,7 +141,7 @@ pub fn latent_gradient<X: FloatX>(
             latents_cpu(cpu, dy.host_mut()?, dv.host()?, dx_t, t.host()?, rows, unscale);
         }
         Device::Cuda(queue) => {
-            let grid = Grid::covering(dy.len(), 1, 256);
+            let grid = warp_grid::<X>(rows.samples, d, 1);
             let dx_t = dx_t.map_or(Ok(Read::none()), Tensor::read)?;
             let (b, k, share) = (rows.samples as u32, rows.replicas as u32, rows.share as u32);
             let (dy, dv, t) = (dy.write()?, dv.read()?, t.read()?);
