@@ -1,20 +1,44 @@
 // Mean squared error against a constant target: row loss |x_hat - x|^2 and dx_hat = scale*(x_hat - x), in one pass.
 //
-// One warp covers one row; its sum is taken over the warp in a fixed order. Bytes moved per element: 4 + 2*sizeof(floatX).
+// One warp covers one row, 16 bytes of x_hat a lane where d allows it, else one element a lane; the row's sum is taken over the
+// warp in a fixed order. Bytes moved per element: 4 + 2*sizeof(floatX).
 #include "common.cuh"
 #include "reduce.cuh"
 
+// factor may be null; it multiplies scale: the loss scale.
 extern "C" __global__ void __launch_bounds__(256) mse(
     float* __restrict__ loss, floatX* __restrict__ dx_hat, const floatX* __restrict__ x_hat, const float* __restrict__ x,
-    unsigned rows, unsigned d, float scale) {
+    unsigned rows, unsigned d, float scale, const float* __restrict__ factor) {
     unsigned row = (unsigned)(thread_index() / 32), lane = threadIdx.x % 32;
     if (row >= rows) return; // whole warps
+    if (factor) scale *= *factor;
     unsigned long long start = (unsigned long long)row * d;
+    x_hat += start, x += start, dx_hat += start;
     float sum = 0.0f;
-    for (unsigned column = lane; column < d; column += 32) {
-        float r = to_float(x_hat[start + column]) - x[start + column];
-        sum = fmaf(r, r, sum);
-        dx_hat[start + column] = from_float<floatX>(scale * r);
+    if (d % EACH == 0) {
+#pragma unroll 2
+        for (unsigned base = 0; base < d; base += 32 * EACH) {
+            unsigned column = base + lane * EACH;
+            bool active = column < d;
+            float r[EACH], target[EACH];
+            read_floats(target, x + column, active);
+            if (active) {
+                read(r, x_hat + column);
+#pragma unroll
+                for (unsigned j = 0; j < EACH; j++) {
+                    r[j] -= target[j];
+                    sum = fmaf(r[j], r[j], sum);
+                    r[j] *= scale;
+                }
+                write(dx_hat + column, r);
+            }
+        }
+    } else {
+        for (unsigned column = lane; column < d; column += 32) {
+            float r = to_float(x_hat[column]) - x[column];
+            sum = fmaf(r, r, sum);
+            dx_hat[column] = from_float<floatX>(scale * r);
+        }
     }
     sum = warp_sum(sum);
     if (lane == 0) loss[row] = sum;

@@ -1,7 +1,8 @@
 // Optimizer step over flat buffers, in one pass: unscale, clip, update, master weights, low-precision copy, averages. Formulas: src/ops/optimizer.rs.
 //
-// One thread covers four neighbouring elements. Bytes moved per element with f32 master and one average: gradient 4, master
-// 8, moments 16, copy sizeof(floatX), average 8. The order of operations is the CPU's, with fused multiply-adds.
+// One thread covers four neighbouring elements, 16 bytes of each buffer of floats; all are loaded before the first is used. Bytes
+// moved per element with f32 master and one average: gradient 4, master 8, moments 16, copy sizeof(floatX), average 8. The order
+// of operations is the CPU's, with fused multiply-adds.
 #include "common.cuh"
 #include "philox.cuh"
 
@@ -18,7 +19,7 @@ __device__ __forceinline__ float updated(
         g = fmaf(coupled, p, g);
         m = fmaf(1.0f - k.beta1, g - m, m);
         v = fmaf(k.beta2, v, (1.0f - k.beta2) * g * g);
-        float denominator = fmaf(__fsqrt_rn(v), k.inverse_root2, k.eps);
+        float denominator = fmaf(square_root(v), k.inverse_root2, k.eps);
         return fmaf(-k.step_size, __fdividef(m, denominator), p * kept);
     }
     if (rule <= 3) {
@@ -53,7 +54,77 @@ template <> __device__ __forceinline__ f16 rounded<f16>(float x, unsigned random
     return from_float<f16>(usable ? __uint_as_float(bumped | (bits & 0x80000000u)) : x);
 }
 
-// master, v, ema0 .. ema3 may be null. decayed: `ranges` pairs of begin and end, ascending. stochastic: round the copy at random.
+// Four neighbouring elements of a buffer, or the `count` that there are.
+__device__ __forceinline__ void read_four(float (&x)[4], const float* at, unsigned count) {
+    if (count == 4) {
+        read(x, at);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) x[j] = j < count ? at[j] : 0.0f;
+    }
+}
+__device__ __forceinline__ void write_four(float* at, const float (&x)[4], unsigned count) {
+    if (count == 4) {
+        write(at, x);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) {
+            if (j < count) at[j] = x[j];
+        }
+    }
+}
+
+#if FLOATX != 0
+// The same for 16-bit numbers: accesses of 8 bytes, beside 16 of everything else.
+union Half4 {
+    uint2 words;
+    floatX values[4];
+    __device__ Half4() {}
+};
+__device__ __forceinline__ void read_four(float (&x)[4], const floatX* at, unsigned count) {
+    Half4 four;
+    if (count == 4) {
+        four.words = *(const uint2*)at;
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) x[j] = to_float(four.values[j]);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) x[j] = j < count ? to_float(at[j]) : 0.0f;
+    }
+}
+__device__ __forceinline__ void write_four(floatX* at, const floatX (&x)[4], unsigned count) {
+    Half4 four;
+#pragma unroll
+    for (unsigned j = 0; j < 4; j++) four.values[j] = x[j];
+    if (count == 4) {
+        *(uint2*)at = four.words;
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) {
+            if (j < count) at[j] = x[j];
+        }
+    }
+}
+#endif
+
+// The first range that ends after element i.
+__device__ __forceinline__ unsigned first_range(const unsigned long long* decayed, unsigned ranges, unsigned long long i) {
+    unsigned low = 0, high = ranges;
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (decayed[2 * middle + 1] <= i) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+// ema = keep*ema + (1 - keep)*p.
+__device__ __forceinline__ void averaged(float (&ema)[4], const float (&p)[4], float keep) {
+#pragma unroll
+    for (unsigned j = 0; j < 4; j++) ema[j] = fmaf(keep, ema[j], (1.0f - keep) * p[j]);
+}
+
+// master, v, ema0, ema1 may be null. decayed: `ranges` pairs of begin and end, ascending. stochastic: round the copy at random.
 extern "C" __global__ void __launch_bounds__(256) optimizer_step(
     floatX* __restrict__ params, float* __restrict__ master, float* __restrict__ m, float* __restrict__ v,
     float* __restrict__ ema0, float* __restrict__ ema1, const float* __restrict__ grads,
@@ -62,33 +133,45 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
     const unsigned long long* __restrict__ counter, unsigned long long n) {
     unsigned long long first = thread_index() * 4;
     if (first >= n || numbers[8] != 0.0f) return; // the step does not count
+    unsigned count = n - first < 4 ? (unsigned)(n - first) : 4;
+    float p[4], gradient[4], moment[4], second[4] = {}, average0[4], average1[4];
+    read_four(gradient, grads + first, count);
+    read_four(moment, m + first, count);
+    if (v) read_four(second, v + first, count);
+    if (master) read_four(p, master + first, count);
+    else read_four(p, params + first, count);
+    if (ema0) read_four(average0, ema0 + first, count);
+    if (ema1) read_four(average1, ema1 + first, count);
     Numbers k = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
-    uint4 words = {0, 0, 0, 0};
-    if (stochastic) words = philox(philox_at(key0, key1, step, counter), first >> 34, 0, (unsigned)(first / 4));
-    unsigned random[4] = {words.x, words.y, words.z, words.w};
-    // The first range that ends after `first`; four elements meet the next ones by going on from it.
-    unsigned low = 0, high = ranges;
-    while (low < high) {
-        unsigned middle = (low + high) / 2;
-        if (decayed[2 * middle + 1] <= first) low = middle + 1;
-        else high = middle;
-    }
+    unsigned range = first_range(decayed, ranges, first); // four elements meet the next ones by going on from it
 #pragma unroll
     for (unsigned j = 0; j < 4; j++) {
-        unsigned long long i = first + j;
-        if (i >= n) return;
-        while (low < ranges && decayed[2 * low + 1] <= i) low++;
-        float decay = low < ranges && decayed[2 * low] <= i ? k.weight_decay : 0.0f;
-        float moment = m[i], second = v ? v[i] : 0.0f;
-        float p = updated(rule, k, master ? master[i] : to_float(params[i]), grads[i], moment, second, decay);
-        m[i] = moment;
-        if (v) v[i] = second;
-        if (master) master[i] = p;
-        floatX copy = stochastic ? rounded<floatX>(p, random[j]) : from_float<floatX>(p);
-        params[i] = copy;
-        float averaged = master ? p : to_float(copy);
-        if (ema0) ema0[i] = fmaf(decay0, ema0[i], (1.0f - decay0) * averaged);
-        if (ema1) ema1[i] = fmaf(decay1, ema1[i], (1.0f - decay1) * averaged);
+        while (range < ranges && decayed[2 * range + 1] <= first + j) range++;
+        float decay = range < ranges && decayed[2 * range] <= first + j ? k.weight_decay : 0.0f;
+        p[j] = updated(rule, k, p[j], gradient[j], moment[j], second[j], decay);
+    }
+    write_four(m + first, moment, count);
+    if (v) write_four(v + first, second, count);
+    if (master) write_four(master + first, p, count);
+    floatX copy[4];
+    if (stochastic) {
+        uint4 words = philox(philox_at(key0, key1, step, counter), first >> 34, 0, (unsigned)(first / 4));
+        copy[0] = rounded<floatX>(p[0], words.x), copy[1] = rounded<floatX>(p[1], words.y);
+        copy[2] = rounded<floatX>(p[2], words.z), copy[3] = rounded<floatX>(p[3], words.w);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) copy[j] = from_float<floatX>(p[j]);
+    }
+    write_four(params + first, copy, count);
+#pragma unroll
+    for (unsigned j = 0; j < 4; j++) p[j] = master ? p[j] : to_float(copy[j]);
+    if (ema0) {
+        averaged(average0, p, decay0);
+        write_four(ema0 + first, average0, count);
+    }
+    if (ema1) {
+        averaged(average1, p, decay1);
+        write_four(ema1 + first, average1, count);
     }
 }
 
@@ -96,7 +179,13 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
 extern "C" __global__ void __launch_bounds__(256) average(
     float* __restrict__ ema, const float* __restrict__ master, const floatX* __restrict__ params,
     const float* __restrict__ numbers, float decay, unsigned long long n) {
-    unsigned long long i = thread_index();
-    if (i >= n || numbers[8] != 0.0f) return; // the step does not count
-    ema[i] = fmaf(decay, ema[i], (1.0f - decay) * (master ? master[i] : to_float(params[i])));
+    unsigned long long first = thread_index() * 4;
+    if (first >= n || numbers[8] != 0.0f) return; // the step does not count
+    unsigned count = n - first < 4 ? (unsigned)(n - first) : 4;
+    float p[4], sum[4];
+    read_four(sum, ema + first, count);
+    if (master) read_four(p, master + first, count);
+    else read_four(p, params + first, count);
+    averaged(sum, p, decay);
+    write_four(ema + first, sum, count);
 }

@@ -1,6 +1,7 @@
 // Philox4x32-10 (Salmon et al., SC 2011) and standard normal numbers, the counters of src/rng.rs: the same noise on every
 // device. Words are equal bit for bit; normals differ from the CPU's by the rounding of log, sin and cos.
 #pragma once
+#include "common.cuh"
 
 struct Philox {
     unsigned key0, key1;
@@ -45,7 +46,7 @@ __device__ __forceinline__ float unit(unsigned word) { return (float)(word >> 8)
 // error is absolute (2^-20.9 inside [-pi, pi]), is good enough: it is multiplied by a radius of at most 5.8.
 __device__ __forceinline__ void normal_pair(float& x, float& y, unsigned a, unsigned b) {
     float u = (float)((a >> 8) + 1) * (1.0f / 16777216.0f);
-    float radius = sqrtf(fmaxf(-2.0f * logf(u), 0.0f));
+    float radius = square_root(fmaxf(-2.0f * logf(u), 0.0f));
     float turns = unit(b);
     turns = turns > 0.5f ? turns - 1.0f : turns; // exact
     float sine = __sinf(6.28318530717958647692f * turns), cosine = __cosf(6.28318530717958647692f * turns);
@@ -56,4 +57,12 @@ __device__ __forceinline__ void normal_pair(float& x, float& y, unsigned a, unsi
 __device__ __forceinline__ void normals(float out[4], const uint4& words) {
     normal_pair(out[0], out[1], words.x, words.y);
     normal_pair(out[2], out[3], words.z, words.w);
+}
+
+// The normals of N neighbouring columns of one sample; `column` is a multiple of 4.
+template <unsigned N>
+__device__ __forceinline__ void noise_at(
+    float (&out)[N], const Philox& draw, unsigned long long sample, unsigned replica, unsigned column) {
+#pragma unroll
+    for (unsigned j = 0; j < N; j += 4) normals(out + j, philox(draw, sample, replica, (column + j) / 4));
 }

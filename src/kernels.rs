@@ -5,3 +5,8 @@ use crate::error::Result;
 use crate::float::{DType, FloatX};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Returns the name and the text of each kernel file, headers inlined: what is compiled for a device.
+pub fn sources() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SOURCES.iter().map(|source| (source.name, source.text))
+}

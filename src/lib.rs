@@ -8,7 +8,7 @@ pub mod device;
 pub mod error;
 pub mod float;
 pub mod flow;
-mod kernels;
+pub mod kernels;
 pub mod metrics;
 pub mod nn;
 pub mod ops;

@@ -104,13 +104,15 @@ fn a_checkpoint_moves_between_the_devices() -> Outcome {
 fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
     let dir = tempfile::tempdir()?;
     let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
-    let cases: [(Kind, &[&str]); 4] = [
+    let cases: [(Kind, &[&str]); 5] = [
         (Kind::Pretrain, &["dtype=f32", "train.micro_batches=2", "flow.time=stratified"]),
         (
             Kind::Pretrain,
             &["dtype=bf16", "optim.rounding=stochastic", "optim.clip=0.5", "train.eval_every=7"],
         ),
         (Kind::Latents, &["dtype=bf16", "flow.weight=likelihood"]),
+        // The loss scale is looked for, and grows.
+        (Kind::Pretrain, &["dtype=f16", "scaler.init=1e13", "scaler.interval=5"]),
         // The weight of the alignment warms up: a step is captured again when it changes.
         (Kind::Autoencoder, &["dtype=f32", "align.flow_warmup=6", "optim.kind=lion"]),
     ];

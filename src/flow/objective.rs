@@ -14,7 +14,7 @@ use crate::float::FloatX;
 use crate::nn::mlp::{Keep, Mlp};
 use crate::nn::modulation_path::{Form, NodeTables};
 use crate::nn::params::{Grads, Params};
-use crate::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
+use crate::ops::flow_loss::{Scale, Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
 use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
@@ -202,7 +202,7 @@ impl Objective {
         velocity: Velocity<'_, X>,
         batch: Batch<'_, X>,
         draws: Draws,
-        loss_scale: f32,
+        loss_scale: impl Into<Scale>,
         want: Want<'_>,
     ) -> Result<Outcome> {
         let (samples, d) = batch.data.rows_cols();
@@ -234,7 +234,7 @@ impl Objective {
         if matches!(want, Want::Loss) {
             return Ok(Outcome { rows: flow_loss_forward(&v, &target)?, divisor, dy: None });
         }
-        let scale = (2.0 / divisor) as f32 * loss_scale;
+        let scale = loss_scale.into().times((2.0 / divisor) as f32);
         let (rows_loss, dv) = flow_loss_backward(&v, &target, scale)?;
         drop(v);
         let dy = match (want, saved) {

@@ -8,7 +8,7 @@ use crate::device::{Device, Queue};
 use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::kernels;
-use crate::ops::rows_per_block;
+use crate::ops::{pack, rows_per_block};
 use crate::tensor::{Tensor, ViewMut};
 
 /// `x: (..)` in storage X → the same in storage Y.
@@ -33,14 +33,13 @@ pub fn cast<X: FloatX, Y: FloatX>(x: &Tensor<X>) -> Result<Tensor<Y>> {
     Ok(y)
 }
 
-/// Elements of a thread and threads of a block: see `kernels/elementwise.cu`.
-const EACH: usize = 8;
+/// Threads of a block; each has a pack of the narrower type: see `kernels/elementwise.cu`.
 const THREADS: u32 = 256;
 
 /// Kernels cast from and to f32; between bf16 and f16, which no run does, f32 is the way.
 fn cast_cuda<X: FloatX, Y: FloatX>(queue: &Queue, y: &mut Tensor<Y>, x: &Tensor<X>) -> Result<()> {
     let n = x.len();
-    let grid = Grid::covering(n, EACH, THREADS);
+    let grid = Grid::covering(n, pack::<X>().max(pack::<Y>()), THREADS);
     match (X::DTYPE, Y::DTYPE) {
         (from, to) if from == to => queue.copy(y.write()?.address(), x.read()?.address(), n * size_of::<X>()),
         (DType::F32, _) => kernels::cast_from_f32(queue, grid, y.write()?, x.read()?.retyped(), n as u64),
@@ -71,7 +70,8 @@ pub fn axpy<X: FloatX>(mut y: ViewMut<'_, f32>, a: f32, x: &Tensor<X>) -> Result
         }
         Device::Cuda(queue) => {
             let n = x.len();
-            kernels::axpy(queue, Grid::covering(n, EACH, THREADS), y.write()?, x.read()?, a, n as u64)?;
+            let grid = Grid::covering(n, pack::<X>(), THREADS);
+            kernels::axpy(queue, grid, y.write()?, x.read()?, a, n as u64)?;
         }
     }
     Ok(())

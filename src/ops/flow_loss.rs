@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::flow_path::{Rows, target_velocity};
-use crate::ops::rows_per_block;
+use crate::ops::{rows_per_block, warp_grid};
 use crate::rng::{Draw, NORMAL_TILE};
 use crate::tensor::Tensor;
 
@@ -95,23 +95,56 @@ pub fn flow_loss_forward<X: FloatX>(v: &Tensor<X>, target: &Target<'_>) -> Resul
     let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
     match v.device() {
         Device::Cpu(cpu) => loss_cpu::<X>(cpu, loss.host_mut()?, None, v.host()?, target, 0.0)?,
-        Device::Cuda(queue) => loss_cuda(queue, &mut loss, Write::none(), v, target, 0.0)?,
+        Device::Cuda(queue) => loss_cuda(queue, &mut loss, Write::none(), v, target, 0.0.into())?,
     }
     Ok(loss)
+}
+
+/// A factor of gradients: a number, and on a CUDA device possibly one more that lies in its memory, as the loss scale does
+/// there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// The number.
+    pub number: f32,
+    address: u64,
+}
+
+impl From<f32> for Scale {
+    fn from(number: f32) -> Self {
+        Self { number, address: 0 }
+    }
+}
+
+impl Scale {
+    /// The number at a device address.
+    pub(crate) fn at(address: u64) -> Self {
+        Self { number: 1.0, address }
+    }
+
+    /// Returns this, times `x`.
+    pub fn times(self, x: f32) -> Self {
+        Self { number: self.number * x, ..self }
+    }
+
+    /// Returns the address of the second factor, 0 for none.
+    pub(crate) fn address(self) -> u64 {
+        self.address
+    }
 }
 
 /// `v: (N, D)` → row losses (N) and `dv: (N, D)` = scale·w·r, in one pass.
 pub fn flow_loss_backward<X: FloatX>(
     v: &Tensor<X>,
     target: &Target<'_>,
-    scale: f32,
+    scale: impl Into<Scale>,
 ) -> Result<(Tensor<f32>, Tensor<X>)> {
+    let scale = scale.into();
     target.check("flow_loss_backward", v)?;
     let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
     let mut dv = Tensor::like(v);
     match v.device() {
         Device::Cpu(cpu) => {
-            loss_cpu(cpu, loss.host_mut()?, Some(dv.host_mut()?), v.host()?, target, scale)?;
+            loss_cpu(cpu, loss.host_mut()?, Some(dv.host_mut()?), v.host()?, target, scale.number)?;
         }
         Device::Cuda(queue) => loss_cuda(queue, &mut loss, dv.write()?, v, target, scale)?,
     }
@@ -141,7 +174,7 @@ pub fn latent_gradient<X: FloatX>(
             latents_cpu(cpu, dy.host_mut()?, dv.host()?, dx_t, t.host()?, rows, unscale);
         }
         Device::Cuda(queue) => {
-            let grid = Grid::covering(dy.len(), 1, 256);
+            let grid = warp_grid::<X>(rows.samples, d, 1);
             let dx_t = dx_t.map_or(Ok(Read::none()), Tensor::read)?;
             let (b, k, share) = (rows.samples as u32, rows.replicas as u32, rows.share as u32);
             let (dy, dv, t) = (dy.write()?, dv.read()?, t.read()?);
@@ -157,7 +190,7 @@ fn loss_cuda<X: FloatX>(
     dv: Write<'_, X>,
     v: &Tensor<X>,
     target: &Target<'_>,
-    scale: f32,
+    scale: Scale,
 ) -> Result<()> {
     let (rows, d) = (target.rows, target.data.rows_cols().1 as u32);
     let (weight, clip) = match target.weight {
@@ -172,8 +205,27 @@ fn loss_cuda<X: FloatX>(
     let (grid, loss, v, first) =
         (Grid::covering(32 * rows.len(), 1, 256), loss.write()?, v.read()?, rows.first);
     kernels::flow_loss(
-        queue, grid, loss, dv, v, data, t, key0, key1, step, counter, first, n, b, share, d, weight, clip,
-        variate, scale,
+        queue,
+        grid,
+        loss,
+        dv,
+        v,
+        data,
+        t,
+        key0,
+        key1,
+        step,
+        counter,
+        first,
+        n,
+        b,
+        share,
+        d,
+        weight,
+        clip,
+        variate,
+        scale.number,
+        Read::at(scale.address()),
     )
 }
 

@@ -12,7 +12,7 @@ use crate::device::{Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::kernels;
-use crate::ops::rows_per_block;
+use crate::ops::{rows_per_block, warp_grid};
 use crate::rng::{Draw, MAX_REPLICAS};
 use crate::tensor::Tensor;
 
@@ -164,7 +164,7 @@ pub fn interpolate<X: FloatX>(
     match data.device() {
         Device::Cpu(cpu) => interpolate_cpu(cpu, x_t.host_mut()?, data.host()?, t.host()?, noise, rows),
         Device::Cuda(queue) => {
-            let grid = Grid::covering(rows.len() * d.div_ceil(4), 1, 256);
+            let grid = warp_grid::<X>(rows.len(), d, 4);
             let ([key0, key1], step) = (noise.key(), noise.step());
             let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
             let (x_t, data, t) = (x_t.write()?, data.read()?, t.read()?);
@@ -187,15 +187,24 @@ fn draw_times_cuda(
 ) -> Result<()> {
     let (kind, total, global, mean, std) = match sampler {
         TimeSampler::Uniform => (0, 1, 0, 0.0, 0.0),
-        TimeSampler::Stratified { total, samples } => (1, total as u64, samples as u64, 0.0, 0.0),
+        TimeSampler::Stratified { total, samples } => (1, total, samples, 0.0, 0.0),
         TimeSampler::LogitNormal { mean, std } => (2, 1, 0, mean, std),
     };
+    // Strata go round: whole turns of `total·share` rows are taken off, so that the kernel's numbers have 32 bits.
+    let turn = total.saturating_mul(rows.share);
+    let offset = (rows.first % turn as u64) as usize;
+    let last = (rows.replicas - 1).saturating_mul(global).saturating_add(offset + rows.samples);
+    if u32::try_from(last.max(turn)).is_err() {
+        let expected = "at most 2³² rows in the global batch";
+        return Err(Error::argument("draw_times", "sampler", expected, format!("{}", last.max(turn))));
+    }
+    let (total, global, offset) = (total as u32, global as u32, offset as u32);
     let ([key0, key1], step, counter) = (draw.key(), draw.step(), Read::at(draw.added()));
     let (times, b, share) = (rows.times() as u32, rows.samples as u32, rows.share as u32);
     let (grid, t, first) = (Grid::covering(rows.times(), 1, 256), t.write()?, rows.first);
     kernels::draw_times(
-        queue, grid, t, key0, key1, step, counter, first, times, b, share, kind, total, global, mean, std,
-        low, high,
+        queue, grid, t, key0, key1, step, counter, first, times, b, share, kind, total, global, offset, mean,
+        std, low, high,
     )
 }
 

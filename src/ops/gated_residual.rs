@@ -3,15 +3,15 @@
 //! Backward: `du = gate · dy`, `dgate = dy · u`, `dh = dy` (the caller keeps dy). Elementwise: forward reads h and u and
 //! writes y, backward reads dy and u and writes du: memory bound.
 
-use crate::device::cuda::{Grid, Read, Write};
+use crate::device::cuda::{Grid, Read};
 use crate::device::{Arch, Cpu, Device, Queue};
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::modulation::{
-    GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, table_gradient_cuda,
+    GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, Slices, block_rows,
 };
-use crate::ops::{rows_per_block, rows_per_partial};
+use crate::ops::{pack, rows_per_block, rows_per_partial, warp_grid};
 use crate::tensor::Tensor;
 
 /// `u, h: (N, C)`, gate in columns `offset .. offset + C` of the table → `y: (N, C)`.
@@ -34,7 +34,7 @@ pub fn gated_residual_forward<X: FloatX>(
             forward_cpu(cpu, y.host_mut()?, u.host()?, h, Gate { table: gate.host()?, offset, c })?;
         }
         Device::Cuda(queue) => {
-            let (grid, m) = (Grid::covering(n * c, 1, 256), gate.on_device()?);
+            let (grid, m) = (strips::<X>(n, c), gate.on_device()?);
             let (y, u, h) = (y.write()?, u.read()?, h.map_or(Ok(Read::none()), Tensor::read)?);
             let (offset, n, c) = (offset as u32, n as u32, c as u32);
             kernels::gated_residual_forward(
@@ -68,6 +68,12 @@ pub fn gated_residual_backward<X: FloatX>(
     Ok(du)
 }
 
+/// Covers (N, C) with blocks of 8 warps, each 4 rows by 32 packs: `kernels/gated_residual.cu`.
+fn strips<X: FloatX>(n: usize, c: usize) -> Grid {
+    let blocks = n.div_ceil(block_rows(4)) * c.div_ceil(32 * pack::<X>());
+    Grid { blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1], threads: 256, shared: 0 }
+}
+
 fn backward_cuda<X: FloatX>(
     queue: &Queue,
     du: &mut Tensor<X>,
@@ -76,18 +82,42 @@ fn backward_cuda<X: FloatX>(
     offset: usize,
     dgate: Option<(&Tensor<X>, ModulationGrad<'_, X>)>,
 ) -> Result<()> {
-    let (n, c) = dy.rows_cols();
-    let mut dmod = dgate.is_some().then(|| Tensor::<f32>::uninit(dy.device(), [n, c]));
-    let (grid, m) = (Grid::covering(n * c, 1, 256), gate.on_device()?);
-    let write = dmod.as_mut().map_or(Ok(Write::none()), |t| t.write())?;
-    let u = dgate.as_ref().map_or(Ok(Read::none()), |(u, _)| u.read())?;
-    let (du, dy, at, rows, width) = (du.write()?, dy.read()?, offset as u32, n as u32, c as u32);
+    let ((n, c), at) = (dy.rows_cols(), offset as u32);
+    let (rows, width, m) = (n as u32, c as u32, gate.on_device()?);
+    let (grid, du, dy_read) = (strips::<X>(n, c), du.write()?, dy.read()?);
     kernels::gated_residual_backward(
-        queue, grid, du, write, dy, u, m.table, m.nodes, m.weights, m.columns, m.share, m.r, at, rows, width,
+        queue, grid, du, dy_read, m.table, m.nodes, m.weights, m.columns, m.share, m.r, at, rows, width,
     )?;
-    match (dgate, &dmod) {
-        (Some((_, mut grad)), Some(dmod)) => table_gradient_cuda(queue, &mut grad, gate, offset, dmod),
-        _ => Ok(()),
+    match dgate {
+        Some((u, ModulationGrad::Index(dtable))) => {
+            let groups = n / m.share as usize;
+            let (grid, dtable, u) = (warp_grid::<X>(groups, c, 1), dtable.write()?, u.read()?);
+            let groups = groups as u32;
+            kernels::gated_residual_index(
+                queue, grid, dtable, dy_read, u, groups, m.share, m.columns, at, width,
+            )
+        }
+        Some((u, ModulationGrad::Interpolate(dtable))) => {
+            let (slices, r) = (Slices::of(n), m.r as usize);
+            let mut partials = Tensor::<f32>::uninit(dy.device(), [slices.count, r * c]);
+            let (grid, each, out) = (slices.grid(c, 1, r), slices.rows as u32, partials.write()?);
+            kernels::gated_residual_sums(
+                queue,
+                grid,
+                out,
+                dy_read,
+                u.read()?,
+                m.weights,
+                rows,
+                each,
+                m.r,
+                width,
+            )?;
+            let (grid, count) = (Grid::covering(r * c.div_ceil(4), 1, 256), slices.count as u32);
+            let (dtable, partials) = (dtable.write()?, partials.read()?);
+            kernels::gated_residual_table(queue, grid, dtable, partials, count, m.r, m.columns, at, width)
+        }
+        None => Ok(()),
     }
 }
 

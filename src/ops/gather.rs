@@ -7,7 +7,7 @@ use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
 use crate::kernels;
-use crate::ops::rows_per_block;
+use crate::ops::{pack, rows_per_block, warp_grid};
 use crate::tensor::{Tensor, ViewMut};
 
 /// An affine map applied while gathering.
@@ -84,7 +84,9 @@ pub fn gather_backward<X: FloatX>(
         }
         Device::Cuda(queue) => {
             let place = queue.uploaded(index)?;
-            let (grid, index_at) = (Grid::covering(d, 1, 256), Read::at(place.address()));
+            let blocks = u32::try_from(index.len() * d.div_ceil(256)).unwrap_or(u32::MAX);
+            let (grid, index_at) =
+                (Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 }, Read::at(place.address()));
             let (n, d) = (index.len() as u32, d as u32);
             kernels::gather_backward(queue, grid, dtable.write()?, dy.read()?, index_at, n, d, affine.scale)?;
         }
@@ -100,8 +102,10 @@ fn forward_cuda<S: FloatX, X: FloatX>(
     Affine { shift, scale }: Affine,
 ) -> Result<()> {
     let place = queue.uploaded(index)?;
-    let (grid, index) = (Grid::covering(y.len(), 1, 256), Read::at(place.address()));
     let (n, d) = y.rows_cols();
+    // Packs are those of the narrower type, which is the kernel's.
+    let grid = if pack::<S>() > pack::<X>() { warp_grid::<S>(n, d, 1) } else { warp_grid::<X>(n, d, 1) };
+    let index = Read::at(place.address());
     let (n, d) = (n as u32, d as u32);
     let (y, table) = (y.write()?, table.read()?);
     match (S::DTYPE, X::DTYPE) {

@@ -15,10 +15,10 @@ use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::modulation::{
-    DeviceModulation, GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, SLICE,
-    table_gradient_cuda,
+    DeviceModulation, GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, Slices,
+    block_rows,
 };
-use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, widen};
+use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, warp_grid, widen};
 use crate::tensor::{Tensor, View, ViewMut};
 
 /// Added to the variance (FEATURES 1.7).
@@ -74,7 +74,7 @@ pub fn layer_norm_forward<X: FloatX>(
             )?;
         }
         Device::Cuda(queue) => {
-            let grid = Grid::covering(32 * n, 1, 256);
+            let grid = row_blocks(n, 4);
             let (m, offset, gamma, beta) = norm.on_device()?;
             let (y, stats, x) = (y.write()?, stats.write()?, x.read()?);
             let (residual, n, c) = (residual.map_or(Ok(Read::none()), Tensor::read)?, n as u32, c as u32);
@@ -134,6 +134,11 @@ impl<'a, X: FloatX> LayerNorm<'a, X> {
     }
 }
 
+/// Covers N rows with blocks of 8 warps of `each` rows: `kernels/layer_norm.cu`.
+fn row_blocks(n: usize, each: usize) -> Grid {
+    Grid { blocks: [n.div_ceil(block_rows(each)) as u32, 1, 1], threads: 256, shared: 0 }
+}
+
 #[allow(clippy::too_many_arguments)] // those of `layer_norm_backward`, and where to write
 fn backward_cuda<X: FloatX>(
     queue: &Queue,
@@ -146,64 +151,52 @@ fn backward_cuda<X: FloatX>(
     grads: LayerNormGrads<'_, '_, X>,
 ) -> Result<()> {
     let (n, c) = x.rows_cols();
-    let rows = |wanted: bool, width| wanted.then(|| Tensor::<f32>::uninit(x.device(), [n, width]));
-    let mut dmod = rows(grads.modulation.is_some(), 2 * c);
-    let mut dn = rows(grads.affine.is_some(), c);
-    let grid = Grid::covering(32 * n, 1, 256);
     let (m, offset, gamma, beta) = norm.on_device()?;
-    let write =
-        |rows: &mut Option<Tensor<f32>>| rows.as_mut().map_or(Ok(0), |t| t.write().map(|w| w.address()));
-    let (dmod_out, dn_out) = (Write::at(write(&mut dmod)?), Write::at(write(&mut dn)?));
     let add = add.map_or(Ok(Read::none()), Tensor::read)?;
-    let (rows, width) = (n as u32, c as u32);
+    let (grid, rows, width) = (row_blocks(n, 2), n as u32, c as u32);
+    let (dx, dy, x_read, saved) = (dx.write()?, dy.read()?, x.read()?, stats.read()?);
     kernels::layer_norm_backward(
-        queue,
-        grid,
-        dx.write()?,
-        dmod_out,
-        dn_out,
-        dy.read()?,
-        x.read()?,
-        stats.read()?,
-        gamma,
-        beta,
-        add,
-        m.table,
-        m.nodes,
-        m.weights,
-        m.columns,
-        m.share,
-        m.r,
-        offset,
-        rows,
-        width,
+        queue, grid, dx, dy, x_read, saved, gamma, add, m.table, m.nodes, m.weights, m.columns, m.share, m.r,
+        offset, rows, width,
     )?;
-    if let (Some(mut grad), Some((modulation, offset)), Some(dmod)) =
-        (grads.modulation, &norm.modulation, &dmod)
-    {
-        table_gradient_cuda(queue, &mut grad, modulation, *offset, dmod)?;
+    let mut dtable = Write::none();
+    match grads.modulation {
+        Some(ModulationGrad::Index(dtable)) => {
+            let groups = n / m.share as usize;
+            let (grid, dtable, groups) = (warp_grid::<X>(groups, c, 1), dtable.write()?, groups as u32);
+            kernels::layer_norm_index(
+                queue, grid, dtable, dy, x_read, saved, gamma, beta, groups, m.share, m.columns, offset,
+                width,
+            )?;
+        }
+        Some(ModulationGrad::Interpolate(table)) => dtable = table.write()?,
+        None => {}
     }
-    if let (Some((mut dgamma, mut dbeta)), Some(dn)) = (grads.affine, &dn) {
-        let slices = n.div_ceil(SLICE);
-        let mut partials = Tensor::<f32>::uninit(x.device(), [slices, 2 * c]);
-        let grid = Grid { blocks: [c.div_ceil(64) as u32, slices as u32, 1], threads: 64, shared: 0 };
-        let (out, each) = (partials.write()?, SLICE as u32);
-        kernels::affine_gradient_partial(
-            queue,
-            grid,
-            out,
-            dn.read()?,
-            x.read()?,
-            stats.read()?,
-            rows,
-            each,
-            width,
-        )?;
-        let (grid, slices) = (Grid::covering(c, 1, 256), slices as u32);
-        let (dgamma, dbeta) = (dgamma.write()?, dbeta.write()?);
-        kernels::affine_gradient_finish(queue, grid, dgamma, dbeta, partials.read()?, slices, width)?;
+    let interpolated = dtable.address() != 0;
+    let (mut dgamma, mut dbeta) = (Write::none(), Write::none());
+    if let Some((gamma, beta)) = grads.affine {
+        (dgamma, dbeta) = (gamma.into_write()?, beta.into_write()?);
     }
-    Ok(())
+    let plain = (dgamma.address() != 0) as u32;
+    if !interpolated && plain == 0 {
+        return Ok(());
+    }
+    // Without the nodes' sums the scale of each row would be missing from dgamma and dbeta: they are taken all the same.
+    let r = m.r as usize;
+    let slices = Slices::of(n);
+    let mut partials = Tensor::<f32>::uninit(x.device(), [slices.count, 2 * (r + plain as usize) * c]);
+    let (out, grid, each) = (partials.write()?, slices.grid(c, 2, r), slices.rows as u32);
+    let indexed = if r == 0 { m.columns } else { 0 };
+    kernels::layer_norm_sums(
+        queue, grid, out, dy, x_read, saved, m.table, m.weights, indexed, m.share, m.r, plain, offset, rows,
+        each, width,
+    )?;
+    let (partials, count) = (partials.read()?, slices.count as u32);
+    let grid = Grid { blocks: [c.div_ceil(32) as u32, 1, 1], threads: 256, shared: 0 };
+    kernels::layer_norm_gradients(
+        queue, grid, dtable, dgamma, dbeta, partials, gamma, beta, m.nodes, count, m.r, m.columns, offset,
+        width,
+    )
 }
 
 fn check<X: FloatX>(op: &'static str, x: &Tensor<X>, norm: &LayerNorm<'_, X>) -> Result<(usize, usize)> {

@@ -5,10 +5,9 @@
 //! gradients only through `GradBlock`, so the two maps are implemented once.
 
 use crate::device::cuda::{Grid, Read};
-use crate::device::{Arch, Device, Queue};
+use crate::device::{Arch, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::kernels;
 use crate::ops::{narrow, widen};
 use crate::tensor::Tensor;
 
@@ -139,70 +138,34 @@ impl<X> DeviceModulation<'_, X> {
     }
 }
 
-/// Rows that one block of a column sum goes through on a CUDA device.
-pub(crate) const SLICE: usize = 64;
+/// Rows that a block of a CUDA kernel covers where a warp covers `each`: `WARPS` in `kernels/modulation.cuh`.
+pub(crate) fn block_rows(each: usize) -> usize {
+    8 * each
+}
 
-/// Writes columns `offset .. offset + width` of a table's gradient from the gradients `dmod` (N, width) of its uses.
-pub(crate) fn table_gradient_cuda<X: FloatX>(
-    queue: &Queue,
-    grad: &mut ModulationGrad<'_, X>,
-    modulation: &Modulation<'_, X>,
-    offset: usize,
-    dmod: &Tensor<f32>,
-) -> Result<()> {
-    let (n, width) = dmod.rows_cols();
-    let (columns, offset, columns_written) = (modulation.columns() as u32, offset as u32, width as u32);
-    match (grad, modulation) {
-        (ModulationGrad::Index(dtable), Modulation::Index { rows, .. }) => {
-            let groups = n / rows;
-            let (grid, dtable) = (Grid::covering(groups * width, 1, 256), dtable.write()?);
-            let (groups, share) = (groups as u32, *rows as u32);
-            kernels::table_gradient_index(
-                queue,
-                grid,
-                dtable,
-                dmod.read()?,
-                groups,
-                share,
-                columns,
-                offset,
-                columns_written,
-            )
-        }
-        (ModulationGrad::Interpolate(dtable), Modulation::Interpolate { weights, table }) => {
-            let (r, slices) = (table.rows_cols().0, n.div_ceil(SLICE));
-            let mut partials = Tensor::<f32>::uninit(dmod.device(), [slices, r * width]);
-            let blocks = [width.div_ceil(64) as u32, slices as u32, 1];
-            let grid = Grid { blocks, threads: 64, shared: 0 };
-            let (weights, rows, each, nodes) = (weights.read()?, n as u32, SLICE as u32, r as u32);
-            let (write, dmod) = (partials.write()?, dmod.read()?);
-            kernels::table_gradient_partial(
-                queue,
-                grid,
-                write,
-                dmod,
-                weights,
-                rows,
-                each,
-                nodes,
-                columns_written,
-            )?;
-            let grid = Grid::covering(r * width, 1, 256);
-            let (dtable, partials) = (dtable.write()?, partials.read()?);
-            let slices = slices as u32;
-            kernels::table_gradient_finish(
-                queue,
-                grid,
-                dtable,
-                partials,
-                slices,
-                nodes,
-                columns,
-                offset,
-                columns_written,
-            )
-        }
-        _ => Ok(()), // refused by `ModulationGrad::check`
+/// How a sum over N rows is cut on a CUDA device: `weighted_sums` in `kernels/modulation.cuh`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slices {
+    /// Slices, whose sums are added in order: enough blocks for a large card, few enough to be added quickly.
+    pub(crate) count: usize,
+    /// Rows of a slice.
+    pub(crate) rows: usize,
+}
+
+impl Slices {
+    /// Rows that the kernel takes at a time.
+    const TILE: usize = 8;
+    const MOST: usize = 32;
+
+    pub(crate) fn of(rows: usize) -> Self {
+        let each = rows.div_ceil(Self::MOST).next_multiple_of(Self::TILE).max(Self::TILE);
+        Self { count: rows.div_ceil(each), rows: each }
+    }
+
+    /// Covers `width` columns of `values` arrays, and `nodes` nodes, 16 in a block.
+    pub(crate) fn grid(self, width: usize, values: usize, nodes: usize) -> Grid {
+        let blocks = [width.div_ceil(128 / values), self.count, nodes.div_ceil(16).max(1)];
+        Grid { blocks: blocks.map(|n| n as u32), threads: 64, shared: 0 }
     }
 }
 

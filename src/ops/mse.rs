@@ -3,10 +3,11 @@
 //! Row loss `ℓ_i = ‖x̂_i − x_i‖²` in f32, `dx̂ = scale·(x̂ − x)`; scale = 2/M for a mean over M elements.
 
 use crate::device::Device;
-use crate::device::cuda::Grid;
+use crate::device::cuda::{Grid, Read};
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
+use crate::ops::flow_loss::Scale;
 use crate::ops::rows_per_block;
 use crate::tensor::Tensor;
 
@@ -14,7 +15,13 @@ use crate::tensor::Tensor;
 const TILE: usize = 1024;
 
 /// `x_hat: (N, D)`, `x: (N, D)` → row losses (N) and `dx_hat: (N, D)`.
-pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<(Tensor<f32>, Tensor<X>)> {
+pub fn mse<X: FloatX>(
+    x_hat: &Tensor<X>,
+    x: &Tensor<f32>,
+    scale: impl Into<Scale>,
+) -> Result<(Tensor<f32>, Tensor<X>)> {
+    let factor: Scale = scale.into();
+    let scale = factor.number;
     let (n, d) = x_hat.rows_cols();
     x.expect("mse", "x", x_hat.shape())?;
     let mut loss = Tensor::uninit(x.device(), [n]);
@@ -53,7 +60,8 @@ pub fn mse<X: FloatX>(x_hat: &Tensor<X>, x: &Tensor<f32>, scale: f32) -> Result<
         Device::Cuda(queue) => {
             let grid = Grid::covering(32 * n, 1, 256);
             let (loss, dx) = (loss.write()?, dx.write()?);
-            kernels::mse(queue, grid, loss, dx, x_hat.read()?, x.read()?, n as u32, d as u32, scale)?;
+            let (factor, n, d) = (Read::at(factor.address()), n as u32, d as u32);
+            kernels::mse(queue, grid, loss, dx, x_hat.read()?, x.read()?, n, d, scale, factor)?;
         }
     }
     Ok((loss, dx))

@@ -121,7 +121,7 @@ fn scale_shift(x: &Tensor<f32>, shift: f32, scale: f32) -> Result<Tensor<f32>> {
             });
         }
         Device::Cuda(queue) => {
-            let (grid, n) = (Grid::covering(x.len(), 1, 256), x.len() as u64);
+            let (grid, n) = (Grid::covering(x.len(), 4, 256), x.len() as u64);
             kernels::scale_shift(queue, grid, y.write()?, x.read()?, shift, scale, n)?;
         }
     }
@@ -166,7 +166,7 @@ pub fn std_penalty(dy: &mut Tensor<f32>, y: &Tensor<f32>, weight: f32) -> Result
             }
         }
         Device::Cuda(queue) => {
-            let (grid, n) = (Grid::covering(y.len(), 1, 256), y.len() as u64);
+            let (grid, n) = (Grid::covering(y.len(), 4, 256), y.len() as u64);
             let slope = slope as f32; // the sum is f32
             kernels::add_deviation(queue, grid, dy.write()?, y.read()?, stats.mean, slope, n)?;
         }

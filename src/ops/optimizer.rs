@@ -242,7 +242,7 @@ fn step_cuda<X: FloatX>(
     )?;
     for (decay, ema) in others {
         let master = state.master.as_ref().map_or(Ok(Read::none()), |t| t.read())?;
-        let grid = Grid::covering(n, 1, 256);
+        let grid = Grid::covering(n, 4, 256);
         kernels::average(queue, grid, ema.write()?, master, params.read()?, numbers, *decay, n as u64)?;
     }
     Ok(())

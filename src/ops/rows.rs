@@ -1,6 +1,7 @@
 //! Fixed splits of rows into blocks, and casts between storage and f32 rows.
 
 use crate::device::Arch;
+use crate::device::cuda::Grid;
 use crate::float::FloatX;
 
 /// Elements that one block of a streaming operation covers: big enough to be worth a thread, small enough for L2.
@@ -15,6 +16,18 @@ pub(crate) fn rows_per_block(width: usize) -> usize {
 /// are added in order. A multiple of `unit` (rows that share something).
 pub(crate) fn rows_per_partial(rows: usize, unit: usize) -> usize {
     rows.div_ceil(16).div_ceil(unit).max(1) * unit
+}
+
+/// Elements of X that one 16-byte access of a CUDA kernel moves.
+pub(crate) fn pack<X: FloatX>() -> usize {
+    16 / size_of::<X>()
+}
+
+/// Covers `rows` rows with a warp for every 32·each columns: `place` in `kernels/common.cuh`. A lane takes `each` columns:
+/// a pack of X where rows are multiples of one, else `odd`.
+pub(crate) fn warp_grid<X: FloatX>(rows: usize, width: usize, odd: usize) -> Grid {
+    let each = if width.is_multiple_of(pack::<X>()) { pack::<X>() } else { odd };
+    Grid::covering(32 * rows * width.div_ceil(32 * each), 1, 256)
 }
 
 /// Widens a row.

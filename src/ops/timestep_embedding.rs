@@ -8,6 +8,7 @@ use crate::device::cuda::Grid;
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
+use crate::ops::pack;
 use crate::tensor::Tensor;
 
 /// Longest wavelength of the embedding, in units of t / 2π.
@@ -32,7 +33,9 @@ pub fn timestep_embedding<X: FloatX>(t: &Tensor<f32>, h: usize, time_scale: f32)
         }
         Device::Cuda(queue) => {
             let frequencies = queue.constant(&frequencies(h / 2))?;
-            let grid = Grid::covering(g * h.div_ceil(2), 1, 256);
+            // A half of whole packs is a row of whole packs; any other row goes one by one.
+            let each = if h.is_multiple_of(2 * pack::<X>()) { pack::<X>() } else { 1 };
+            let grid = Grid::covering(32 * g * h.div_ceil(2).div_ceil(32 * each), 1, 256);
             let (g, h) = (g as u32, h as u32);
             kernels::timestep_embedding(queue, grid, e.write()?, t.read()?, frequencies, g, h, time_scale)?;
         }

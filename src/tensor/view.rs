@@ -163,7 +163,8 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
         self.reborrow().into_write()
     }
 
-    pub(super) fn into_write(self) -> Result<Write<'a, X>> {
+    /// The same, for as long as it is borrowed itself.
+    pub(crate) fn into_write(self) -> Result<Write<'a, X>> {
         match self.elements {
             ElementsMut::Host(_) => Err(elsewhere("one on the CUDA device", self.device)),
             ElementsMut::Device(address) => Ok(Write::at(address)),

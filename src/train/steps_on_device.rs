@@ -9,6 +9,7 @@ use crate::device::cuda::Graph;
 use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::ops::flow_loss::Scale;
 use crate::ops::step_control::{Scaling, StepControl, StepRules};
 use crate::optim::scaler::Scaler;
 use crate::rng::{Draw, Stream};
@@ -46,18 +47,12 @@ impl<P: FloatX> Engine<P> {
         self.on_device = Some(on);
         result?;
         self.step += 1;
-        if self.waits(task) { self.look().map(Some) } else { Ok(None) }
-    }
-
-    /// Says whether a step needs numbers of the one before it on the host: those of its task, or the loss scale, which kernels
-    /// take as a number.
-    fn waits(&self, task: &impl Task<P>) -> bool {
-        task.waits().is_some() || self.scaler.is_some()
+        if task.waits().is_some() { self.look().map(Some) } else { Ok(None) }
     }
 
     fn queue_step(&mut self, queue: &Queue, on: &mut OnDevice, task: &mut impl Task<P>) -> Result<()> {
         task.prepare(&self.optimizer.params, self.step)?;
-        if self.waits(task) || !self.rules.graph {
+        if task.waits().is_some() || !self.rules.graph {
             return self.launch_step(on, task);
         }
         let fixed = task.fixed(self.step);
@@ -79,7 +74,12 @@ impl<P: FloatX> Engine<P> {
         let control = &on.control;
         control.begin()?;
         self.grads.clear();
-        let loss_scale = self.scaler.as_ref().map_or(1.0, Scaler::scale);
+        let loss_scale = match &self.scaler {
+            None => 1.0.into(),
+            // The step before was looked at: the host knows the scale.
+            Some(scaler) if task.waits().is_some() => scaler.scale().into(),
+            Some(_) => Scale::at(control.loss_scale()),
+        };
         let at = StepAt { step: 0, loss_scale, counter: control.counter() };
         let mut meter = Meter::on(control);
         task.gradients(&self.optimizer.params, at, &mut self.grads, &mut meter)?;

@@ -5,6 +5,7 @@ use crate::float::FloatX;
 use crate::flow::Draws;
 use crate::flow::objective::total;
 use crate::nn::params::{Grads, Params};
+use crate::ops::flow_loss::Scale;
 use crate::ops::step_control::StepControl;
 use crate::tensor::Tensor;
 
@@ -47,7 +48,12 @@ pub trait Task<P: FloatX> {
     ) -> Result<Losses> {
         self.prepare(params, step)?;
         let mut meter = Meter::default();
-        self.gradients(params, StepAt { step, loss_scale, counter: 0 }, grads, &mut meter)?;
+        self.gradients(
+            params,
+            StepAt { step, loss_scale: loss_scale.into(), counter: 0 },
+            grads,
+            &mut meter,
+        )?;
         Ok(meter.losses)
     }
 }
@@ -57,8 +63,8 @@ pub trait Task<P: FloatX> {
 pub struct StepAt {
     /// The step; with a counter, what is added to it.
     pub step: u64,
-    /// The loss scale.
-    pub loss_scale: f32,
+    /// The loss scale; a number of the host wherever [`Task::waits`] names an option.
+    pub loss_scale: Scale,
     /// The device address of the number of the step, 0 for none.
     pub counter: u64,
 }

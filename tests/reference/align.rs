@@ -277,7 +277,7 @@ fn latents_reconstruction_and_the_gradient_between_are_pytorchs() -> Result<()> 
         let mut grads = Grads::zeros(&device, net.layout().clone());
         let through_decoder = net.decode_backward(&params, decoded, dx_hat, &mut grads)?;
         let (_, through_prior) =
-            alignment.gradients(&y, 0, None, StepAt { step: 0, loss_scale: 1.0, counter: 0 })?;
+            alignment.gradients(&y, 0, None, StepAt { step: 0, loss_scale: 1.0.into(), counter: 0 })?;
         let both = wide(through_decoder.host()?).into_iter().zip(wide(through_prior.host()?));
         let dy: Vec<f64> = both.map(|(rec, align)| rec + 0.3 * align).collect();
         assert_close(case, &dy, &fixture.values("dy"), F32);

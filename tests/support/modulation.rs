@@ -22,7 +22,8 @@ impl Map {
     /// Lists one map of each kind that fits `n` rows.
     pub fn all(n: usize) -> Vec<Self> {
         let groups = n.is_multiple_of(3).then_some(Self::Groups(3));
-        [Self::Direct, Self::Nodes(5)].into_iter().chain(groups).collect()
+        let nodes = if n > 15 { 19 } else { 5 }; // more than the kernels take at a time, and fewer
+        [Self::Direct, Self::Nodes(nodes)].into_iter().chain(groups).collect()
     }
 
     /// Adds `table` and, for nodes, `weights` to the inputs.

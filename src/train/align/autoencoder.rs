@@ -177,7 +177,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         let Encoded { y, latents, standard, saved: encoded } = self.encode(params, x)?;
         let (x_hat, decoded) = self.net.decode(params, y)?;
         let divisor = (self.features_per_step() * d) as f64;
-        let (row_loss, dx_hat) = mse(&x_hat, x, (2.0 / divisor) as f32 * at.loss_scale)?;
+        let (row_loss, dx_hat) = mse(&x_hat, x, at.loss_scale.times((2.0 / divisor) as f32))?;
         let dy = self.net.decode_backward(params, decoded, dx_hat, grads)?;
         meter.add_part("reconstruction", &row_loss, divisor, 1.0)?;
         let mut total_dy = cast::<X, f32>(&dy)?.reshaped(latents.shape().dims())?;
@@ -186,7 +186,7 @@ impl<X: FloatX> AutoencoderTask<X> {
             let stats = self.alignment.stats(&latents)?;
             let place = (first * self.tokens) as u64;
             let (losses, dalign) = self.alignment.gradients(&latents, place, stats, at)?;
-            let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, at.loss_scale)?;
+            let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, at.loss_scale.number)?;
             axpy(total_dy.view_mut(), (weight * ratio) as f32, &dalign)?;
             meter.add_part("alignment", &losses.rows, losses.divisor, weight * ratio)?;
             if first == 0 {
@@ -197,7 +197,7 @@ impl<X: FloatX> AutoencoderTask<X> {
             meter.add_value("alignment_weight", 0.0, 0.0)?;
         }
         if self.config.std_weight > 0.0 {
-            let weight = self.config.std_weight as f32 * at.loss_scale;
+            let weight = self.config.std_weight as f32 * at.loss_scale.number;
             let penalty = std_penalty(&mut total_dy, &latents, weight)?;
             meter.add_value("std", penalty, self.config.std_weight)?;
         }

@@ -96,7 +96,7 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
             }
         }
         if self.std_weight > 0.0 {
-            let penalty = std_penalty(&mut dy, &y, self.std_weight * at.loss_scale)?;
+            let penalty = std_penalty(&mut dy, &y, self.std_weight * at.loss_scale.number)?;
             meter.add_value("std", penalty, self.std_weight as f64)?;
         }
         grads.add_named(LATENTS, &dy)

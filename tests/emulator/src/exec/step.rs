@@ -68,6 +68,9 @@ impl Engine<'_> {
                 _ => {}
             }
             if left == 0 {
+                // Those who have just come to others that wait for them must not be left waiting too.
+                warp.drop_empty();
+                warp.merge();
                 return Ok(if warp.live == 0 { Stop::Ended } else { Stop::Budget });
             }
             if self.findings.stopped() {

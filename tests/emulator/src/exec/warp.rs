@@ -120,7 +120,8 @@ impl Warp {
                 let fixed = |state| matches!(state, State::Barrier(_));
                 if a.pc == b.pc && !fixed(a.state) && !fixed(b.state) {
                     self.splits[i].mask |= b.mask;
-                    self.splits[i].state = if a.state == b.state { a.state } else { State::Ready };
+                    // Those who waited for each other look again: they may be complete now.
+                    self.splits[i].state = State::Ready;
                     self.splits[i].turn = a.turn.min(b.turn);
                     self.splits.swap_remove(j);
                 } else {

@@ -53,6 +53,30 @@ fn shuffles_move_values_within_segments() {
 }
 
 #[test]
+fn lanes_that_come_to_a_waiting_one_through_a_jump_back_complete_it() {
+    // Lane 31 is back at the shuffle, or at the barrier, and waits there while the others still work; these then come to it
+    // through a jump back, without stopping on the way.
+    for wait in ["shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;", "bar.sync 0;\nmov.u32 %r9, %r1;"] {
+        let text = body(&format!(
+            "mov.u32 %r2, 0;
+            setp.eq.u32 %p1, %r1, 31;
+            AGAIN: {wait}
+            add.u32 %r2, %r2, 1;
+            setp.ge.u32 %p2, %r2, 3;
+            @%p2 bra DONE;
+            @%p1 bra AGAIN;
+            xor.b32 %r3, %r2, %r1;
+            bra.uni AGAIN;
+            DONE:"
+        ));
+        let neighbour = u32::from(wait.starts_with("shfl"));
+        outputs(&text, (1, 32), 32, |out| {
+            out.iter().enumerate().for_each(|(lane, &v)| assert_eq!(v, lane as u32 ^ neighbour));
+        });
+    }
+}
+
+#[test]
 fn halves_of_a_warp_shuffle_on_their_own_paths() {
     let text = body(
         "setp.lt.u32 %p1, %r1, 16;
