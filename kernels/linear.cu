@@ -6,7 +6,8 @@
 // - f32 as it is (matmul_f32.cuh): linear_forward_f32_128 and so on, by the rows of the block's tile;
 // - f32 activations with 16-bit weights, for the few rows of modulation tables (linear_wide.cuh): _wide.
 // With `partial` each blockIdx.y sums `each` of K into that workspace, and the kernel _sum adds these up: where there are too few tiles
-// for the device. Tiles are chosen in src/ops/linear/tiles.rs.
+// for the device. Tiles are chosen in src/ops/linear/tiles.rs; all tiles of a storage type sum in the same order and give the same bits.
+// A second launch bound is there where the compiler, left alone, keeps to so few registers that it spills on sm_90.
 #include "linear_epilogue.cuh"
 #include "linear_wide.cuh"
 #include "matmul.cuh"

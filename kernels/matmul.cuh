@@ -219,7 +219,7 @@ template <class S, bool A_ALONG_K, bool B_ALONG_K, class T, class Rows>
 __device__ __forceinline__ void product(
     Sums<S>& sums, const Operand<T>& a, const Operand<T>& b, const Part& part, unsigned memory, Rows add_rows) {
     const unsigned DOWN = Sums<S>::DOWN, PAIRS = Sums<S>::ACROSS / 2, DEPTH = S::STEP / sizeof(T);
-    const unsigned ROWS = S::ROWS, COLUMNS = S::COLUMNS; // C++: a static member as an argument by value only
+    const unsigned ROWS = S::ROWS, COLUMNS = S::COLUMNS;
     unsigned warp = threadIdx.x / 32, across = COLUMNS / S::WARP_COLUMNS;
     Copier<T, S, A_ALONG_K, ROWS> copy_a(a, part.row, part.begin, part.end);
     Copier<T, S, B_ALONG_K, COLUMNS> copy_b(b, part.column, part.begin, part.end);
