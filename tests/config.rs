@@ -269,6 +269,7 @@ fn a_value_of_the_wrong_kind_names_its_source_and_its_key() -> Outcome {
 #[test]
 fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
     let cases: &[(&[&str], &str)] = &[
+        (&["tf32=true", "dtype=bf16"], "tf32 = true is for dtype f32 on a CUDA device, but dtype is bf16"),
         (&["device=gpu"], "device must be `auto`, `cpu` or `cuda[:n]`, but is `gpu`"),
         (&["device=cuda:x"], "device must be"),
         (&["model.width=0"], "model.width must be at least 1, but is 0"),

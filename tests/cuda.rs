@@ -65,6 +65,16 @@ fn two_hundred_steps_follow_the_cpu() -> Outcome {
         let narrow = of("cuda", "bf16")?;
         let mean = |losses: &[f64]| losses[100..].iter().sum::<f64>() / 100.0;
         let apart = (mean(&narrow) - mean(&cpu)).abs() / mean(&cpu);
+        if kind == Kind::Pretrain {
+            let of = |name: &str, sets: &[&str]| -> Outcome<Vec<f64>> {
+                train(kind, &prior, &dir.path().join(name), sets)?;
+                losses(&dir.path().join(name))
+            };
+            let (cpu, rounded) = (of("24", &["device=cpu"])?, of("tf32", &["device=cuda", "tf32=true"])?);
+            let furthest = cpu.iter().zip(&rounded).map(distance).fold(0.0, f64::max);
+            println!("{kind:?}, tf32: at most {furthest:.1e} of the loss apart in 24 steps");
+            assert!(furthest > 1e-7 && furthest <= 2e-3, "tf32: {furthest}");
+        }
         println!("{kind:?}, bf16: mean loss of the last 100 steps {apart:.1e} apart");
         assert!(apart <= 0.02, "{kind:?}: {apart}");
     }

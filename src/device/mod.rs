@@ -32,11 +32,20 @@ impl Device {
     /// `Error::Device` for a device that is not there or cannot be used, naming what was looked for; `Error::Usage` for any other
     /// word.
     pub fn open(name: &str, options: CpuOptions) -> Result<Self> {
-        let cuda = CudaOptions::from_env();
+        Self::open_either(name, options, CudaOptions::from_env())
+    }
+
+    /// Does the same with options for either device.
+    ///
+    /// # Errors
+    /// Those of [`Device::open`]; `Error::Usage` for tf32 on a CPU, which has no such matrix products.
+    pub fn open_either(name: &str, options: CpuOptions, cuda: CudaOptions) -> Result<Self> {
         match name {
-            "cpu" => Ok(Self::Cpu(Cpu::new(options)?)),
             "auto" if Queue::is_present(&cuda) => Self::cuda(&cuda),
-            "auto" => Ok(Self::Cpu(Cpu::new(options)?)),
+            "cpu" | "auto" if cuda.tf32 => Err(Error::Usage(
+                "tf32 = true: only CUDA devices multiply in tf32; leave it out on a CPU".into(),
+            )),
+            "cpu" | "auto" => Ok(Self::Cpu(Cpu::new(options)?)),
             "cuda" => Self::cuda(&cuda),
             _ => match name.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(ordinal)) => Self::cuda(&CudaOptions { ordinal, ..cuda }),

@@ -1,6 +1,6 @@
 //! From a configuration to the objects of a run.
 
-use crate::device::{CpuOptions, Device};
+use crate::device::{CpuOptions, CudaOptions, Device};
 use crate::error::{Error, Result};
 use crate::flow::{Objective, Reduction, Times};
 use crate::nn::{Form, Mlp, MlpConfig};
@@ -12,7 +12,8 @@ use crate::train::config::{self, Config, Modulation, TimeSampling};
 /// # Errors
 /// A device that is not there.
 pub fn device(config: &Config) -> Result<Device> {
-    Device::open(&config.device, CpuOptions { threads: config.threads, ..Default::default() })
+    let cpu = CpuOptions { threads: config.threads, ..Default::default() };
+    Device::open_either(&config.device, cpu, CudaOptions { tf32: config.tf32, ..CudaOptions::from_env() })
 }
 
 /// Lays out the velocity network for data of `width` columns.

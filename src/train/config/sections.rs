@@ -46,6 +46,8 @@ pub struct Config {
     /// Storage type of weights and activations: `f32`, `bf16` or `f16`. Arithmetic is always f32.
     #[serde(with = "dtype")]
     pub dtype: DType,
+    /// CUDA, dtype `f32`: multiplies matrices on tensor cores, rounded to tf32 (10 bits of mantissa, sums in f32).
+    pub tf32: bool,
     /// What to train on.
     pub data: DataConfig,
     /// The velocity network.
@@ -70,6 +72,7 @@ impl Default for Config {
             device: "auto".to_owned(),
             threads: 0,
             dtype: DType::F32,
+            tf32: false,
             data: DataConfig::default(),
             model: ModelConfig::default(),
             flow: FlowConfig::default(),

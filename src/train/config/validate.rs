@@ -28,6 +28,12 @@ impl Config {
         if self.threads > MAX_THREADS {
             return must("threads", format!("from 0 to {MAX_THREADS}"), self.threads);
         }
+        if self.tf32 && (self.dtype != DType::F32 || self.device == "cpu") {
+            return refuse(format!(
+                "tf32 = true is for dtype f32 on a CUDA device, but dtype is {} and device `{}`",
+                self.dtype, self.device
+            ));
+        }
         data(&self.data)?;
         model(&self.model)?;
         flow(&self.flow)?;
