@@ -18,12 +18,24 @@ fn driver() -> PathBuf {
     path
 }
 
+/// Returns the compiler: NVRTC 13.0, or 12.9 where `FLOWPRIOR_TEST_NVRTC=12` asks for it.
+///
+/// The card is `CUDA_EMULATOR_DEVICE`, its schedule `CUDA_EMULATOR_SEED`; see the emulator's README.
+fn compiler() -> PathBuf {
+    let version = match std::env::var("FLOWPRIOR_TEST_NVRTC").as_deref() {
+        Ok("12") => NvrtcVersion::V12_9,
+        Ok(other) if other != "13" => panic!("FLOWPRIOR_TEST_NVRTC is 12 or 13, not {other}"),
+        _ => NvrtcVersion::V13_0,
+    };
+    nvrtc(version).unwrap_or_else(|e| panic!("{e}")).path().to_owned()
+}
+
 /// Returns what opens the emulated card. Races and reads of bytes never written are errors.
 pub fn options() -> CudaOptions {
     static SETTINGS: Once = Once::new();
     let driver = driver();
     SETTINGS.call_once(|| set(&driver, &[("findings", "fail"), ("threads", "1")]));
-    let compiler = nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}")).path().to_owned();
+    let compiler = compiler();
     let cache = driver.parent().map(|folder| folder.join("kernel-cache"));
     CudaOptions { ordinal: 0, driver: Some(driver), compiler: Some(compiler), cache, ..Default::default() }
 }
@@ -31,9 +43,8 @@ pub fn options() -> CudaOptions {
 /// Lets a process that is about to start use the emulated card. Races and reads of bytes never written end it.
 pub fn lend(command: &mut Command) {
     let driver = driver();
-    let compiler = nvrtc(NvrtcVersion::V13_0).unwrap_or_else(|e| panic!("{e}"));
     command.env("FLOWPRIOR_KERNEL_CACHE", driver.with_file_name("kernel-cache"));
-    command.env("FLOWPRIOR_CUDA_DRIVER", driver).env("FLOWPRIOR_NVRTC", compiler.path());
+    command.env("FLOWPRIOR_CUDA_DRIVER", driver).env("FLOWPRIOR_NVRTC", compiler());
     command.env("CUDA_EMULATOR_FINDINGS", "fail").env("CUDA_EMULATOR_THREADS", "1");
 }
 
