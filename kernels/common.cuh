@@ -124,6 +124,13 @@ __device__ __forceinline__ float square_root(float x) {
     return y;
 }
 
+// 1/y, off by less than a unit in the last place and exact for powers of two: the fast reciprocal and one step of Newton. The
+// compiler's own division has a slow path that is called.
+__device__ __forceinline__ float reciprocal(float y) {
+    float quick = __fdividef(1.0f, y);
+    return fmaf(quick, fmaf(-y, quick, 1.0f), quick);
+}
+
 // Sine and cosine of |x| up to 1e5, absolute error below 1e-6. Whole turns are taken off in two steps (Cody and Waite), which
 // leaves [-pi, pi], where the fast instructions are good to 2^-20.9; the library's own has a slow path with a local array.
 __device__ __forceinline__ void sin_cos(float x, float& sine, float& cosine) {

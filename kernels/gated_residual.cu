@@ -26,7 +26,9 @@ __device__ __forceinline__ void with_gates(const Modulation& m, unsigned rows, u
         }
         return;
     }
+#pragma unroll 1
     for (unsigned i = 0; i < ROWS && row + i < rows; i++) {
+#pragma unroll 1
         for (column = strip * STRIP + lane; column < strip * STRIP + STRIP && column < c; column += 32) {
             plain((unsigned long long)(row + i) * c + column, modulation_at(m, row + i, column));
         }
@@ -34,7 +36,7 @@ __device__ __forceinline__ void with_gates(const Modulation& m, unsigned rows, u
 }
 
 // h may be null.
-extern "C" __global__ void __launch_bounds__(256) gated_residual_forward(
+extern "C" __global__ void __launch_bounds__(256, 3) gated_residual_forward(
     floatX* __restrict__ y, const floatX* __restrict__ u, const floatX* __restrict__ h, const floatX* __restrict__ table,
     const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
     unsigned offset, unsigned rows, unsigned c) {
@@ -55,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_residual_forward(
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256) gated_residual_backward(
+extern "C" __global__ void __launch_bounds__(256, 3) gated_residual_backward(
     floatX* __restrict__ du, const floatX* __restrict__ dy, const floatX* __restrict__ table, const float* __restrict__ nodes,
     const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r, unsigned offset, unsigned rows,
     unsigned c) {
@@ -73,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_residual_backward(
 }
 
 // partials (slices, r, c): sums over slices of `each` rows of weights*dy*u.
-extern "C" __global__ void __launch_bounds__(64) gated_residual_sums(
+extern "C" __global__ void __launch_bounds__(64, 8) gated_residual_sums(
     float* __restrict__ partials, const floatX* __restrict__ dy, const floatX* __restrict__ u,
     const float* __restrict__ weights, unsigned rows, unsigned each, unsigned r, unsigned c) {
     __shared__ Tiles<1> tiles;
@@ -136,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_residual_index(
         write_any(to, sum, columns % EACH == 0 && offset % EACH == 0);
     } else {
         float sum = 0.0f;
+#pragma unroll 1
         for (unsigned i = 0; i < share; i++) sum += to_float(dy[from + (unsigned long long)i * c]) * to_float(u[from + (unsigned long long)i * c]);
         *to = from_float<floatX>(sum);
     }

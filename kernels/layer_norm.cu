@@ -70,15 +70,18 @@ __device__ __forceinline__ void plain_forward(
     unsigned c) {
     unsigned lane = threadIdx.x % 32;
     unsigned long long start = (unsigned long long)row * c;
-    float inverse = __fdividef(1.0f, (float)c), sum = 0.0f, squares = 0.0f;
+    float inverse = reciprocal((float)c), sum = 0.0f, squares = 0.0f;
+#pragma unroll 1
     for (unsigned i = lane; i < c; i += 32) sum += to_float(x[start + i]);
     float mean = warp_sum(sum) * inverse;
+#pragma unroll 1
     for (unsigned i = lane; i < c; i += 32) {
         float deviation = to_float(x[start + i]) - mean;
         squares = fmaf(deviation, deviation, squares);
     }
     float rstd = rsqrtf(warp_sum(squares) * inverse + 1e-6f);
     if (lane == 0) *(float2*)&stats[2 * (unsigned long long)row] = make_float2(mean, rstd);
+#pragma unroll 1
     for (unsigned i = lane; i < c; i += 32) {
         float n = (to_float(x[start + i]) - mean) * rstd;
         if (affine.gamma) n = fmaf(n, to_float(affine.gamma[i]), to_float(affine.beta[i]));
@@ -101,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(
     Affine affine = {gamma, beta};
     unsigned first = blockIdx.x * WARPS * ROWS, row = first + threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
     if (!held(c)) {
+#pragma unroll 1
         for (unsigned i = 0; i < ROWS && row + i < rows; i++) plain_forward(y, stats, x, affine, residual, m, row + i, c);
         return;
     }
@@ -108,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(
     bool vector = aligned(gamma) && aligned(beta);
     Pack<floatX> packs[ROWS][HELD];
     hold(packs, x, row, rows, c);
-    float mean[ROWS], rstd[ROWS], inverse = __fdividef(1.0f, (float)c);
+    float mean[ROWS], rstd[ROWS], inverse = reciprocal((float)c);
 #pragma unroll
     for (unsigned i = 0; i < ROWS; i++) {
         float sum = 0.0f, squares = 0.0f;
@@ -167,9 +171,11 @@ __device__ __forceinline__ void plain_backward(
     unsigned lane = threadIdx.x % 32;
     unsigned long long start = (unsigned long long)row * c;
     float2 saved = *(const float2*)&stats[2 * (unsigned long long)row];
-    float mean = saved.x, rstd = saved.y, inverse = __fdividef(1.0f, (float)c), sum = 0.0f, along = 0.0f;
+    float mean = saved.x, rstd = saved.y, inverse = reciprocal((float)c), sum = 0.0f, along = 0.0f;
+#pragma unroll 1
     for (unsigned pass = 0; pass < 2; pass++) {
-        for (unsigned i = lane; i < c; i += 32) {
+    #pragma unroll 1
+    for (unsigned i = lane; i < c; i += 32) {
             float normal = (to_float(x[start + i]) - mean) * rstd;
             float d = to_float(dy[start + i]) * (1.0f + (m.columns ? modulation_at(m, row, i) : 0.0f));
             if (gamma) d *= to_float(gamma[i]);
@@ -198,6 +204,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
     Modulation m = {table, nodes, weights, columns, share, r, offset + c}; // the scale
     unsigned first = blockIdx.x * WARPS * ROWS, row = first + threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
     if (!held(c)) {
+#pragma unroll 1
         for (unsigned i = 0; i < ROWS && row + i < rows; i++) plain_backward(dx, dy, x, stats, gamma, add, m, row + i, c);
         return;
     }
@@ -205,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
     bool vector = aligned(gamma);
     Pack<floatX> packs[ROWS][HELD];
     hold(packs, x, row, rows, c);
-    float mean[ROWS], rstd[ROWS], sum[ROWS], along[ROWS], d[ROWS][HELD][EACH], inverse = __fdividef(1.0f, (float)c);
+    float mean[ROWS], rstd[ROWS], sum[ROWS], along[ROWS], d[ROWS][HELD][EACH], inverse = reciprocal((float)c);
 #pragma unroll
     for (unsigned i = 0; i < ROWS; i++) {
         float2 saved = make_float2(0.0f, 0.0f);
@@ -271,7 +278,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
 
 // partials (slices, 2, r + plain, c): A and B over slices of `each` rows, for dy*(1 + scale) where the scale has an index; such a table
 // has r = 0 here, and `columns` 0 means no index.
-extern "C" __global__ void __launch_bounds__(64) layer_norm_sums(
+extern "C" __global__ void __launch_bounds__(64, 8) layer_norm_sums(
     float* __restrict__ partials, const floatX* __restrict__ dy, const floatX* __restrict__ x, const float* __restrict__ stats,
     const floatX* __restrict__ table, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
     unsigned plain, unsigned offset, unsigned rows, unsigned each, unsigned c) {
@@ -359,7 +366,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_gradients(
 }
 
 // dtable (G, columns), each row from the `share` rows that used it: a warp for every 32 packs of a row, or 32 columns.
-extern "C" __global__ void __launch_bounds__(256) layer_norm_index(
+extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_index(
     floatX* __restrict__ dtable, const floatX* __restrict__ dy, const floatX* __restrict__ x, const float* __restrict__ stats,
     const floatX* __restrict__ gamma, const floatX* __restrict__ beta, unsigned groups, unsigned share, unsigned columns,
     unsigned offset, unsigned c) {
@@ -393,6 +400,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_index(
         write_any(to + c, scale, whole);
     } else {
         float shift = 0.0f, scale = 0.0f;
+#pragma unroll 1
         for (unsigned i = 0; i < share; i++) {
             float2 saved = *(const float2*)&stats[2 * (unsigned long long)(row + i)];
             float g = to_float(dy[from + (unsigned long long)i * c]);

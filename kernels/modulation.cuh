@@ -24,6 +24,7 @@ __device__ __forceinline__ float modulation_at(const Modulation& m, unsigned row
     const float* w = m.weights + (unsigned long long)row * m.r;
     const float* at = m.nodes + m.offset + column;
     float sum = 0.0f;
+#pragma unroll 1
     for (unsigned j = 0; j < m.r; j++) sum = fmaf(w[j], at[(unsigned long long)j * m.columns], sum);
     return sum;
 }
@@ -100,6 +101,7 @@ template <unsigned SECTIONS, unsigned ROWS> struct Interpolation {
             copy4(&stages.weights[buffer][node][row], from, inside);
         }
         static const unsigned QUADS = STRIP / 4;
+#pragma unroll 1
         for (unsigned i = threadIdx.x; i < NODES * SECTIONS * QUADS; i += 32 * WARPS) {
             unsigned quad = i % QUADS, section = i / QUADS % SECTIONS, node = i / (QUADS * SECTIONS);
             unsigned column = strip * STRIP + quad * 4;

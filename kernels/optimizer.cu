@@ -142,7 +142,8 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
     else read_four(p, params + first, count);
     if (ema0) read_four(average0, ema0 + first, count);
     if (ema1) read_four(average1, ema1 + first, count);
-    Numbers k = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
+    float4 low = ((const float4*)numbers)[0], high = ((const float4*)numbers)[1];
+    Numbers k = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     unsigned range = first_range(decayed, ranges, first); // four elements meet the next ones by going on from it
 #pragma unroll
     for (unsigned j = 0; j < 4; j++) {

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // each test program takes what it needs
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
@@ -32,9 +32,18 @@ fn compiler() -> PathBuf {
 
 /// Returns what opens the emulated card. Races and reads of bytes never written are errors.
 pub fn options() -> CudaOptions {
+    options_with(&[])
+}
+
+/// The same, and writes a line for each launch to `counters`.
+pub fn counting(counters: &Path) -> CudaOptions {
+    options_with(&[("counters", counters.to_str().unwrap())])
+}
+
+fn options_with(more: &[(&str, &str)]) -> CudaOptions {
     static SETTINGS: Once = Once::new();
     let driver = driver();
-    SETTINGS.call_once(|| set(&driver, &[("findings", "fail"), ("threads", "1")]));
+    SETTINGS.call_once(|| set(&driver, &[&[("findings", "fail"), ("threads", "1")], more].concat()));
     let compiler = compiler();
     let cache = driver.parent().map(|folder| folder.join("kernel-cache"));
     CudaOptions { ordinal: 0, driver: Some(driver), compiler: Some(compiler), cache, ..Default::default() }

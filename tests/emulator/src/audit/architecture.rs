@@ -3,7 +3,7 @@
 //! Limits, clocks and memory are those of the emulated devices ([`crate::driver::architecture`]); here is what a driver does
 //! not tell of a device: the rate of its tensor cores.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::driver::architecture::Architecture as Device;
@@ -34,7 +34,7 @@ pub struct Architecture {
 }
 
 /// How much of a multiprocessor a kernel's blocks fill.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Occupancy {
     /// Blocks that are on a multiprocessor at a time; 0 if not even one fits.
     pub blocks: u32,
@@ -47,7 +47,7 @@ pub struct Occupancy {
 }
 
 /// What bounds the number of blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
     /// Registers.

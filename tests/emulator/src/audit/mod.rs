@@ -15,7 +15,7 @@ pub mod ptxas;
 pub mod sass;
 pub mod table;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::toolchain::{self, Compiled, Nvdisasm};
 use architecture::{Architecture, Occupancy};
@@ -71,7 +71,7 @@ pub enum Error {
 }
 
 /// What is known of one kernel on one architecture.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KernelAudit {
     /// Registers, spills, memory.
     #[serde(flatten)]
@@ -97,7 +97,7 @@ pub struct KernelAudit {
 }
 
 /// The main loop of a kernel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MainLoop {
     /// Byte offset of its first instruction.
     pub first: u32,

@@ -1,13 +1,13 @@
 //! Clocks that work takes at least: the arithmetic behind "model bound". A bound, not a measured time: it knows no latency,
 //! no cache, and no instruction that waits for another.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::architecture::{Architecture, PARTITIONS};
 use super::sass::{Class, Instruction};
 
 /// The least clocks of one pass of a loop, with one warp on each of a multiprocessor's four partitions.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoopClocks {
     /// Tensor cores. None if the shape of an instruction is not in its text (UTCHMMA has it in a register).
     pub tensor: Option<f64>,
@@ -47,7 +47,7 @@ impl LoopClocks {
 }
 
 /// What bounds the time from below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bound {
     /// Tensor cores.

@@ -1,11 +1,11 @@
 //! Reads what ptxas prints under `--ptxas-options=-v`: registers, spills, stack and shared memory of each kernel.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 
 /// What a kernel uses of a multiprocessor.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// The kernel's name, as in the PTX.
     pub kernel: String,

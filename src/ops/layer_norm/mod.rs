@@ -9,17 +9,14 @@
 //! `dx̂ = dn·gamma`, `dx = rstd·(dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) [+ add]`. The residual's gradient is dy itself.
 //! Forward reads x (and residual) once and writes y; backward reads x, dy (and add) once and writes dx: memory bound.
 
-use crate::device::cuda::{Grid, Read, Write};
-use crate::device::{Arch, Cpu, Device, Queue};
+use crate::device::{Arch, Cpu, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::kernels;
-use crate::ops::modulation::{
-    DeviceModulation, GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, Slices,
-    block_rows,
-};
-use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, warp_grid, widen};
+use crate::ops::modulation::{GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad};
+use crate::ops::{add_partials, narrow, rows_per_block, rows_per_partial, widen};
 use crate::tensor::{Tensor, View, ViewMut};
+
+mod cuda;
 
 /// Added to the variance (FEATURES 1.7).
 const EPS: f32 = 1e-6;
@@ -73,16 +70,7 @@ pub fn layer_norm_forward<X: FloatX>(
                 residual,
             )?;
         }
-        Device::Cuda(queue) => {
-            let grid = row_blocks(n, 4);
-            let (m, offset, gamma, beta) = norm.on_device()?;
-            let (y, stats, x) = (y.write()?, stats.write()?, x.read()?);
-            let (residual, n, c) = (residual.map_or(Ok(Read::none()), Tensor::read)?, n as u32, c as u32);
-            kernels::layer_norm_forward(
-                queue, grid, y, stats, x, gamma, beta, residual, m.table, m.nodes, m.weights, m.columns,
-                m.share, m.r, offset, n, c,
-            )?;
-        }
+        Device::Cuda(queue) => cuda::forward(queue, &mut y, &mut stats, x, norm, residual)?,
     }
     Ok((y, RowStats { stats }))
 }
@@ -113,90 +101,9 @@ pub fn layer_norm_backward<X: FloatX>(
     let mut dx = Tensor::like(x);
     match x.device() {
         Device::Cpu(cpu) => backward_cpu(cpu, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
-        Device::Cuda(queue) => backward_cuda(queue, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
+        Device::Cuda(queue) => cuda::backward(queue, &mut dx, dy, x, &saved.stats, norm, add, grads)?,
     }
     Ok(dx)
-}
-
-impl<'a, X: FloatX> LayerNorm<'a, X> {
-    /// Returns the optional parts for CUDA kernels: modulation and its offset, gamma, beta.
-    #[allow(clippy::type_complexity)] // four arguments of a kernel
-    fn on_device(&self) -> Result<(DeviceModulation<'a, X>, u32, Read<'a, X>, Read<'a, X>)> {
-        let (m, offset) = match &self.modulation {
-            Some((modulation, offset)) => (modulation.on_device()?, *offset as u32),
-            None => (DeviceModulation::none(), 0),
-        };
-        let (gamma, beta) = match &self.affine {
-            Some((gamma, beta)) => (gamma.read()?, beta.read()?),
-            None => (Read::none(), Read::none()),
-        };
-        Ok((m, offset, gamma, beta))
-    }
-}
-
-/// Covers N rows with blocks of 8 warps of `each` rows: `kernels/layer_norm.cu`.
-fn row_blocks(n: usize, each: usize) -> Grid {
-    Grid { blocks: [n.div_ceil(block_rows(each)) as u32, 1, 1], threads: 256, shared: 0 }
-}
-
-#[allow(clippy::too_many_arguments)] // those of `layer_norm_backward`, and where to write
-fn backward_cuda<X: FloatX>(
-    queue: &Queue,
-    dx: &mut Tensor<X>,
-    dy: &Tensor<X>,
-    x: &Tensor<X>,
-    stats: &Tensor<f32>,
-    norm: &LayerNorm<'_, X>,
-    add: Option<&Tensor<X>>,
-    grads: LayerNormGrads<'_, '_, X>,
-) -> Result<()> {
-    let (n, c) = x.rows_cols();
-    let (m, offset, gamma, beta) = norm.on_device()?;
-    let add = add.map_or(Ok(Read::none()), Tensor::read)?;
-    let (grid, rows, width) = (row_blocks(n, 2), n as u32, c as u32);
-    let (dx, dy, x_read, saved) = (dx.write()?, dy.read()?, x.read()?, stats.read()?);
-    kernels::layer_norm_backward(
-        queue, grid, dx, dy, x_read, saved, gamma, add, m.table, m.nodes, m.weights, m.columns, m.share, m.r,
-        offset, rows, width,
-    )?;
-    let mut dtable = Write::none();
-    match grads.modulation {
-        Some(ModulationGrad::Index(dtable)) => {
-            let groups = n / m.share as usize;
-            let (grid, dtable, groups) = (warp_grid::<X>(groups, c, 1), dtable.write()?, groups as u32);
-            kernels::layer_norm_index(
-                queue, grid, dtable, dy, x_read, saved, gamma, beta, groups, m.share, m.columns, offset,
-                width,
-            )?;
-        }
-        Some(ModulationGrad::Interpolate(table)) => dtable = table.write()?,
-        None => {}
-    }
-    let interpolated = dtable.address() != 0;
-    let (mut dgamma, mut dbeta) = (Write::none(), Write::none());
-    if let Some((gamma, beta)) = grads.affine {
-        (dgamma, dbeta) = (gamma.into_write()?, beta.into_write()?);
-    }
-    let plain = (dgamma.address() != 0) as u32;
-    if !interpolated && plain == 0 {
-        return Ok(());
-    }
-    // Without the nodes' sums the scale of each row would be missing from dgamma and dbeta: they are taken all the same.
-    let r = m.r as usize;
-    let slices = Slices::of(n);
-    let mut partials = Tensor::<f32>::uninit(x.device(), [slices.count, 2 * (r + plain as usize) * c]);
-    let (out, grid, each) = (partials.write()?, slices.grid(c, 2, r), slices.rows as u32);
-    let indexed = if r == 0 { m.columns } else { 0 };
-    kernels::layer_norm_sums(
-        queue, grid, out, dy, x_read, saved, m.table, m.weights, indexed, m.share, m.r, plain, offset, rows,
-        each, width,
-    )?;
-    let (partials, count) = (partials.read()?, slices.count as u32);
-    let grid = Grid { blocks: [c.div_ceil(32) as u32, 1, 1], threads: 256, shared: 0 };
-    kernels::layer_norm_gradients(
-        queue, grid, dtable, dgamma, dbeta, partials, gamma, beta, m.nodes, count, m.r, m.columns, offset,
-        width,
-    )
 }
 
 fn check<X: FloatX>(op: &'static str, x: &Tensor<X>, norm: &LayerNorm<'_, X>) -> Result<(usize, usize)> {

@@ -1,0 +1,141 @@
+//! One launch of each kernel at a shape as a training step has, and what the emulator counts of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cuda_emulator::audit::measured::{self, Measured};
+use flowprior::ops::chebyshev::chebyshev_weights;
+use flowprior::ops::elementwise::{axpy, cast};
+use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
+use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
+use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
+use flowprior::ops::gather::{Affine, gather_backward, gather_forward};
+use flowprior::ops::grad_norm::grad_norm;
+use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
+use flowprior::ops::modulation::{Modulation, ModulationGrad};
+use flowprior::ops::mse::mse;
+use flowprior::ops::normalize::{
+    batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
+};
+use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::timestep_embedding::timestep_embedding;
+use flowprior::rng::{Draw, Stream};
+use flowprior::{Device, FloatX, Result, Tensor};
+use half::bf16;
+
+use crate::emulator;
+
+/// Rows, columns, nodes.
+const N: usize = 256;
+const C: usize = 512;
+const R: usize = 16;
+
+/// Runs every operation and returns what was counted of the first launch of each kernel.
+pub fn counted() -> BTreeMap<String, Measured> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("counters.jsonl");
+    let device = Device::cuda(&emulator::counting(&file)).unwrap_or_else(|e| panic!("{e}"));
+    launch(&device).unwrap_or_else(|e| panic!("{e}"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut seen = BTreeSet::new();
+    let first = text.lines().filter(|line| seen.insert(kernel(line)));
+    measured::parse(&first.collect::<Vec<_>>().join("\n"), "counters").unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn kernel(line: &str) -> String {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    line["counters"]["kernel"].as_str().unwrap().to_owned()
+}
+
+fn filled<X: FloatX>(device: &Device, rows: usize, columns: usize) -> Result<Tensor<X>> {
+    let values: Vec<f32> = (0..rows * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+    Tensor::from_f32(device, [rows, columns], &values)
+}
+
+fn launch(device: &Device) -> Result<()> {
+    rows(device)?;
+    flow(device)?;
+    elements(device)?;
+    optimizer(device)?;
+    match device {
+        Device::Cuda(queue) => queue.synchronize(),
+        _ => Ok(()),
+    }
+}
+
+/// Layer norm and gated residual: first interpolated between nodes, then with an index.
+fn rows(device: &Device) -> Result<()> {
+    let [x, dy] = [filled::<bf16>(device, N, C)?, filled(device, N, C)?];
+    let t = filled::<f32>(device, 1, N)?.reshaped([N])?;
+    let (nodes, weights) = (filled::<f32>(device, R, 3 * C)?, chebyshev_weights(&t, R)?);
+    let (gamma, beta) =
+        (filled::<bf16>(device, 1, C)?.reshaped([C])?, filled::<bf16>(device, 1, C)?.reshaped([C])?);
+    let mut dnodes = Tensor::<f32>::zeros(device, [R, 3 * C]);
+    let (mut dgamma, mut dbeta) = (Tensor::<f32>::zeros(device, [C]), Tensor::<f32>::zeros(device, [C]));
+    let interpolated = Modulation::Interpolate { table: &nodes, weights: &weights };
+    let affine = Some((gamma.view(), beta.view()));
+    let norm = LayerNorm { affine, modulation: Some((interpolated, 0)) };
+    let (_, saved) = layer_norm_forward(&x, &norm, None)?;
+    let grads = LayerNormGrads {
+        affine: Some((dgamma.view_mut(), dbeta.view_mut())),
+        modulation: Some(ModulationGrad::Interpolate(&mut dnodes)),
+    };
+    layer_norm_backward(&dy, &x, &saved, &norm, None, grads)?;
+    gated_residual_forward(&x, Some(&dy), &interpolated, 2 * C)?;
+    let grad = ModulationGrad::Interpolate(&mut dnodes);
+    gated_residual_backward(&dy, &interpolated, 2 * C, Some((&x, grad)))?;
+
+    let table = filled::<bf16>(device, N, 3 * C)?;
+    let mut dtable = Tensor::<bf16>::zeros(device, [N, 3 * C]);
+    let direct = Modulation::Index { table: &table, rows: 1 };
+    let norm = LayerNorm { affine: None, modulation: Some((direct, 0)) };
+    let grads = LayerNormGrads { affine: None, modulation: Some(ModulationGrad::Index(&mut dtable)) };
+    layer_norm_backward(&dy, &x, &saved, &norm, None, grads)?;
+    gated_residual_backward(&dy, &direct, 2 * C, Some((&x, ModulationGrad::Index(&mut dtable))))?;
+    Ok(())
+}
+
+fn flow(device: &Device) -> Result<()> {
+    let rows = Rows::plain(N);
+    let (data, noise) = (filled::<f32>(device, N, C)?, Draw::new(1, Stream::Noise, 2));
+    let sampler = TimeSampler::Stratified { total: N, samples: N };
+    let t = draw_times(device, Draw::new(1, Stream::Time, 2), rows, sampler, (0.0, 1.0))?;
+    let x_t = interpolate::<bf16>(&data, &t, noise, rows)?;
+    let (control_variate, weight) = (false, Weight::Uniform);
+    let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+    let (_, dv) = flow_loss_backward(&x_t, &target, 0.5)?;
+    latent_gradient(&dv, Some(&x_t), &t, rows, 1.0)?;
+    mse(&x_t, &data, 0.5)?;
+    timestep_embedding::<bf16>(&t, 256, 1000.0)?;
+    Ok(())
+}
+
+fn elements(device: &Device) -> Result<()> {
+    let wide = filled::<f32>(device, N, C)?;
+    let narrow: Tensor<bf16> = cast(&wide)?;
+    let mut back: Tensor<f32> = cast(&narrow)?;
+    axpy(back.view_mut(), 0.5, &narrow)?;
+    let index: Vec<u32> = (0..N as u32).rev().collect();
+    gather_forward::<bf16, bf16>(&narrow, &index, Affine::IDENTITY)?;
+    gather_forward::<f32, bf16>(&wide, &index, Affine::IDENTITY)?;
+    gather_forward::<bf16, f32>(&narrow, &index, Affine::IDENTITY)?;
+    gather_backward(back.view_mut(), &narrow, &index, Affine::IDENTITY)?;
+    standardize_forward(&wide, batch_stats(&wide)?)?;
+    std_penalty(&mut back, &wide, 1.0)?;
+    unit_norm_forward(&wide)?;
+    unit_norm_backward(&back, &wide)?;
+    grad_norm(&wide, 1.0)?;
+    Ok(())
+}
+
+fn optimizer(device: &Device) -> Result<()> {
+    let mut params = filled::<bf16>(device, N, C)?;
+    let [mut master, mut m, mut v] =
+        [filled::<f32>(device, N, C)?, filled(device, N, C)?, Tensor::zeros(device, [N, C])];
+    let [a, b, c] = [filled::<f32>(device, N, C)?, filled(device, N, C)?, filled(device, N, C)?];
+    let mut emas = [(0.9, a), (0.99, b), (0.999, c)];
+    let betas = Betas { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let (rule, rounding) = (Rule::AdamW(betas), Rounding::Nearest);
+    let step = Step { rule, lr: 1e-3, weight_decay: 0.1, count: 1, grad_scale: 1.0, rounding };
+    let state = State { master: Some(&mut master), m: &mut m, v: Some(&mut v), emas: &mut emas };
+    optimizer_step(&mut params, state, &filled(device, N, C)?, &[0..N * C / 2], &step)
+}
