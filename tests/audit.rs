@@ -46,7 +46,8 @@ fn jobs() -> Vec<Job> {
             }
             let job = |architecture, version| Job { name, text, dtype, architecture, version };
             jobs.extend(ARCHITECTURES.map(|a| job(a, NvrtcVersion::V13_0)));
-            if dtype == SHOWN || !has_storage_type(text) {
+            if dtype == SHOWN || !has_storage_type(text) || name.ends_with("linear.cu") && dtype == DType::F32
+            {
                 jobs.extend(["sm_80", "sm_90"].map(|a| job(a, NvrtcVersion::V12_9)));
             }
         }
@@ -138,13 +139,29 @@ fn kernels_keep_their_budgets_and_the_tables_are_current() {
     assert!(exceeded.is_empty(), "{} limits are exceeded:\n{}", exceeded.len(), exceeded.join("\n"));
 }
 
-/// Returns the kernels that a run in one storage type uses: those of the files without one too.
+/// Returns the kernels that a run in one storage type uses: those of the files without one too. Matrix products on tensor cores
+/// are there both for 16 bits and, as `_tf32`, for f32: the same text, with limits of its own.
 fn of_type(found: &[(Job, Vec<KernelAudit>)], version: NvrtcVersion, dtype: DType) -> Vec<KernelAudit> {
-    let wanted = |job: &Job| {
-        let own = if has_storage_type(job.text) { dtype } else { DType::F32 };
-        job.version == version && job.dtype == own
-    };
-    found.iter().filter(|(job, _)| wanted(job)).flat_map(|(_, audits)| audits.clone()).collect()
+    let narrow = if dtype == DType::F32 { SHOWN } else { dtype };
+    let mut audits = Vec::new();
+    for (job, of_job) in found.iter().filter(|(job, _)| job.version == version) {
+        for audit in of_job {
+            let mut audit = audit.clone();
+            let name = &mut audit.resources.kernel;
+            let tensor = ["128x128", "128x64", "64x64"].iter().any(|tile| name.ends_with(tile));
+            let wanted = match (tensor, has_storage_type(job.text)) {
+                (true, _) if job.dtype == DType::F32 => {
+                    name.push_str("_tf32");
+                    true
+                }
+                (true, _) => job.dtype == narrow,
+                (false, true) => job.dtype == dtype,
+                (false, false) => job.dtype == DType::F32,
+            };
+            audits.extend(wanted.then_some(audit));
+        }
+    }
+    audits
 }
 
 /// Returns a row for each kernel.

@@ -11,12 +11,14 @@ use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_for
 use flowprior::ops::gather::{Affine, gather_backward, gather_forward};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
+use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
 use flowprior::ops::mse::mse;
 use flowprior::ops::normalize::{
     batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
 };
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, FloatX, Result, Tensor};
@@ -56,6 +58,8 @@ fn launch(device: &Device) -> Result<()> {
     flow(device)?;
     elements(device)?;
     optimizer(device)?;
+    products(device)?;
+    step(device)?;
     match device {
         Device::Cuda(queue) => queue.synchronize(),
         _ => Ok(()),
@@ -138,4 +142,27 @@ fn optimizer(device: &Device) -> Result<()> {
     let step = Step { rule, lr: 1e-3, weight_decay: 0.1, count: 1, grad_scale: 1.0, rounding };
     let state = State { master: Some(&mut master), m: &mut m, v: Some(&mut v), emas: &mut emas };
     optimizer_step(&mut params, state, &filled(device, N, C)?, &[0..N * C / 2], &step)
+}
+
+/// The three products of a layer, large enough for the large tile, and of one that is not.
+fn products(device: &Device) -> Result<()> {
+    for (n, c, o) in [(2048, 256, 1024), (N, C, C)] {
+        let (x, w, dy) =
+            (filled::<bf16>(device, n, c)?, filled::<bf16>(device, o, c)?, filled(device, n, o)?);
+        linear_forward(&x, w.view(), None, None, Activation::Silu)?;
+        linear_backward_input(&dy, w.view(), None)?;
+        let mut dw = Tensor::<f32>::zeros(device, [o, c]);
+        linear_backward_weight(dw.view_mut(), None, &dy, &x)?;
+    }
+    Ok(())
+}
+
+fn step(device: &Device) -> Result<()> {
+    let (rates, rule) = (vec![1e-3; 4], Rule::Lion { beta1: 0.9, beta2: 0.99 });
+    let rules = StepRules { rule, weight_decay: 0.0, clip: 1.0, rates, scaling: None };
+    let control = StepControl::new(device, rules, 0, 0)?;
+    control.begin()?;
+    control.add_loss(0, &filled(device, 1, N)?, 1.0, 1.0)?;
+    control.add_value(1, 1.0, 0.0)?;
+    control.decide(&filled(device, N, C)?)
 }
