@@ -125,7 +125,7 @@ __device__ __forceinline__ void averaged(float (&ema)[4], const float (&p)[4], f
 }
 
 // master, v, ema0, ema1 may be null. decayed: `ranges` pairs of begin and end, ascending. stochastic: round the copy at random.
-extern "C" __global__ void __launch_bounds__(256) optimizer_step(
+extern "C" __global__ void __launch_bounds__(256, 4) optimizer_step(
     floatX* __restrict__ params, float* __restrict__ master, float* __restrict__ m, float* __restrict__ v,
     float* __restrict__ ema0, float* __restrict__ ema1, const float* __restrict__ grads,
     const unsigned long long* __restrict__ decayed, unsigned ranges, const float* __restrict__ numbers, unsigned rule,
@@ -144,11 +144,13 @@ extern "C" __global__ void __launch_bounds__(256) optimizer_step(
     if (ema1) read_four(average1, ema1 + first, count);
     float4 low = ((const float4*)numbers)[0], high = ((const float4*)numbers)[1];
     Numbers k = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    unsigned range = first_range(decayed, ranges, first); // four elements meet the next ones by going on from it
+    // The first range that ends behind `first`, begin and end; four elements meet the next ones by going on from it.
+    const ulonglong2 *range = (const ulonglong2*)decayed + first_range(decayed, ranges, first), *last = (const ulonglong2*)decayed + ranges;
+    ulonglong2 ends = range < last ? *range : make_ulonglong2(n, n);
 #pragma unroll
     for (unsigned j = 0; j < 4; j++) {
-        while (range < ranges && decayed[2 * range + 1] <= first + j) range++;
-        float decay = range < ranges && decayed[2 * range] <= first + j ? k.weight_decay : 0.0f;
+        while (ends.y <= first + j && range < last) ends = ++range < last ? *range : make_ulonglong2(n, n);
+        float decay = ends.x <= first + j && first + j < n ? k.weight_decay : 0.0f;
         p[j] = updated(rule, k, p[j], gradient[j], moment[j], second[j], decay);
     }
     write_four(m + first, moment, count);

@@ -141,7 +141,8 @@ fn optimizer(device: &Device) -> Result<()> {
     let (rule, rounding) = (Rule::AdamW(betas), Rounding::Nearest);
     let step = Step { rule, lr: 1e-3, weight_decay: 0.1, count: 1, grad_scale: 1.0, rounding };
     let state = State { master: Some(&mut master), m: &mut m, v: Some(&mut v), emas: &mut emas };
-    optimizer_step(&mut params, state, &filled(device, N, C)?, &[0..N * C / 2], &step)
+    let decayed = [0..N * C / 4, N * C / 2..N * C];
+    optimizer_step(&mut params, state, &filled(device, N, C)?, &decayed, &step)
 }
 
 /// The three products of a layer, large enough for the large tile, and of one that is not.
