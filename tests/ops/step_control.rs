@@ -12,6 +12,8 @@ use crate::support::random::Random;
 const N: usize = 70_000;
 const STEPS: usize = 24;
 const CLIP: f64 = 0.5;
+/// Weight decay acts on two parts.
+const DECAYED: [std::ops::Range<usize>; 2] = [0..N / 4, N / 2..N - 3];
 
 fn scaler() -> ScalerConfig {
     ScalerConfig { init: 1024.0, growth: 2.0, backoff: 0.25, interval: 3, min: 64.0 }
@@ -93,7 +95,7 @@ fn follow(device: &Device, rule: Rule) -> Result<()> {
         control.add_loss(0, &rows, 1.0, 1.0)?;
         control.decide(&grads)?;
         let (params, state) = there.split();
-        optimizer_step_by(params, state, &grads, &[0..N / 2], (rule, Rounding::Nearest), &control)?;
+        optimizer_step_by(params, state, &grads, &DECAYED, (rule, Rounding::Nearest), &control)?;
         let found = control.look()?;
 
         let norm = g.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt() / scale.scale() as f64;
@@ -119,7 +121,7 @@ fn follow(device: &Device, rule: Rule) -> Result<()> {
                 rounding: Rounding::Nearest,
             };
             let (params, state) = here.split();
-            optimizer_step(params, state, &grads, &[0..N / 2], &numbers)?;
+            optimizer_step(params, state, &grads, &DECAYED, &numbers)?;
         } else {
             (skipped, in_a_row) = (skipped + 1, in_a_row + 1);
         }
