@@ -218,8 +218,8 @@ fn summary(found: &[(Job, Vec<KernelAudit>)], measured: &BTreeMap<String, Measur
     let worst = measured.values().filter_map(Measured::wavefront_ratio).fold(0.0, f64::max);
     format!(
         "{} kernels in {files} files, {} compilations (f32, bf16, f16; {}; two compilers): {spills} bytes spilled.\n\
-         Counted by the emulator: at least {:.0} % of every sector that is moved is used, and at most {worst:.2} wavefronts of shared\n\
-         memory are taken where one would do. One row a kernel: [kernels/README.md](kernels/README.md).\n",
+         Counted by the emulator: kernels that move more than 128 KiB use at least {:.0} % of every sector; at most {worst:.2} wavefronts\n\
+         of shared memory are taken where one would do. One row a kernel: [kernels/README.md](kernels/README.md).\n",
         names.len(),
         found.len(),
         ARCHITECTURES.join(", "),
