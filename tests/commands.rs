@@ -9,7 +9,9 @@ use flowprior::train::timing::{Steps, completed};
 use serde_json::Value;
 
 fn flowprior(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_flowprior")).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flowprior"));
+    // The same with and without a card.
+    command.args(args).env("FLOWPRIOR_CUDA_DRIVER", "/nowhere/libcuda.so").output().unwrap()
 }
 
 fn json(args: &[&str]) -> Value {
@@ -197,7 +199,8 @@ fn doctor_says_what_was_looked_for() {
     let report = json(&["doctor", "--json"]);
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert!(report["cpu"]["cores"].as_u64().unwrap() > 0 && report["cpu"]["isa"].is_string());
-    assert_eq!(report["cuda"]["back_end"], false);
+    assert_eq!(report["cuda"]["device"], Value::Null);
+    assert!(report["cuda"]["error"].as_str().unwrap().contains("/nowhere/libcuda.so"));
     let libraries = report["cuda"]["libraries"].as_object().unwrap();
     let names: Vec<_> = libraries.keys().map(String::as_str).collect();
     assert_eq!(names, ["libcuda.so.1", "libnvrtc.so.12", "libnvrtc.so.13"]);
@@ -205,7 +208,7 @@ fn doctor_says_what_was_looked_for() {
     assert_eq!(report["data"]["tokens"]["rows"], 30_522);
     assert_eq!((&report["writable"], &report["write_error"]), (&true.into(), &Value::Null));
     let text = String::from_utf8(flowprior(&["doctor"]).stdout).unwrap();
-    assert!(text.contains("no CUDA back end yet"), "{text}");
+    assert!(text.contains("CUDA         none: the CUDA driver cannot be opened"), "{text}");
 }
 
 #[test]
@@ -214,7 +217,11 @@ fn each_kind_of_mistake_has_its_exit_code() {
         (&["bench", "step", "--preset", "toy-mons"], 2, "did you mean `toy-moons`"),
         (&["bench", "step", "--preset", "toy-moons", "--steps", "0"], 2, "--steps must be at least 1"),
         (&["bench", "step", "--preset", "toy-moons", "--modulation", "shared"], 2, "unknown modulation"),
-        (&["bench", "step", "--preset", "toy-moons", "--device", "cuda"], 4, "no CUDA back end yet"),
+        (
+            &["bench", "step", "--preset", "toy-moons", "--device", "cuda"],
+            4,
+            "the CUDA driver cannot be opened",
+        ),
         (&["bench", "step", "--set", "data.path=missing.npy"], 3, "missing.npy"),
         (&["bench", "step", "--stage", "align", "--target", "autoencoder"], 2, "no data"),
         (&["plan", "--preset", "toy-moons", "--gflops", "0"], 2, "--gflops"),

@@ -64,9 +64,10 @@ fn open(what: &str, advice: &str, candidates: Vec<PathBuf>) -> Result<(Library, 
         match unsafe { Library::new(&path) } {
             Ok(library) => return Ok((library, path)),
             Err(error) => {
-                let _ = write!(tried, "\n  {}: {error}", path.display());
+                let comma = if tried.is_empty() { "" } else { ", " };
+                let _ = write!(tried, "{comma}{} ({error})", path.display());
             }
         }
     }
-    Err(Error::Device(format!("the {what} cannot be opened: {advice}; tried{tried}")))
+    Err(Error::Device(format!("the {what} cannot be opened: {advice}; tried {tried}")))
 }
