@@ -5,7 +5,7 @@
 //! `unit_norm`: `y = x/max(‖x‖, 1e-12)` for each row; `dx = (dy − y·⟨y, dy⟩)/‖x‖`.
 
 use crate::device::cuda::{Grid, Write};
-use crate::device::{Device, Queue};
+use crate::device::{Cpu, Device, Queue};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::ops::rows_per_block;
@@ -68,38 +68,45 @@ pub fn standardize_backward(dy: &Tensor<f32>, stats: BatchStats) -> Result<Tenso
 
 /// `x: (B, D)` → rows of norm 1.
 pub fn unit_norm_forward(x: &Tensor<f32>) -> Result<Tensor<f32>> {
-    if let Device::Cuda(queue) = x.device() {
-        let mut y = Tensor::like(x);
-        let (n, d) = x.rows_cols();
-        let grid = Grid::covering(32 * n, 1, 256);
-        kernels::unit_norm_forward(queue, grid, y.write()?, x.read()?, n as u32, d as u32)?;
-        return Ok(y);
-    }
-    by_rows(x, x, |y, x, _| {
-        let inv = 1.0 / norm(x);
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = x * inv;
+    let mut y = Tensor::like(x);
+    match x.device() {
+        Device::Cpu(cpu) => by_rows(cpu, &mut y, x, x, |y, x, _| {
+            let inv = 1.0 / norm(x);
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = x * inv;
+            }
+        })?,
+        Device::Cuda(queue) => {
+            let ((n, d), grid) = (x.rows_cols(), warp_rows(x));
+            kernels::unit_norm_forward(queue, grid, y.write()?, x.read()?, n as u32, d as u32)?;
         }
-    })
+    }
+    Ok(y)
 }
 
 /// `dy, x: (B, D)` → `dx: (B, D)`.
 pub fn unit_norm_backward(dy: &Tensor<f32>, x: &Tensor<f32>) -> Result<Tensor<f32>> {
     dy.expect("unit_norm_backward", "dy", x.shape())?;
-    if let Device::Cuda(queue) = x.device() {
-        let mut dx = Tensor::like(x);
-        let (n, d) = x.rows_cols();
-        let grid = Grid::covering(32 * n, 1, 256);
-        kernels::unit_norm_backward(queue, grid, dx.write()?, dy.read()?, x.read()?, n as u32, d as u32)?;
-        return Ok(dx);
-    }
-    by_rows(dy, x, |dx, dy, x| {
-        let inv = 1.0 / norm(x);
-        let along: f32 = dy.iter().zip(x).map(|(d, x)| d * x * inv).sum();
-        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-            *dx = (dy - x * inv * along) * inv;
+    let mut dx = Tensor::like(x);
+    match x.device() {
+        Device::Cpu(cpu) => by_rows(cpu, &mut dx, dy, x, |dx, dy, x| {
+            let inv = 1.0 / norm(x);
+            let along: f32 = dy.iter().zip(x).map(|(d, x)| d * x * inv).sum();
+            for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+                *dx = (dy - x * inv * along) * inv;
+            }
+        })?,
+        Device::Cuda(queue) => {
+            let ((n, d), grid) = (x.rows_cols(), warp_rows(x));
+            kernels::unit_norm_backward(queue, grid, dx.write()?, dy.read()?, x.read()?, n as u32, d as u32)?;
         }
-    })
+    }
+    Ok(dx)
+}
+
+/// A warp for each row.
+fn warp_rows(x: &Tensor<f32>) -> Grid {
+    Grid::covering(32 * x.rows_cols().0, 1, 256)
 }
 
 fn norm(x: &[f32]) -> f32 {
@@ -129,24 +136,20 @@ fn scale_shift(x: &Tensor<f32>, shift: f32, scale: f32) -> Result<Tensor<f32>> {
 }
 
 fn by_rows(
+    cpu: &Cpu,
+    y: &mut Tensor<f32>,
     a: &Tensor<f32>,
     b: &Tensor<f32>,
     f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
-) -> Result<Tensor<f32>> {
-    let mut y = Tensor::like(a);
+) -> Result<()> {
     let d = a.rows_cols().1.max(1);
-    match a.device() {
-        Device::Cpu(cpu) => {
-            let (y, a, b) = (y.host_mut()?, a.host()?, b.host()?);
-            let block = rows_per_block(d) * d;
-            cpu.each(y.chunks_mut(block).zip(a.chunks(block)).zip(b.chunks(block)), |((y, a), b)| {
-                let rows = y.chunks_exact_mut(d).zip(a.chunks_exact(d)).zip(b.chunks_exact(d));
-                rows.for_each(|((y, a), b)| f(y, a, b));
-            });
-        }
-        Device::Cuda(queue) => return Err(queue.lacks("by_rows")),
-    }
-    Ok(y)
+    let (y, a, b) = (y.host_mut()?, a.host()?, b.host()?);
+    let block = rows_per_block(d) * d;
+    cpu.each(y.chunks_mut(block).zip(a.chunks(block)).zip(b.chunks(block)), |((y, a), b)| {
+        let rows = y.chunks_exact_mut(d).zip(a.chunks_exact(d)).zip(b.chunks_exact(d));
+        rows.for_each(|((y, a), b)| f(y, a, b));
+    });
+    Ok(())
 }
 
 /// Returns `(std(y) − 1)²` of all elements (unbiased) and adds `weight` times its gradient to `dy: (..)`: the

@@ -235,16 +235,22 @@ impl Staged {
         self.rows.as_ref().ok_or_else(not_prepared)
     }
 
-    /// Returns rows `range` of the batch.
+    /// Hands the batch to `f` in parts of `rows` rows, each with the number of its first row.
     ///
     /// # Errors
-    /// Nothing was put here before; a device that failed.
-    pub fn rows(&self, range: std::ops::Range<usize>) -> Result<Tensor<f32>> {
+    /// Nothing was put here before; a device that failed; what `f` reports.
+    pub fn each(&self, rows: usize, mut f: impl FnMut(usize, &Tensor<f32>) -> Result<()>) -> Result<()> {
         let all = self.all()?;
-        let width = all.rows_cols().1;
-        let mut rows = Tensor::uninit(all.device(), [range.len(), width]);
-        rows.view_mut().copy_from(all.view().part(range.start * width, [range.len(), width]))?;
-        Ok(rows)
+        let (count, width) = all.rows_cols();
+        if rows >= count {
+            return f(0, all);
+        }
+        for first in (0..count).step_by(rows) {
+            let mut part = Tensor::uninit(all.device(), [rows, width]);
+            part.view_mut().copy_from(all.view().part(first * width, [rows, width]))?;
+            f(first, &part)?;
+        }
+        Ok(())
     }
 }
 

@@ -104,7 +104,7 @@ impl Pretrain {
         let loss = |index| {
             let batch = self.features.fresh_batch(seed, index, samples)?;
             let rows = rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?;
-            let data = self.normalised(&rows, self.stats(&batch)?)?;
+            let data = self.normalised(&rows, self.stats(&rows)?)?;
             let cond = self.condition(&batch, 0..samples)?;
             let part = Batch { data: data.as_ref().unwrap_or(&rows), cond: cond.as_ref(), first: 0 };
             let draws = Draws::evaluation(seed, index);
@@ -126,12 +126,8 @@ impl Pretrain {
     }
 
     /// The statistics that the whole batch is normalised by, if so configured.
-    fn stats(&self, batch: &HostBatch) -> Result<Option<BatchStats>> {
-        if !self.norm_target {
-            return Ok(None);
-        }
-        let all = 0..self.objective.samples;
-        batch_stats(&rows_to_device(&self.device, &batch.features, self.features.width(), all)?).map(Some)
+    fn stats(&self, rows: &Tensor<f32>) -> Result<Option<BatchStats>> {
+        if self.norm_target { batch_stats(rows).map(Some) } else { Ok(None) }
     }
 
     /// Normalises rows of the batch as configured; `None` where they stay as they are.
@@ -183,24 +179,19 @@ impl<X: FloatX> Task<X> for Pretrain {
         meter: &mut Meter<'_>,
     ) -> Result<()> {
         let batch = self.batch.as_ref().ok_or_else(not_prepared)?;
-        let samples = self.objective.samples;
-        let stats = self.stats(batch)?;
+        let stats = self.stats(self.staged.all()?)?;
         let velocity = Velocity { net: &self.net, params, tables: None };
-        let micro = samples / self.micro_batches;
-        for first in (0..samples).step_by(micro) {
-            let range = first..first + micro;
-            let part = if micro < samples { Some(self.staged.rows(range.clone())?) } else { None };
-            let rows = part.as_ref().map_or_else(|| self.staged.all(), Ok)?;
+        let micro = self.objective.samples / self.micro_batches;
+        self.staged.each(micro, |first, rows| {
             let data = self.normalised(rows, stats)?;
-            let cond = self.condition(batch, range)?;
+            let cond = self.condition(batch, first..first + micro)?;
             let part =
                 Batch { data: data.as_ref().unwrap_or(rows), cond: cond.as_ref(), first: first as u64 };
-            let want = Want::Params(grads);
+            let want = Want::Params(&mut *grads);
             let outcome =
                 self.objective.evaluate(velocity, part, at.draws(self.seed), at.loss_scale, want)?;
-            meter.add(&outcome.rows, outcome.divisor)?;
-        }
-        Ok(())
+            meter.add(&outcome.rows, outcome.divisor)
+        })
     }
 
     fn waits(&self) -> Option<&'static str> {

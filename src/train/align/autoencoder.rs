@@ -278,14 +278,9 @@ impl<X: FloatX> Task<X> for AutoencoderTask<X> {
         grads: &mut Grads,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        let samples = self.features_per_step();
-        let micro = samples / self.micro_batches;
-        for first in (0..samples).step_by(micro) {
-            let part = if micro < samples { Some(self.staged.rows(first..first + micro)?) } else { None };
-            let x = part.as_ref().map_or_else(|| self.staged.all(), Ok)?;
-            self.micro_batch(params, x, first, (self.step, at), grads, meter)?;
-        }
-        Ok(())
+        let micro = self.features_per_step() / self.micro_batches;
+        self.staged
+            .each(micro, |first, x| self.micro_batch(params, x, first, (self.step, at), &mut *grads, meter))
     }
 
     fn waits(&self) -> Option<&'static str> {
