@@ -16,7 +16,7 @@ use flowprior::ops::chebyshev::chebyshev_weights;
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
-use flowprior::ops::gather::{Affine, gather_backward, gather_forward};
+use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
@@ -269,6 +269,7 @@ fn data(c: &mut Criterion<Timed>) {
     let (n, d) = LOSS;
     let x = normal::<f32>(&device, n, d);
     let index: Vec<u32> = (0..n).map(|i| (i * 40_503 % n) as u32).collect();
+    let index = Index::new(&device, &index).unwrap();
     let affine = Affine { shift: 0.1, scale: 2.0 };
     let stats = batch_stats(&x).unwrap();
     let mut dtable = Tensor::zeros(&device, [n, d]);

@@ -141,6 +141,47 @@ fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
 }
 
 #[test]
+fn rows_that_the_device_keeps_make_the_same_batches() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    let cases: [(Kind, &str, &[&str]); 4] = [
+        (Kind::Pretrain, "plain", &["data.builtin=digits"]),
+        (
+            Kind::Pretrain,
+            "standard",
+            &["data.builtin=digits", "data.standardise=true", "train.micro_batches=2"],
+        ),
+        (Kind::Pretrain, "labels", &["data.builtin=digits", "model.cond=10"]),
+        (Kind::Autoencoder, "images", &["dtype=bf16"]),
+    ];
+    for (kind, name, sets) in cases {
+        let of = |place: &str| -> Outcome<PathBuf> {
+            let dir = dir.path().join(format!("{kind:?}-{name}-{place}"));
+            train(
+                kind,
+                &prior,
+                &dir,
+                &[sets, &["device=cuda", &format!("data.on_device={place}")]].concat(),
+            )?;
+            Ok(dir)
+        };
+        let (kept, read) = (of("yes")?, of("no")?);
+        assert_same(&tensors(&kept, 24)?, &tensors(&read, 24)?, name);
+        assert_eq!(records(&kept)?, records(&read)?, "{name}");
+    }
+    for (device, why) in [("cuda", "a toy's rows are drawn for each step"), ("cpu", "the device is the CPU")]
+    {
+        let sets = [format!("device={device}"), "data.on_device=yes".into()];
+        let place = dir.path().join(device);
+        let output =
+            program(Kind::Pretrain, &prior, &place, &sets.each_ref().map(String::as_str))?.output()?;
+        assert_eq!(output.status.code(), Some(2), "{}", words(&output));
+        assert!(words(&output).contains(why), "{}", words(&output));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_run_that_is_killed_and_resumed_ends_like_the_unbroken_one() -> Outcome {
     let dir = tempfile::tempdir()?;
     let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;

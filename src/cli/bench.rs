@@ -185,6 +185,9 @@ fn print_text(report: &Value) {
     );
     println!("rate     {:.1} samples/s, {:.1} GFLOP/s", number("samples_per_s"), number("gflop_per_s"));
     println!("memory   {:.0} MiB at most, {:.0} MiB of it tensors", mib("peak_rss_bytes"), mib("bytes_held"));
+    if crate::cli::is_emulated(&text("device_name")) {
+        println!("note     this device is an emulator: its times say nothing about a GPU");
+    }
     if number("skipped") > 0.0 {
         println!("skipped  {} steps were not finite: the optimizer did not run in them", number("skipped"));
     }

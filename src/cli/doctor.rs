@@ -59,13 +59,6 @@ struct Card {
     cached: usize,
 }
 
-impl Card {
-    /// Says whether it is a driver that executes kernels on the processor: it says so in the device's name.
-    fn is_emulated(&self) -> bool {
-        self.name.contains("emulator")
-    }
-}
-
 fn opened() -> Result<Card> {
     let options = CudaOptions::from_env();
     let queue = Queue::open(&options)?;
@@ -107,7 +100,7 @@ fn report(machine: &Machine, cuda: &Cuda, data: &[(&str, Memory)], write_error: 
             "device": cuda.opened.as_ref().ok().map(|card| json!({
                 "name": card.name,
                 "capability": version(card.capability),
-                "emulated": card.is_emulated(),
+                "emulated": super::is_emulated(&card.name),
                 "driver": version(card.driver),
                 "nvrtc": version(card.nvrtc),
                 "cache": { "folder": card.cache, "files": card.cached },
@@ -143,8 +136,11 @@ fn print_text(machine: &Machine, cuda: &Cuda, data: &[(&str, Memory)], write_err
     println!("huge pages   {}", machine.huge_pages.clone().unwrap_or_else(unknown));
     match &cuda.opened {
         Ok(card) => {
-            let emulated =
-                if card.is_emulated() { ", emulated: its times say nothing about a GPU" } else { "" };
+            let emulated = if super::is_emulated(&card.name) {
+                ", emulated: its times say nothing about a GPU"
+            } else {
+                ""
+            };
             println!("CUDA         {}, sm_{}{}{emulated}", card.name, card.capability.0, card.capability.1);
             println!("             driver for CUDA {}, NVRTC {}", version(card.driver), version(card.nvrtc));
             match &card.cache {

@@ -51,6 +51,11 @@ enum Command {
     Data(data::DataCommand),
 }
 
+/// Says whether a CUDA device of this name is a driver that executes kernels on the processor: such a driver says so in the name.
+fn is_emulated(name: &str) -> bool {
+    name.contains("emulator")
+}
+
 /// Parses the command line, runs the command, and turns an error into one sentence and an exit code.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {

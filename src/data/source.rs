@@ -142,18 +142,34 @@ impl Source {
             return Err(Error::argument("gather", "ids", format!("rows below {rows}"), format!("row {id}")));
         }
         match self {
-            Self::Dataset(dataset) => {
-                dataset.gather(ids, out)?;
-                labels.map_or(Ok(()), |labels| dataset.gather_labels(ids, labels))
+            Self::Dataset(dataset) => dataset.gather(ids, out)?,
+            Self::Toy(_) => {}
+            Self::Memory(memory) => memory.gather(ids, out),
+        }
+        if let (Some(out), Some(labels)) = (labels, self.labels(ids)?) {
+            out.copy_from_slice(&labels);
+        }
+        Ok(())
+    }
+
+    /// Returns the labels of stored rows, where the source has them.
+    ///
+    /// # Errors
+    /// A row that is not there; a stored label that cannot be one.
+    pub fn labels(&self, ids: &[u64]) -> Result<Option<Vec<u32>>> {
+        match self {
+            Self::Dataset(dataset) if dataset.has_labels() => {
+                let mut labels = vec![0; ids.len()];
+                dataset.gather_labels(ids, &mut labels)?;
+                Ok(Some(labels))
             }
-            Self::Toy(_) => Ok(()),
-            Self::Memory(memory) => {
-                memory.gather(ids, out);
-                if let (Some(out), Some(all)) = (labels, &memory.labels) {
-                    out.iter_mut().zip(ids).for_each(|(y, id)| *y = all[*id as usize]);
-                }
-                Ok(())
+            Self::Memory(Memory { labels: Some(all), .. }) => {
+                let label = |id: &u64| all.get(*id as usize).copied();
+                let labels: Option<Vec<u32>> = ids.iter().map(label).collect();
+                let rows = || format!("rows below {}", all.len());
+                labels.map(Some).ok_or_else(|| Error::argument("labels", "ids", rows(), "a row past them"))
             }
+            _ => Ok(None),
         }
     }
 

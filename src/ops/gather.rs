@@ -2,7 +2,9 @@
 //!
 //! Backward: `dtable[j] += scale · Σ_{i: index[i] = j} dy[i]`, rows in the order of i: no atomics, same bits always.
 
-use crate::device::cuda::{Grid, Read};
+use std::sync::Arc;
+
+use crate::device::cuda::{DeviceBuf, Grid, Read};
 use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
@@ -24,20 +26,85 @@ impl Affine {
     pub const IDENTITY: Self = Self { shift: 0.0, scale: 1.0 };
 }
 
+/// Row numbers, in the memory of the device that gathers by them.
+#[derive(Debug)]
+pub struct Index {
+    numbers: Vec<u32>,
+    place: Option<(Arc<Queue>, DeviceBuf)>,
+}
+
+impl Index {
+    /// Copies row numbers to a device.
+    ///
+    /// # Errors
+    /// No memory there, or a device that failed.
+    pub fn new(device: &Device, numbers: &[u32]) -> Result<Self> {
+        let place = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(queue) => Some((queue.clone(), queue.block(size_of_val(numbers))?)),
+        };
+        let mut index = Self { numbers: vec![0; numbers.len()], place };
+        index.put(numbers)?;
+        Ok(index)
+    }
+
+    /// Replaces the numbers by as many others; a CUDA device is not waited for.
+    ///
+    /// # Errors
+    /// Another count of numbers; a device that failed.
+    pub fn put(&mut self, numbers: &[u32]) -> Result<()> {
+        let (expected, found) = (self.numbers.len(), numbers.len());
+        if found != expected {
+            let found = format!("{found} numbers");
+            return Err(Error::argument("Index::put", "numbers", format!("{expected} numbers"), found));
+        }
+        self.numbers.copy_from_slice(numbers);
+        match &self.place {
+            None => Ok(()),
+            Some((queue, place)) => queue.stage(place.address(), numbers),
+        }
+    }
+
+    fn read(&self) -> Read<'_, u32> {
+        Read::at(self.place.as_ref().map_or(0, |(_, place)| place.address()))
+    }
+
+    /// Checks that every number is below `v`.
+    fn expect_below(&self, op: &'static str, v: usize) -> Result<()> {
+        match self.numbers.iter().find(|j| **j as usize >= v) {
+            Some(j) => Err(Error::argument(op, "index", format!("numbers below {v}"), format!("{j}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// `table: (V, D)`, `index: (N)` → `y: (N, D)`.
 pub fn gather_forward<S: FloatX, X: FloatX>(
     table: &Tensor<S>,
-    index: &[u32],
+    index: &Index,
     affine: Affine,
 ) -> Result<Tensor<X>> {
+    let mut y = Tensor::uninit(table.device(), [index.numbers.len(), table.rows_cols().1]);
+    gather_forward_to(&mut y, table, index, affine)?;
+    Ok(y)
+}
+
+/// The same, to a `y: (N, D)` that is there.
+pub fn gather_forward_to<S: FloatX, X: FloatX>(
+    y: &mut Tensor<X>,
+    table: &Tensor<S>,
+    index: &Index,
+    affine: Affine,
+) -> Result<()> {
+    const OP: &str = "gather_forward";
     let (v, d) = table.rows_cols();
-    check("gather_forward", index, v)?;
-    let mut y = Tensor::uninit(table.device(), [index.len(), d]);
+    index.expect_below(OP, v)?;
+    y.expect(OP, "y", [index.numbers.len(), d])?;
     match table.device() {
         Device::Cpu(cpu) => {
             let (y, table, isa) = (y.host_mut()?, table.host()?, cpu.isa());
             let rows = rows_per_block(d);
-            cpu.each(y.chunks_mut((rows * d).max(1)).zip(index.chunks(rows)), |(y, index)| {
+            cpu.each(y.chunks_mut((rows * d).max(1)).zip(index.numbers.chunks(rows)), |(y, index)| {
                 isa.run(
                     #[inline(always)]
                     |_| {
@@ -50,28 +117,28 @@ pub fn gather_forward<S: FloatX, X: FloatX>(
                 );
             });
         }
-        Device::Cuda(queue) => forward_cuda(queue, &mut y, table, index, affine)?,
+        Device::Cuda(queue) => forward_cuda(queue, y, table, index, affine)?,
     }
-    Ok(y)
+    Ok(())
 }
 
 /// `dy: (N, D)`, `index: (N)` → adds to `dtable: (V, D)`.
 pub fn gather_backward<X: FloatX>(
     mut dtable: ViewMut<'_, f32>,
     dy: &Tensor<X>,
-    index: &[u32],
+    index: &Index,
     affine: Affine,
 ) -> Result<()> {
     const OP: &str = "gather_backward";
-    let d = dy.rows_cols().1;
-    dy.expect(OP, "dy", [index.len(), d])?;
+    let (n, d) = (index.numbers.len(), dy.rows_cols().1);
+    dy.expect(OP, "dy", [n, d])?;
     let v = dtable.shape().len() / d.max(1);
     dtable.as_view().expect(OP, "dtable", [v, d])?;
-    check(OP, index, v)?;
+    index.expect_below(OP, v)?;
     match dy.device() {
         Device::Cpu(cpu) => {
             let (dtable, dy, isa) = (dtable.host_mut()?, dy.host()?, cpu.isa());
-            for (dy, j) in dy.chunks_exact(d.max(1)).zip(index) {
+            for (dy, j) in dy.chunks_exact(d.max(1)).zip(&index.numbers) {
                 isa.run(
                     #[inline(always)]
                     |arch| {
@@ -83,12 +150,10 @@ pub fn gather_backward<X: FloatX>(
             }
         }
         Device::Cuda(queue) => {
-            let place = queue.uploaded(index)?;
-            let blocks = u32::try_from(index.len() * d.div_ceil(256)).unwrap_or(u32::MAX);
-            let (grid, index_at) =
-                (Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 }, Read::at(place.address()));
-            let (n, d) = (index.len() as u32, d as u32);
-            kernels::gather_backward(queue, grid, dtable.write()?, dy.read()?, index_at, n, d, affine.scale)?;
+            let blocks = u32::try_from(n * d.div_ceil(256)).unwrap_or(u32::MAX);
+            let grid = Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 };
+            let (dtable, dy, index) = (dtable.write()?, dy.read()?, index.read());
+            kernels::gather_backward(queue, grid, dtable, dy, index, n as u32, d as u32, affine.scale)?;
         }
     }
     Ok(())
@@ -98,14 +163,13 @@ fn forward_cuda<S: FloatX, X: FloatX>(
     queue: &Queue,
     y: &mut Tensor<X>,
     table: &Tensor<S>,
-    index: &[u32],
+    index: &Index,
     Affine { shift, scale }: Affine,
 ) -> Result<()> {
-    let place = queue.uploaded(index)?;
     let (n, d) = y.rows_cols();
     // Packs are those of the narrower type, which is the kernel's.
     let grid = if pack::<S>() > pack::<X>() { warp_grid::<S>(n, d, 1) } else { warp_grid::<X>(n, d, 1) };
-    let index = Read::at(place.address());
+    let index = index.read();
     let (n, d) = (n as u32, d as u32);
     let (y, table) = (y.write()?, table.read()?);
     match (S::DTYPE, X::DTYPE) {
@@ -119,12 +183,5 @@ fn forward_cuda<S: FloatX, X: FloatX>(
             kernels::gather_to_f32::<S>(queue, grid, y.retyped(), table, index, n, d, shift, scale)
         }
         (from, to) => Err(queue.lacks(&format!("gather of {from} rows as {to}"))),
-    }
-}
-
-fn check(op: &'static str, index: &[u32], v: usize) -> Result<()> {
-    match index.iter().find(|j| **j as usize >= v) {
-        Some(j) => Err(Error::argument(op, "index", format!("numbers below {v}"), format!("{j}"))),
-        None => Ok(()),
     }
 }

@@ -13,7 +13,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::tensor::Tensor;
-use crate::train::config::{Builtin, Config, DataSource};
+use crate::train::config::{Builtin, Config, DataSource, OnDevice};
+use crate::train::resident::Resident;
 
 /// Subtracts a mean from each column and divides by its standard deviation; kept in checkpoints, so that samples come
 /// back in the units of the data.
@@ -66,6 +67,10 @@ pub struct Features {
     batch: usize,
     prefetch: usize,
     loader: Option<(u64, Loader)>,
+    on_device: OnDevice,
+    /// Rows on the device; `None` until the first batch is asked for.
+    resident: Option<Option<Resident>>,
+    note: Option<String>,
 }
 
 impl Features {
@@ -90,6 +95,9 @@ impl Features {
             batch: config.train.batch,
             prefetch: config.data.prefetch,
             loader: None,
+            on_device: config.data.on_device,
+            resident: None,
+            note: None,
         })
     }
 
@@ -103,28 +111,49 @@ impl Features {
         &self.source
     }
 
-    /// Returns the batch of a step; steps in order are prefetched.
+    /// Brings the batch of a step to `staged` on `device`, which is not waited for: from the rows that are kept there, or
+    /// from the host, where steps in order are read ahead. Returns the labels, where rows have them.
     ///
     /// # Errors
-    /// Data that cannot be read.
-    pub fn batch(&mut self, step: u64) -> Result<Batch> {
+    /// Data that cannot be read, or cannot be kept on the device as was asked; a device that failed.
+    pub fn stage(&mut self, step: u64, device: &Device, staged: &mut Staged) -> Result<Option<Vec<u32>>> {
+        let (standardise, width) = (self.standardise.as_ref(), self.source.width());
+        let resident = match &mut self.resident {
+            Some(known) => known,
+            new => {
+                let found = Resident::of(&self.source, standardise, self.batch, self.on_device, device)?;
+                self.note = found.as_ref().map(|resident| {
+                    format!(
+                        "the device keeps all rows: {:.1} MiB",
+                        resident.bytes() as f64 / (1 << 20) as f64
+                    )
+                });
+                new.insert(found)
+            }
+        };
+        if let Some(resident) = resident {
+            let ids = self.source.ids(self.seed, step, self.batch)?;
+            resident.gather(&ids, staged.room(device, [ids.len(), width]))?;
+            return self.source.labels(&ids);
+        }
         let mut loader = match self.loader.take() {
             Some((next, loader)) if next == step => loader,
             _ => Loader::start(self.source.clone(), self.seed, self.batch, step, self.prefetch)?,
         };
         let mut batch = loader.next_batch()?;
-        self.loader = Some((step + 1, loader));
-        if let Some(standardise) = &self.standardise {
+        if let Some(standardise) = standardise {
             standardise.apply(&mut batch.features);
         }
-        Ok(batch)
+        staged.room(device, [self.batch, width]).view_mut().stage(&batch.features)?;
+        let labels = batch.labels.clone();
+        loader.recycle(batch);
+        self.loader = Some((step + 1, loader));
+        Ok(labels)
     }
 
-    /// Hands a batch back.
-    pub fn recycle(&mut self, batch: Batch) {
-        if let Some((_, loader)) = &mut self.loader {
-            loader.recycle(batch);
-        }
+    /// Returns what there is to say about where the rows are, once.
+    pub fn take_note(&mut self) -> Option<String> {
+        self.note.take()
     }
 
     /// Returns the toy distribution that the rows are drawn from.
@@ -217,14 +246,9 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Copies a batch (B, D) to the device; a CUDA device is not waited for.
-    ///
-    /// # Errors
-    /// A device that failed.
-    pub fn put(&mut self, device: &Device, rows: &[f32], width: usize) -> Result<()> {
-        let shape = [rows.len() / width, width];
-        let target = self.rows.get_or_insert_with(|| Tensor::uninit(device, shape));
-        target.view_mut().stage(rows)
+    /// Returns where the batch goes.
+    fn room(&mut self, device: &Device, shape: [usize; 2]) -> &mut Tensor<f32> {
+        self.rows.get_or_insert_with(|| Tensor::uninit(device, shape))
     }
 
     /// Returns the whole batch.

@@ -20,6 +20,7 @@ pub mod prior;
 pub mod records;
 pub mod reference;
 pub mod report;
+mod resident;
 pub mod restore;
 pub mod run;
 pub mod run_dir;

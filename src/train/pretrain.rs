@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use crate::data::loader::Batch as HostBatch;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -15,7 +14,7 @@ use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_n
 use crate::tensor::Tensor;
 use crate::train::config::{Config, Stage};
 use crate::train::engine::Engine;
-use crate::train::features::{Features, Staged, not_prepared, rows_to_device};
+use crate::train::features::{Features, Staged, rows_to_device};
 use crate::train::guard::Guard;
 use crate::train::reference::{Reference, mean};
 use crate::train::run::{Trainee, recalled};
@@ -40,7 +39,7 @@ pub struct Pretrain {
     norm_target: bool,
     unit_norm: bool,
     reference: Option<Reference>,
-    batch: Option<HostBatch>,
+    labels: Option<Vec<u32>>,
     staged: Staged,
 }
 
@@ -83,7 +82,7 @@ impl Pretrain {
             norm_target: config.flow.norm_target,
             unit_norm: config.flow.unit_norm,
             reference: None,
-            batch: None,
+            labels: None,
             staged: Staged::default(),
         };
         Ok((task, engine))
@@ -105,7 +104,7 @@ impl Pretrain {
             let batch = self.features.fresh_batch(seed, index, samples)?;
             let rows = rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?;
             let data = self.normalised(&rows, self.stats(&rows)?)?;
-            let cond = self.condition(&batch, 0..samples)?;
+            let cond = self.condition(batch.labels.as_deref(), 0..samples)?;
             let part = Batch { data: data.as_ref().unwrap_or(&rows), cond: cond.as_ref(), first: 0 };
             let draws = Draws::evaluation(seed, index);
             self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss()
@@ -140,9 +139,9 @@ impl Pretrain {
     }
 
     /// One-hot rows of the labels, for a conditional network.
-    fn condition<X: FloatX>(&self, batch: &HostBatch, range: Range<usize>) -> Result<Option<Tensor<X>>> {
+    fn condition<X: FloatX>(&self, labels: Option<&[u32]>, range: Range<usize>) -> Result<Option<Tensor<X>>> {
         let classes = self.net.config().cond;
-        let Some(labels) = batch.labels.as_ref().filter(|_| classes > 0) else { return Ok(None) };
+        let Some(labels) = labels.filter(|_| classes > 0) else { return Ok(None) };
         let mut z = vec![0.0; range.len() * classes];
         for (row, label) in z.chunks_exact_mut(classes).zip(&labels[range.clone()]) {
             let Some(one) = row.get_mut(*label as usize) else {
@@ -162,12 +161,7 @@ impl<X: FloatX> Task<X> for Pretrain {
             self.objective.form = form;
             self.notes.extend(note);
         }
-        if let Some(last) = self.batch.take() {
-            self.features.recycle(last);
-        }
-        let batch = self.features.batch(step)?;
-        self.staged.put(&self.device, &batch.features, self.features.width())?;
-        self.batch = Some(batch);
+        self.labels = self.features.stage(step, &self.device, &mut self.staged)?;
         Ok(())
     }
 
@@ -178,13 +172,12 @@ impl<X: FloatX> Task<X> for Pretrain {
         grads: &mut Grads,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        let batch = self.batch.as_ref().ok_or_else(not_prepared)?;
         let stats = self.stats(self.staged.all()?)?;
         let velocity = Velocity { net: &self.net, params, tables: None };
         let micro = self.objective.samples / self.micro_batches;
         self.staged.each(micro, |first, rows| {
             let data = self.normalised(rows, stats)?;
-            let cond = self.condition(batch, first..first + micro)?;
+            let cond = self.condition(self.labels.as_deref(), first..first + micro)?;
             let part =
                 Batch { data: data.as_ref().unwrap_or(rows), cond: cond.as_ref(), first: first as u64 };
             let want = Want::Params(&mut *grads);
@@ -230,6 +223,7 @@ impl<X: FloatX> Trainee<X> for Pretrain {
     }
 
     fn notes(&mut self) -> Vec<String> {
+        self.notes.extend(self.features.take_note());
         std::mem::take(&mut self.notes)
     }
 

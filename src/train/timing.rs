@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 
 use crate::data::source::{Memory, Source};
-use crate::device::{Device, Isa};
+use crate::device::{Device, Isa, Queue};
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
 use crate::rng::{Draw, Stream};
@@ -30,6 +30,8 @@ const SYNTHETIC_ROWS: usize = 16_384;
 const FEWEST: usize = 5;
 /// Steps that are timed at most, unless a number was asked for.
 const MOST: usize = 1000;
+/// Steps that a CUDA device may have before it while it is timed.
+const AHEAD: usize = 16;
 /// How long steps are timed when no number was asked for.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
@@ -39,7 +41,35 @@ pub struct Steps {
     pub device: Device,
     /// The sizes of a step.
     pub work: Work,
-    advance: Box<dyn FnMut() -> Result<Report> + Send>,
+    runner: Box<dyn Runner + Send>,
+}
+
+/// An engine with its task.
+trait Runner {
+    fn advance(&mut self) -> Result<Option<Report>>;
+    fn look(&mut self) -> Result<Report>;
+    fn skipped(&self) -> u64;
+}
+
+struct Pair<P: FloatX, T> {
+    device: Device,
+    task: T,
+    engine: Engine<P>,
+}
+
+impl<P: FloatX, T: Trainee<P>> Runner for Pair<P, T> {
+    fn advance(&mut self) -> Result<Option<Report>> {
+        let Self { device, task, engine } = self;
+        device.scope(|| engine.advance(task))
+    }
+
+    fn look(&mut self) -> Result<Report> {
+        self.engine.look()
+    }
+
+    fn skipped(&self) -> u64 {
+        self.engine.skips.total
+    }
 }
 
 /// The times of some steps.
@@ -82,7 +112,7 @@ impl Steps {
             let features = features(config)?;
             let work = Work::of(config, features.width(), None)?;
             let (task, engine) = Pretrain::with_features::<X>(config, &device, features)?;
-            return Ok(Self { advance: boxed(&device, task, engine), device, work });
+            return Ok(Self { runner: boxed(&device, task, engine), device, work });
         }
         let prior = prior::<X>(config, &device)?;
         let net = *prior.net.config();
@@ -90,46 +120,82 @@ impl Steps {
             Target::Latents => {
                 let work = Work::of(config, net.channels, Some(net))?;
                 let (task, engine) = LatentTask::new(config, &device, prior)?;
-                Ok(Self { advance: boxed(&device, task, engine), device, work })
+                Ok(Self { runner: boxed(&device, task, engine), device, work })
             }
             Target::Autoencoder => {
                 let (task, engine) = AutoencoderTask::new(config, &device, prior)?;
                 let work = Work::of(config, task.features.width(), Some(net))?;
-                Ok(Self { advance: boxed(&device, task, engine), device, work })
+                Ok(Self { runner: boxed(&device, task, engine), device, work })
             }
         }
     }
 
-    /// Makes one step.
+    /// Makes one step and waits for its end.
     ///
     /// # Errors
-    /// Data that cannot be read.
+    /// Data that cannot be read; a device that failed.
     pub fn advance(&mut self) -> Result<Report> {
-        (self.advance)()
+        match self.runner.advance()? {
+            Some(report) => Ok(report),
+            None => self.runner.look(),
+        }
     }
 
-    /// Makes `warmup` steps, then times `steps`, or without a number as many as fill ten seconds (5 to 1,000).
+    /// Makes one step; on a CUDA device it is queued and not waited for.
     ///
     /// # Errors
-    /// Data that cannot be read.
+    /// See [`Steps::advance`].
+    pub fn queue(&mut self) -> Result<()> {
+        self.runner.advance().map(drop)
+    }
+
+    /// Makes `warmup` steps, then times `steps`, or without a number as many as fill ten seconds (5 to 1,000): on the CPU by
+    /// its clock, each to its end; on a CUDA device by events between steps that follow each other without a wait.
+    ///
+    /// # Errors
+    /// See [`Steps::advance`].
     pub fn time(&mut self, warmup: usize, steps: Option<usize>) -> Result<Timing> {
         for _ in 0..warmup {
             self.advance()?;
         }
-        let mut timing = Timing { ms: Vec::new(), skipped: 0 };
         let begin = Instant::now();
         let enough = |done: usize| match steps {
             Some(steps) => done >= steps,
             None => done >= MOST || done >= FEWEST && begin.elapsed() >= LONG_ENOUGH,
         };
+        let mut timing = match self.device.clone() {
+            Device::Cpu(_) => self.time_here(enough)?,
+            Device::Cuda(queue) => self.time_on(&queue, enough)?,
+        };
+        timing.ms.sort_by(f64::total_cmp);
+        Ok(timing)
+    }
+
+    fn time_here(&mut self, enough: impl Fn(usize) -> bool) -> Result<Timing> {
+        let mut timing = Timing { ms: Vec::new(), skipped: 0 };
         while !enough(timing.ms.len()) {
             let start = Instant::now();
             let report = self.advance()?;
             timing.ms.push(start.elapsed().as_secs_f64() * 1e3);
             timing.skipped += report.skipped.is_some() as usize;
         }
-        timing.ms.sort_by(f64::total_cmp);
         Ok(timing)
+    }
+
+    fn time_on(&mut self, queue: &Queue, enough: impl Fn(usize) -> bool) -> Result<Timing> {
+        let before = self.runner.skipped();
+        let mut moments = vec![queue.event()?];
+        while !enough(moments.len() - 1) {
+            self.runner.advance()?;
+            moments.push(queue.event()?);
+            // The host stays this far ahead at most: ten seconds of queued steps would be no ten seconds of steps.
+            if let Some(last) = moments.len().checked_sub(AHEAD) {
+                moments[last].ms_since(&moments[0])?;
+            }
+        }
+        let ms: Result<Vec<f64>> = moments.windows(2).map(|pair| pair[1].ms_since(&pair[0])).collect();
+        self.runner.look()?;
+        Ok(Timing { ms: ms?, skipped: (self.runner.skipped() - before) as usize })
     }
 }
 
@@ -141,13 +207,12 @@ impl Timing {
     }
 }
 
-fn boxed<P: FloatX, T: Trainee<P> + 'static>(
+fn boxed<P: FloatX, T: Trainee<P> + Send + 'static>(
     device: &Device,
-    mut task: T,
-    mut engine: Engine<P>,
-) -> Box<dyn FnMut() -> Result<Report> + Send> {
-    let device = device.clone();
-    Box::new(move || device.scope(|| engine.advance_and_look(&mut task)))
+    task: T,
+    engine: Engine<P>,
+) -> Box<dyn Runner + Send> {
+    Box::new(Pair { device: device.clone(), task, engine })
 }
 
 /// Opens the configured data, or makes rows up.

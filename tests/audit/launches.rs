@@ -8,7 +8,7 @@ use flowprior::ops::elementwise::{axpy, cast};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
-use flowprior::ops::gather::{Affine, gather_backward, gather_forward};
+use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
@@ -39,13 +39,14 @@ pub fn counted() -> BTreeMap<String, Measured> {
     launch(&device).unwrap_or_else(|e| panic!("{e}"));
     let text = std::fs::read_to_string(&file).unwrap();
     let mut seen = BTreeSet::new();
-    let first = text.lines().filter(|line| seen.insert(kernel(line)));
+    let first = text.lines().filter(|line| kernel(line).is_some_and(|kernel| seen.insert(kernel)));
     measured::parse(&first.collect::<Vec<_>>().join("\n"), "counters").unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn kernel(line: &str) -> String {
+/// Returns the kernel of a launch; copies and fills have lines of their own.
+fn kernel(line: &str) -> Option<String> {
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
-    line["counters"]["kernel"].as_str().unwrap().to_owned()
+    line["counters"]["kernel"].as_str().map(str::to_owned)
 }
 
 fn filled<X: FloatX>(device: &Device, rows: usize, columns: usize) -> Result<Tensor<X>> {
@@ -118,7 +119,7 @@ fn elements(device: &Device) -> Result<()> {
     let narrow: Tensor<bf16> = cast(&wide)?;
     let mut back: Tensor<f32> = cast(&narrow)?;
     axpy(back.view_mut(), 0.5, &narrow)?;
-    let index: Vec<u32> = (0..N as u32).rev().collect();
+    let index = Index::new(device, &(0..N as u32).rev().collect::<Vec<_>>())?;
     gather_forward::<bf16, bf16>(&narrow, &index, Affine::IDENTITY)?;
     gather_forward::<f32, bf16>(&wide, &index, Affine::IDENTITY)?;
     gather_forward::<bf16, f32>(&narrow, &index, Affine::IDENTITY)?;

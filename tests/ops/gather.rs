@@ -1,6 +1,6 @@
 //! Row gather with an affine map; its backward adds rows that were gathered twice.
 
-use flowprior::ops::gather::{Affine, gather_backward, gather_forward};
+use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::{FloatX, Result, Tensor};
 
 use crate::support::devices::any_device;
@@ -31,16 +31,22 @@ impl Case for Gather {
     }
 
     fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let index = Index::new(&x.device, &self.index())?;
         let y: Tensor<X> = match self.single {
-            true => gather_forward(x.single("table"), &self.index(), self.affine)?,
-            false => gather_forward(x.stored("table"), &self.index(), self.affine)?,
+            true => gather_forward(x.single("table"), &index, self.affine)?,
+            false => gather_forward(x.stored("table"), &index, self.affine)?,
         };
         Ok(vec![answer(&y)])
     }
 
     fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
         let mut dtable = x.accumulator("table")?;
-        gather_backward(dtable.view_mut(), x.stored("dy"), &self.index(), self.affine)?;
+        gather_backward(
+            dtable.view_mut(),
+            x.stored("dy"),
+            &Index::new(&x.device, &self.index())?,
+            self.affine,
+        )?;
         Ok([added("table", &dtable)].into())
     }
 }
@@ -70,10 +76,13 @@ fn rows_are_gathered_from_tables_of_any_shape() {
 #[test]
 fn an_index_past_the_table_is_refused() -> Result<()> {
     let table = Tensor::<f32>::zeros(any_device(), [3, 2]);
-    let error = gather_forward::<f32, f32>(&table, &[0, 3], Affine::IDENTITY).unwrap_err().to_string();
+    let mut index = Index::new(any_device(), &[0, 3])?;
+    let error = gather_forward::<f32, f32>(&table, &index, Affine::IDENTITY).unwrap_err().to_string();
     assert_eq!(error, "gather_forward: `index` has 3, expected numbers below 3");
     let mut dtable = Tensor::zeros(any_device(), [3, 2]);
-    let dy = Tensor::<f32>::zeros(any_device(), [1, 2]);
-    assert!(gather_backward(dtable.view_mut(), &dy, &[3], Affine::IDENTITY).is_err());
+    let dy = Tensor::<f32>::zeros(any_device(), [2, 2]);
+    assert!(gather_backward(dtable.view_mut(), &dy, &index, Affine::IDENTITY).is_err());
+    let error = index.put(&[1]).unwrap_err().to_string();
+    assert_eq!(error, "Index::put: `numbers` has 1 numbers, expected 2 numbers");
     Ok(())
 }

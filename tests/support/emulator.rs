@@ -40,7 +40,8 @@ pub fn counting(counters: &Path) -> CudaOptions {
     options_with(&[("counters", counters.to_str().unwrap())])
 }
 
-fn options_with(more: &[(&str, &str)]) -> CudaOptions {
+/// The same, with more settings of the emulator.
+pub fn options_with(more: &[(&str, &str)]) -> CudaOptions {
     static SETTINGS: Once = Once::new();
     let driver = driver();
     SETTINGS.call_once(|| set(&driver, &[&[("findings", "fail"), ("threads", "1")], more].concat()));
@@ -55,6 +56,32 @@ pub fn lend(command: &mut Command) {
     command.env("FLOWPRIOR_KERNEL_CACHE", driver.with_file_name("kernel-cache"));
     command.env("FLOWPRIOR_CUDA_DRIVER", driver).env("FLOWPRIOR_NVRTC", compiler());
     command.env("CUDA_EMULATOR_FINDINGS", "fail").env("CUDA_EMULATOR_THREADS", "1");
+}
+
+/// Makes the emulated card what this process opens by itself, without checks, with a line for each launch in `counters`.
+/// To be called first, while there is one thread.
+pub fn lend_here(counters: &Path) {
+    let mut command = Command::new("true");
+    lend(&mut command);
+    for (name, value) in command.get_envs() {
+        // SAFETY: nobody else reads the environment, as no other thread runs yet.
+        unsafe { std::env::set_var(name, value.unwrap_or_default()) };
+    }
+    set(&driver(), &[("checks", "none"), ("threads", "0"), ("counters", counters.to_str().unwrap())]);
+}
+
+/// Returns how often this process has called a function of the driver.
+pub fn calls(function: &str) -> u64 {
+    type CallCount = unsafe extern "C" fn(*const std::ffi::c_char, *mut u64) -> u32;
+    let (name, mut count) = (std::ffi::CString::new(function).unwrap(), 0);
+    // SAFETY: the emulator's initialisers have no requirements; the function takes a string that ends with zero and a live number.
+    unsafe {
+        let library = Library::new(driver()).unwrap();
+        let call_count: Symbol<'_, CallCount> = library.get(b"cuEmulatorCallCount").unwrap();
+        assert_eq!(call_count(name.as_ptr(), &mut count), 0, "{function}");
+        std::mem::forget(library);
+    }
+    count
 }
 
 /// Sets options of the emulator before it starts.

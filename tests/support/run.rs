@@ -77,6 +77,10 @@ impl Kind {
     /// Loads the configuration of a small run, `more` over it.
     pub fn config(self, prior: Option<&Path>, more: &[&str]) -> Outcome<Config> {
         let mut sets = self.sets();
+        // Another source takes the place of the own one.
+        sets.retain(|set| {
+            !set.starts_with("data.toy") || !more.iter().any(|m| m.starts_with("data.builtin"))
+        });
         sets.extend(prior.map(|p| format!("align.prior='{}'", p.display())));
         sets.extend(more.iter().map(|s| (*s).to_owned()));
         Ok(Config::load(&Sources { stage: Some(self.stage()), ..Default::default() }, &sets)?)

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys::CUdeviceptr;
 
-use crate::device::cuda::queue::{Context, failed};
+use crate::device::cuda::Queue;
+use crate::device::cuda::queue::{Context, device_error, failed};
 use crate::error::{Error, Result};
 
 /// Blocks are multiples of this: vector accesses and whole sectors stay inside.
@@ -148,6 +149,34 @@ impl DeviceBuf {
         }
         .map_err(|e| Error::Device(failed("reading sentinels", e)))?;
         Ok(sentinels.iter().all(|b| *b == GUARD))
+    }
+}
+
+impl std::fmt::Debug for DeviceBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceBuf({} bytes at {:#x})", self.bytes, self.address)
+    }
+}
+
+impl Queue {
+    /// Returns how many blocks of tensor memory were taken from the driver so far.
+    pub fn allocations(&self) -> u64 {
+        self.pool.allocations()
+    }
+
+    /// Returns the bytes of tensor memory held, in use or waiting to be used again.
+    pub fn bytes_held(&self) -> u64 {
+        self.pool.bytes_held()
+    }
+
+    /// Returns the bytes of device memory that are free, and of all.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.enter()?;
+        let (free, total) = result::mem_get_info().map_err(device_error("asking for free memory"))?;
+        Ok((free as u64, total as u64))
     }
 }
 

@@ -8,9 +8,11 @@
 //! queue    one context with its stream: modules, launches, copies
 //! staging  copies of a step's data that the host does not wait for
 //! graph    a captured step
+//! event    moments of the stream, for timing
 //! ```
 
 mod argument;
+mod event;
 mod graph;
 mod library;
 mod memory;
@@ -19,6 +21,7 @@ pub mod queue;
 mod staging;
 
 pub use argument::{Argument, Read, Write};
+pub use event::Event;
 pub(crate) use graph::Graph;
 pub(crate) use memory::DeviceBuf;
 pub use nvrtc::{Nvrtc, Source};

@@ -265,16 +265,6 @@ impl Queue {
         &self.nvrtc
     }
 
-    /// Returns how many blocks of tensor memory were taken from the driver so far.
-    pub fn allocations(&self) -> u64 {
-        self.pool.allocations()
-    }
-
-    /// Returns the bytes of tensor memory held, in use or waiting to be used again.
-    pub fn bytes_held(&self) -> u64 {
-        self.pool.bytes_held()
-    }
-
     /// Takes a block of device memory; its content is whatever it held last. When there is none, the next use of the
     /// device says so.
     pub(crate) fn take(&self, bytes: usize) -> Option<DeviceBuf> {

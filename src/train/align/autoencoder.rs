@@ -264,9 +264,7 @@ pub struct Passed {
 
 impl<X: FloatX> Task<X> for AutoencoderTask<X> {
     fn prepare(&mut self, _params: &Params<X>, step: u64) -> Result<()> {
-        let batch = self.features.batch(step)?;
-        self.staged.put(&self.device, &batch.features, self.features.width())?;
-        self.features.recycle(batch);
+        self.features.stage(step, &self.device, &mut self.staged)?;
         self.step = step;
         Ok(())
     }
@@ -321,6 +319,7 @@ impl<X: FloatX> Trainee<X> for AutoencoderTask<X> {
     }
 
     fn notes(&mut self) -> Vec<String> {
+        self.alignment.notes.extend(self.features.take_note());
         std::mem::take(&mut self.alignment.notes)
     }
 

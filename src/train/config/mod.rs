@@ -25,8 +25,8 @@ mod validate;
 pub use align::{Activation, AlignConfig, AutoencoderConfig, Gradient, Target};
 pub use layers::Sources;
 pub use sections::{
-    Builtin, Config, DEFAULT_NODES, DataConfig, DataSource, FlowConfig, ModelConfig, Modulation, OptimConfig,
-    Reduction, Stage, TimeSampling, Toy, TrainConfig, Weight,
+    Builtin, Config, DEFAULT_NODES, DataConfig, DataSource, FlowConfig, ModelConfig, Modulation, OnDevice,
+    OptimConfig, Reduction, Stage, TimeSampling, Toy, TrainConfig, Weight,
 };
 
 use crate::error::{Error, Result};

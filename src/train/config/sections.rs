@@ -150,12 +150,34 @@ pub struct DataConfig {
     pub standardise: bool,
     /// Batches that the loader reads ahead; 0 reads each when it is asked for. Never changes their order.
     pub prefetch: usize,
+    /// Whether a CUDA device keeps all rows and gathers batches itself: `auto` (if they take at most half of its free memory),
+    /// `yes` or `no`. The bits of a batch are the same.
+    pub on_device: OnDevice,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { toy: None, path: None, builtin: None, standardise: false, prefetch: 2 }
+        Self {
+            toy: None,
+            path: None,
+            builtin: None,
+            standardise: false,
+            prefetch: 2,
+            on_device: OnDevice::Auto,
+        }
     }
+}
+
+/// Where a run keeps the rows of its data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDevice {
+    /// On the device if they fit.
+    Auto,
+    /// On the device, or not at all.
+    Yes,
+    /// In host memory.
+    No,
 }
 
 /// The one data source that was chosen.

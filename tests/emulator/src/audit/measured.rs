@@ -52,9 +52,16 @@ pub struct LaunchClocks {
 
 /// A line of the driver's file of counters; what the audit does not use is left out.
 #[derive(Deserialize)]
-struct Line {
-    dynamic_shared: u32,
-    counters: Counters,
+#[serde(untagged)]
+enum Line {
+    Launch {
+        dynamic_shared: u32,
+        counters: Box<Counters>,
+    },
+    Moved {
+        #[serde(rename = "moved")]
+        _moved: String,
+    },
 }
 
 /// Reads the file of counters that the driver writes, a line of JSON for each launch, and adds the launches of each kernel.
@@ -62,12 +69,14 @@ struct Line {
 pub fn parse(text: &str, file: &str) -> Result<BTreeMap<String, Measured>, Error> {
     let mut kernels: BTreeMap<String, Measured> = BTreeMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let line: Line = serde_json::from_str(line).map_err(|e| Error::Counters {
+        let line = serde_json::from_str(line).map_err(|e| Error::Counters {
             file: file.to_string(),
             line: number + 1,
             message: e.to_string(),
         })?;
-        kernels.entry(line.counters.kernel.clone()).or_default().add(&line.counters, line.dynamic_shared);
+        if let Line::Launch { dynamic_shared, counters } = line {
+            kernels.entry(counters.kernel.clone()).or_default().add(&counters, dynamic_shared);
+        }
     }
     Ok(kernels)
 }

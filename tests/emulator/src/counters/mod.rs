@@ -5,6 +5,7 @@
 
 mod banks;
 mod class;
+mod footprint;
 mod tally;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use banks::{Wavefronts, wavefronts};
 pub use class::Class;
+pub use footprint::Footprint;
 pub use tally::{Direction, Tally, Traffic};
 
 /// Instructions of warps, and of the threads that took part.
@@ -33,6 +35,9 @@ pub struct GlobalAccess {
     pub bytes: u64,
     /// Pieces of 32 bytes that each warp instruction touched.
     pub sectors: u64,
+    /// Pieces of 32 bytes that the launch touched at all; 0 where they are not counted.
+    #[serde(default)]
+    pub footprint: u64,
     /// Bytes that were asked for 16 bytes (or more) at a time.
     pub bytes_in_wide_accesses: u64,
 }

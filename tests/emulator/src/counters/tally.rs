@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::banks::wavefronts;
-use super::{Class, Counters, Executed, GlobalAccess, SharedAccess};
+use super::{Class, Counters, Executed, Footprint, GlobalAccess, SharedAccess};
 use crate::regs::{LANES, for_lanes};
 
 /// Whether an access loads or stores.
@@ -36,12 +36,15 @@ pub struct Tally {
     pub executed: Vec<Executed>,
     /// Sums of everything else.
     pub sums: Counters,
+    /// What was loaded and stored, if that is wanted.
+    pub footprints: Option<Box<[Footprint; 2]>>,
 }
 
 impl Tally {
     /// Begins with zeros, for a kernel of so many instructions.
-    pub fn new(instructions: usize) -> Self {
-        Self { executed: vec![Executed::default(); instructions], sums: Counters::default() }
+    pub fn new(instructions: usize, footprints: bool) -> Self {
+        let footprints = footprints.then(Box::default);
+        Self { executed: vec![Executed::default(); instructions], sums: Counters::default(), footprints }
     }
 
     /// Counts an instruction.
@@ -62,6 +65,14 @@ impl Tally {
         } else {
             sectors(at, traffic.size, traffic.mask)
         };
+        if let Some(footprints) = &mut self.footprints {
+            let footprint = &mut footprints[traffic.direction as usize];
+            if traffic.contiguous {
+                footprint.add(traffic.low / 32, sectors);
+            } else {
+                for_lanes(traffic.mask, |lane| footprint.add(at[lane] / 32, 1));
+            }
+        }
         let access = match traffic.direction {
             Direction::Load => &mut self.sums.global_loads,
             Direction::Store => &mut self.sums.global_stores,
@@ -107,6 +118,9 @@ impl Tally {
             sum.warps += part.warps;
             sum.lanes += part.lanes;
         }
+        if let (Some(all), Some(some)) = (&mut self.footprints, &other.footprints) {
+            all.iter_mut().zip(some.iter()).for_each(|(all, some)| all.join(some));
+        }
         let (sums, parts) = (&mut self.sums, &other.sums);
         add_global(&mut sums.global_loads, &parts.global_loads);
         add_global(&mut sums.global_stores, &parts.global_stores);
@@ -133,6 +147,10 @@ impl Tally {
             }
         }
         counters.classes = by_class;
+        if let Some(footprints) = self.footprints {
+            counters.global_loads.footprint = footprints[0].len();
+            counters.global_stores.footprint = footprints[1].len();
+        }
         counters
     }
 }

@@ -92,6 +92,12 @@ impl Copy {
         Self { to: Side::row(to), from: Side::row(from), width: bytes, height: 1, depth: 1 }
     }
 
+    /// Returns the bytes of device memory that it reads, and that it writes.
+    pub fn device_bytes(&self) -> [u64; 2] {
+        let bytes = (self.width * self.height * self.depth) as u64;
+        [&self.from, &self.to].map(|side| if matches!(side.place, Place::Device(_)) { bytes } else { 0 })
+    }
+
     /// Does it.
     pub fn run(&self, engine: &Engine) -> Result<()> {
         for z in 0..self.depth {
@@ -145,6 +151,11 @@ impl Copy {
 }
 
 impl Fill {
+    /// Returns the bytes that it writes.
+    pub fn bytes(&self) -> u64 {
+        (self.pattern.len() * self.width * self.height) as u64
+    }
+
     /// Does it.
     pub fn run(&self, engine: &Engine) -> Result<()> {
         for y in 0..self.height {

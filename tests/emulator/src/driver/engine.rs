@@ -77,6 +77,8 @@ impl Engine {
                 Tensor::Ordered
             },
             capability: settings.device.capability,
+            footprints: !settings.counters.is_empty(),
+            ends: settings.ends,
             ..Config::default()
         };
         Self {

@@ -1,7 +1,9 @@
 //! The outermost layer of every C function: no panic crosses it, and every failure is told once.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use super::codes::{Code, Result};
 use super::journal;
@@ -11,8 +13,17 @@ thread_local! {
     static IN_HOST_FUNCTION: Cell<bool> = const { Cell::new(false) };
 }
 
+/// How often each function was called.
+static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+/// Returns how often a function was called; 0 for one that does not exist.
+pub fn calls(function: &str) -> u64 {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner).get(function).copied().unwrap_or(0)
+}
+
 /// Runs the body of a C function and returns its `CUresult`.
-pub fn guard(function: &str, body: impl FnOnce() -> Result<()>) -> u32 {
+pub fn guard(function: &'static str, body: impl FnOnce() -> Result<()>) -> u32 {
+    *CALLS.lock().unwrap_or_else(PoisonError::into_inner).entry(function).or_default() += 1;
     if IN_HOST_FUNCTION.get() {
         journal::tell(&format!(
             "{function}: {}: called from a host function of a stream",

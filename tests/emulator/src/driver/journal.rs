@@ -82,6 +82,13 @@ pub fn wants_counters() -> bool {
     journal().as_ref().is_some_and(|j| j.counters.is_some())
 }
 
+/// Writes what a copy or a fill reads and writes of device memory, if counters are wanted.
+pub fn moved(what: &str, [read, written]: [u64; 2]) {
+    if wants_counters() {
+        counters(&serde_json::json!({ "moved": what, "bytes_read": read, "bytes_written": written }));
+    }
+}
+
 /// Writes the counters of a launch as a line of JSON.
 pub fn counters(line: &serde_json::Value) {
     let failed = match journal().as_mut().and_then(|j| j.counters.as_mut()) {

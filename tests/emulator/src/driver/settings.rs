@@ -59,6 +59,8 @@ pub struct Settings {
     pub pageable: Pageable,
     /// See [`Findings`].
     pub findings: Findings,
+    /// Blocks that are run at either end of a grid; none: all.
+    pub ends: Option<u64>,
     /// Registers of a thread where nothing says better.
     pub registers: u32,
     /// File of fault lines and findings; empty: stderr.
@@ -81,6 +83,7 @@ pub const NAMES: &[&str] = &[
     "queue",
     "pageable",
     "findings",
+    "blocks",
     "registers",
     "report",
     "counters",
@@ -104,6 +107,7 @@ impl Default for Settings {
             queue: Queue::Late,
             pageable: Pageable::Staged,
             findings: Findings::Report,
+            ends: None,
             registers: 32,
             report: String::new(),
             counters: String::new(),
@@ -150,6 +154,12 @@ impl Settings {
             }
             "findings" => {
                 self.findings = choice(value, &[("report", Findings::Report), ("fail", Findings::Fail)])?;
+            }
+            "blocks" => {
+                self.ends = match value {
+                    "all" => None,
+                    count => Some(number::<u64>(count)?.max(1)),
+                }
             }
             "registers" => self.registers = number::<u32>(value)?.clamp(16, 255),
             "report" => self.report = value.to_owned(),

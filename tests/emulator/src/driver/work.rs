@@ -9,6 +9,7 @@ use super::copy::{Copy, Fill};
 use super::engine::{Engine, Launch};
 use super::entry;
 use super::graph::{GraphMemory, Plan};
+use super::journal;
 
 /// A host function with its argument.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +52,14 @@ impl Work {
     pub fn run(&self, engine: &Engine, sequence: u64) -> Result<()> {
         let done = catch_unwind(AssertUnwindSafe(|| match self {
             Work::Kernel(launch) => engine.run(launch),
-            Work::Copy(copy) => copy.run(engine),
-            Work::Fill(fill) => fill.run(engine),
+            Work::Copy(copy) => {
+                journal::moved("copy", copy.device_bytes());
+                copy.run(engine)
+            }
+            Work::Fill(fill) => {
+                journal::moved("fill", [0, fill.bytes()]);
+                fill.run(engine)
+            }
             Work::Free(address) => {
                 let freed = engine.memory.free(*address);
                 freed.map_err(|error| Code::ILLEGAL_ADDRESS.because(format!("queued free: {error}")))

@@ -21,6 +21,11 @@ pub struct Config {
     pub limits: Limits,
     /// Compute capability of the emulated device, e.g. (8, 0).
     pub capability: (u32, u32),
+    /// Counts which memory a launch touches at all.
+    pub footprints: bool,
+    /// Of a launch with more than twice as many blocks, only so many at either end are run: for kernels over more memory
+    /// than the host has.
+    pub ends: Option<u64>,
 }
 
 impl Default for Config {
@@ -34,6 +39,8 @@ impl Default for Config {
             tensor: Tensor::Ordered,
             limits: Limits::default(),
             capability: (8, 0),
+            footprints: false,
+            ends: None,
         }
     }
 }

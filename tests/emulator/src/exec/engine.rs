@@ -77,7 +77,7 @@ impl<'a> Engine<'a> {
     ) -> Self {
         let program = launch.kernel;
         let regions = vec![0; program.steps.len()];
-        let tally = Tally::new(program.steps.len());
+        let tally = Tally::new(program.steps.len(), config.footprints);
         let vectors = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("bmi1")

@@ -40,7 +40,7 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
         // A worker that panicked would be a bug here; it must not look like success.
         tallies.extend(others.into_iter().map(|o| o.join().unwrap_or_else(|p| std::panic::resume_unwind(p))));
     });
-    let mut total = Tally::new(launch.kernel.steps.len());
+    let mut total = Tally::new(launch.kernel.steps.len(), config.footprints);
     for tally in tallies {
         total.add(&tally?);
     }
@@ -61,6 +61,8 @@ pub fn run(launch: &Launch, memory: &DeviceMemory, config: &Config) -> Result<Ou
 struct Queue {
     next: AtomicU64,
     blocks: u64,
+    /// The second half of them is at the end of the grid, so many further on.
+    gap: u64,
     /// Order of blocks: the i-th is number `i · step + offset`, modulo their number.
     step: u64,
     offset: u64,
@@ -70,7 +72,8 @@ struct Queue {
 
 impl Queue {
     fn new(launch: &Launch, config: &Config) -> Self {
-        let blocks = launch.blocks();
+        let all = launch.blocks();
+        let blocks = config.ends.map_or(all, |ends| all.min(2 * ends));
         let (mut step, mut offset) = (1, 0);
         if config.schedule == Schedule::Seeded {
             let mut random = Random::new(config.seed, u64::MAX);
@@ -80,7 +83,7 @@ impl Queue {
                 step = step % blocks + 1;
             }
         }
-        Self { next: AtomicU64::new(0), blocks, step, offset, progress: AtomicU64::new(0) }
+        Self { next: AtomicU64::new(0), blocks, gap: all - blocks, step, offset, progress: AtomicU64::new(0) }
     }
 
     fn next(&self) -> Option<u64> {
@@ -91,7 +94,8 @@ impl Queue {
             return None;
         }
         let number = u128::from(i) * u128::from(self.step) + u128::from(self.offset);
-        Some((number % u128::from(self.blocks)) as u64)
+        let number = (number % u128::from(self.blocks)) as u64;
+        Some(if number < self.blocks.div_ceil(2) { number } else { number + self.gap })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::driver::abi::{Out, Text, write_text};
 use crate::driver::codes::Code;
-use crate::driver::entry::entries;
+use crate::driver::entry::{calls, entries};
 use crate::driver::host;
 use crate::driver::journal;
 use crate::driver::session::{clear_stack, lock};
@@ -36,6 +36,11 @@ entries! {
         clear_stack();
         journal::clear_findings();
         Ok(())
+    }
+
+    /// Returns how often a function of the driver was called, 0 for one that there is not.
+    fn cuEmulatorCallCount(function: Text, count: Out<u64>) {
+        count.set(calls(&function.get()?))
     }
 
     /// Returns the number of findings of all launches so far.
