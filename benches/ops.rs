@@ -1,14 +1,18 @@
 //! Speed of every operation at the sizes of the reference: GB/s of the least bytes that must move, or FLOP/s.
 //!
 //! `cargo bench --bench ops -- layer_norm` runs one. Compare GB/s with `memory/copy` of the same run. All cores are used.
+//! `FLOWPRIOR_BENCH_DEVICE=cuda` times the kernels of a card, `emulator` counts what they do: see `support/place.rs`.
 
+#[path = "support/card.rs"]
+mod card;
+#[path = "../tests/support/emulator.rs"]
+mod emulator;
+#[path = "support/place.rs"]
+mod place;
 #[path = "support/units.rs"]
 mod units;
 
-use std::hint::black_box;
-use std::time::Duration;
-
-use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -25,7 +29,8 @@ use flowprior::ops::normalize::{batch_stats, standardize_forward, unit_norm_back
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
-use flowprior::{Device, FloatX, Result, Tensor};
+use flowprior::{Device, FloatX, Tensor};
+use place::{Group, Place, device, group, place, time};
 use units::Timed;
 
 /// Rows of the reference's stage 1: 512 latents, four times each.
@@ -37,28 +42,8 @@ const NODES: usize = 16;
 /// Rows and width of the loss part of PERFORMANCE.
 const LOSS: (usize, usize) = (65_536, 768);
 
-type Group<'a> = BenchmarkGroup<'a, Timed>;
-
-/// Times `f`; `throughput` is what one call moves or computes.
-fn time<R>(
-    group: &mut Group,
-    name: impl Into<String>,
-    throughput: Throughput,
-    mut f: impl FnMut() -> Result<R>,
-) {
-    group.throughput(throughput);
-    group.bench_function(name.into(), |b| b.iter(|| black_box(f().unwrap())));
-}
-
 fn bytes(count: usize) -> Throughput {
     Throughput::BytesDecimal(count as u64)
-}
-
-fn group<'a>(c: &'a mut Criterion<Timed>, name: &str) -> Group<'a> {
-    let mut group = c.benchmark_group(name);
-    group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600));
-    group
 }
 
 /// Returns standard normal numbers.
@@ -70,11 +55,15 @@ fn normal<X: FloatX>(device: &Device, rows: usize, cols: usize) -> Tensor<X> {
 }
 
 fn memory(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let n = LOSS.0 * LOSS.1;
-    let (from, mut to) = (vec![1.0f32; n], vec![0.0f32; n]);
+    let (from, mut to) = (Tensor::<f32>::zeros(device, [n]), Tensor::<f32>::zeros(device, [n]));
     let mut group = group(c, "memory");
     time(&mut group, "copy", bytes(8 * n), || {
+        if !matches!(place(), Place::Cpu(_)) {
+            return to.copy_from(&from);
+        }
+        let (from, to) = (from.host()?, to.host_mut()?);
         device.scope(|| {
             let chunks = to.par_chunks_mut(1 << 16).zip(from.par_chunks(1 << 16));
             chunks.for_each(|(to, from)| to.copy_from_slice(from));
@@ -84,12 +73,19 @@ fn memory(c: &mut Criterion<Timed>) {
 }
 
 fn linear(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let mut group = group(c, "linear");
     // (N, O, C) as in the table of PERFORMANCE, section 1.
     for shape in [(2048, 1024, 1024), (2048, 3072, 1024), (2048, 1536, 384), (4096, 4096, 4096)] {
-        products::<f32>(&mut group, &device, shape);
-        products::<bf16>(&mut group, &device, shape);
+        let emulated = matches!(place(), Place::Emulated { .. });
+        if emulated && shape.0 > N {
+            continue; // minutes, for counts that a smaller one has too
+        }
+        products::<f32>(&mut group, device, shape);
+        products::<bf16>(&mut group, device, shape);
+        if let Place::Card(card) = place() {
+            card.compare(shape).unwrap();
+        }
     }
 }
 
@@ -112,10 +108,10 @@ fn products<X: FloatX>(group: &mut Group, device: &Device, (n, o, c): (usize, us
 }
 
 fn layer_norm(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let mut group = group(c, "layer_norm");
-    norms::<f32>(&mut group, &device);
-    norms::<bf16>(&mut group, &device);
+    norms::<f32>(&mut group, device);
+    norms::<bf16>(&mut group, device);
 }
 
 fn norms<X: FloatX>(group: &mut Group, device: &Device) {
@@ -139,10 +135,10 @@ fn norms<X: FloatX>(group: &mut Group, device: &Device) {
 }
 
 fn gated_residual(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let mut group = group(c, "gated_residual");
-    gates::<f32>(&mut group, &device);
-    gates::<bf16>(&mut group, &device);
+    gates::<f32>(&mut group, device);
+    gates::<bf16>(&mut group, device);
 }
 
 fn gates<X: FloatX>(group: &mut Group, device: &Device) {
@@ -202,22 +198,22 @@ fn gradient_of<'a, X: FloatX>(
 }
 
 fn time_path(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let rows = Rows::plain(N);
     let draw = Draw::new(1, Stream::Time, 0);
     let sampler = TimeSampler::Stratified { total: N, samples: N };
-    let t = draw_times(&device, draw, rows, sampler, (0.0, 1.0)).unwrap();
+    let t = draw_times(device, draw, rows, sampler, (0.0, 1.0)).unwrap();
     let mut group = group(c, "time");
-    time(&mut group, "draw_times", bytes(4 * N), || draw_times(&device, draw, rows, sampler, (0.0, 1.0)));
+    time(&mut group, "draw_times", bytes(4 * N), || draw_times(device, draw, rows, sampler, (0.0, 1.0)));
     time(&mut group, "timestep_embedding", bytes(4 * N * 256), || timestep_embedding::<f32>(&t, 256, 1.0));
     time(&mut group, "chebyshev_weights", bytes(4 * N * NODES), || chebyshev_weights(&t, NODES));
 }
 
 fn flow(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let mut group = group(c, "flow");
-    flow_of::<f32>(&mut group, &device);
-    flow_of::<bf16>(&mut group, &device);
+    flow_of::<f32>(&mut group, device);
+    flow_of::<bf16>(&mut group, device);
 }
 
 fn flow_of<X: FloatX>(group: &mut Group, device: &Device) {
@@ -237,14 +233,14 @@ fn flow_of<X: FloatX>(group: &mut Group, device: &Device) {
 }
 
 fn optimizer(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let mut group = group(c, "optimizer");
     for n in [10_000_000, 35_000_000] {
         // f32: reads p, m, v, g, ema and writes all but g. bf16: the same of the master weights, and writes the copy.
-        adamw::<f32>(&mut group, &device, n, 36 * n, false);
-        adamw::<bf16>(&mut group, &device, n, 38 * n, true);
+        adamw::<f32>(&mut group, device, n, 36 * n, false);
+        adamw::<bf16>(&mut group, device, n, 38 * n, true);
     }
-    let g = normal::<f32>(&device, 35_000, 1000);
+    let g = normal::<f32>(device, 35_000, 1000);
     time(&mut group, "grad_norm 35000000", bytes(4 * g.len()), || grad_norm(&g, 1.0));
 }
 
@@ -265,14 +261,14 @@ fn adamw<X: FloatX>(group: &mut Group, device: &Device, n: usize, moved: usize, 
 }
 
 fn data(c: &mut Criterion<Timed>) {
-    let device = Device::cpu().unwrap();
+    let device = device();
     let (n, d) = LOSS;
-    let x = normal::<f32>(&device, n, d);
+    let x = normal::<f32>(device, n, d);
     let index: Vec<u32> = (0..n).map(|i| (i * 40_503 % n) as u32).collect();
-    let index = Index::new(&device, &index).unwrap();
+    let index = Index::new(device, &index).unwrap();
     let affine = Affine { shift: 0.1, scale: 2.0 };
     let stats = batch_stats(&x).unwrap();
-    let mut dtable = Tensor::zeros(&device, [n, d]);
+    let mut dtable = Tensor::zeros(device, [n, d]);
     let tensor = 4 * n * d;
     let mut group = group(c, "data");
     time(&mut group, "gather forward", bytes(2 * tensor), || gather_forward::<f32, f32>(&x, &index, affine));
