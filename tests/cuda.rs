@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use flowprior::device::cuda::{Nvrtc, Source};
 use flowprior::train::checkpoint;
 use run::{Kind, Outcome, assert_same, random_prior, records, series, tensors};
 
@@ -215,9 +216,29 @@ fn a_run_that_is_killed_and_resumed_ends_like_the_unbroken_one() -> Outcome {
 }
 
 #[test]
+fn a_kernel_that_does_not_compile_is_named_with_its_line() -> Outcome {
+    static SOURCE: Source = Source {
+        name: "kernels/broken.cu",
+        text: "#line 7 \"kernels/broken.cuh\"\nextern \"C\" __global__ void broken() { missing = 1; }\n",
+        hash: 0,
+    };
+    let nvrtc = Nvrtc::open(emulator::options().compiler.as_deref())?;
+    let options = ["--gpu-architecture=sm_80".to_owned()];
+    let error = nvrtc.compile_cached(None, &SOURCE, &options).err().ok_or("it compiles")?;
+    assert_eq!(error.exit_code(), 4);
+    let message = error.to_string();
+    assert!(message.starts_with("kernels/broken.cu does not compile"), "{message}");
+    assert!(
+        message.contains("kernels/broken.cuh(7): error: identifier \"missing\" is undefined"),
+        "{message}"
+    );
+    Ok(())
+}
+
+#[test]
 fn what_is_missing_is_said() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let cases: [(&str, &str, &[&str]); 4] = [
+    let cases: [(&str, &str, &[&str]); 6] = [
         (
             "FLOWPRIOR_CUDA_DRIVER",
             "/nowhere/libcuda.so",
@@ -234,9 +255,11 @@ fn what_is_missing_is_said() -> Outcome {
             &["allocating device memory", "bytes were asked for", "flowprior plan"],
         ),
         ("CUDA_EMULATOR_DRIVER", "12000", &["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]),
+        ("CUDA_EMULATOR_DEVICE", "sm_75", &["is sm_75", "sm_80 or newer", "--device cpu"]),
+        ("CUDA_EMULATOR_DEVICE", "sm_130", &["NVRTC 1", "cannot compile for", "(sm_130)", "install a newer"]),
     ];
     for (variable, value, parts) in cases {
-        let place = dir.path().join(variable);
+        let place = dir.path().join(format!("{variable}{}", value.replace('/', "")));
         let mut command =
             program(Kind::Pretrain, Path::new(""), &place, &["device=cuda", "train.batch=65536"])?;
         let output = command.env(variable, value).output()?;
