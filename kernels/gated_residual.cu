@@ -1,7 +1,8 @@
 // Gated residual: y = h + gate*u, or y = gate*u without h. Backward: du = gate*dy; the gate's gradient dy*u goes to its table.
 //
 // Forward and backward: a block of 8 warps covers 32 rows and one strip of columns (`modulation.cuh`), a warp 4 of the rows, a
-// lane 16 bytes of each; widths that are no multiple of a pack go element by element. Shared memory: 18 KiB of nodes and weights.
+// lane 16 bytes of each; widths that are no multiple of a pack go element by element. Shared memory: 9 KiB of nodes, and the
+// weights of 32 rows.
 // Bytes moved per element: forward 3*sizeof(floatX) (2 without h), backward 2; the strip of the table once a block.
 // The table's gradient reads dy and u again and sums their product over rows: no intermediate of N rows. Interpolated: partial sums of
 // slices of rows, then those in order; with an index: the rows of a group in order.
@@ -12,31 +13,31 @@ static const unsigned ROWS = 4; // of a warp
 // finish(at, row, column, gate): for each row and pack of columns of this warp; plain(at, gate) for single elements.
 template <class Finish, class Plain>
 __device__ __forceinline__ void with_gates(const Modulation& m, unsigned rows, unsigned c, Finish finish, Plain plain) {
-    __shared__ Stages<1, ROWS> stages;
-    unsigned strips = (c + STRIP - 1) / STRIP, strip = blockIdx.x % strips, first = blockIdx.x / strips * WARPS * ROWS;
-    unsigned row = first + threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32, column = strip * STRIP + lane * EACH;
+    __shared__ Stages stages;
+    unsigned strips = (c + STRIP - 1) / STRIP, strip = blockIdx.x % strips, lane = threadIdx.x % 32, column = strip * STRIP + lane * EACH;
+    Rows mine(blockIdx.x / strips, ROWS, rows, c);
     if (c % EACH == 0) {
-        float gates[1][ROWS][EACH];
-        Interpolation<1, ROWS> interpolation(stages, m, first, rows, c, strip, strip + 1);
-        if (m.weights) interpolation.next(gates);
-        else indexed(gates, m, row, rows, c, column);
+        float gates[ROWS][EACH] = {};
+        Interpolation<1, ROWS> interpolation(stages, m, mine, strip, strip + 1);
+        if (m.weights) interpolation.add(gates);
+        else add_indexed(gates, m, mine, 0, column);
 #pragma unroll
         for (unsigned i = 0; i < ROWS; i++) {
-            if (row + i < rows && column < c) finish((unsigned long long)(row + i) * c + column, gates[0][i]);
+            if (mine.has(i) && column < c) finish(mine.at(i, column), gates[i]);
         }
         return;
     }
 #pragma unroll 1
-    for (unsigned i = 0; i < ROWS && row + i < rows; i++) {
+    for (unsigned i = 0; i < ROWS && mine.has(i); i++) {
 #pragma unroll 1
         for (column = strip * STRIP + lane; column < strip * STRIP + STRIP && column < c; column += 32) {
-            plain((unsigned long long)(row + i) * c + column, modulation_at(m, row + i, column));
+            plain(mine.at(i, column), modulation_at(m, mine.row + i, column));
         }
     }
 }
 
 // h may be null.
-extern "C" __global__ void __launch_bounds__(256, 3) gated_residual_forward(
+extern "C" __global__ void __launch_bounds__(256, 4) gated_residual_forward(
     floatX* __restrict__ y, const floatX* __restrict__ u, const floatX* __restrict__ h, const floatX* __restrict__ table,
     const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
     unsigned offset, unsigned rows, unsigned c) {
@@ -57,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) gated_residual_forward(
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) gated_residual_backward(
+extern "C" __global__ void __launch_bounds__(256, 4) gated_residual_backward(
     floatX* __restrict__ du, const floatX* __restrict__ dy, const floatX* __restrict__ table, const float* __restrict__ nodes,
     const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r, unsigned offset, unsigned rows,
     unsigned c) {

@@ -3,66 +3,17 @@
 //   x^ = (x - mean)*rstd, rstd = 1/sqrt(var + 1e-6);  n = x^*gamma + beta;  y = [residual +] n*(1 + scale) + shift
 //   dshift = dy, dscale = dy*n, dn = dy*(1 + scale), dx^ = dn*gamma, dx = rstd*(dx^ - mean(dx^) - x^*mean(dx^*x^)) [+ add]
 //
-// Rows of up to 1024 columns, a multiple of a pack, are read once, 16 bytes a lane, and held in registers: a block of 8 warps
-// covers 32 rows forward (4 a warp), 16 backward; the table goes through shared memory in strips (`modulation.cuh`). Other rows go
-// element by element, a warp for each. Bytes moved per element: forward 2*sizeof(floatX), backward 3, one more with a residual
-// or an addend; the table once a block.
+// Rows whose width is a multiple of a pack are read once, 16 bytes a lane, and kept in shared memory: a block of 8 warps covers 32 rows
+// forward (4 a warp), 16 backward, or fewer where they do not fit, with gamma and beta once a block; the table goes through in strips
+// (`modulation.cuh`). Wider rows than fit at all are read again for each use. Other widths go element by element, a warp for each row.
+// Bytes moved per element: forward 2*sizeof(floatX), backward 3, one more with a residual or an addend; the table once a block. Dynamic
+// shared memory: `Shared` in src/ops/layer_norm/cuda.rs.
 // Gradients of table, gamma and beta read dy and x again; nothing of N rows is kept in between. With A_j = sum of w_j*dy and
 // B_j = sum of w_j*dy*x^ over the rows, where w is the weight of node j or 1:
 //   dshift_j = A_j, dscale_j = gamma*B_j + beta*A_j, dbeta += A + sum of scale_j*A_j, dgamma += B + sum of scale_j*B_j
-#include "modulation.cuh"
+#include "held_rows.cuh"
 
-static const unsigned FORWARD_ROWS = 4, BACKWARD_ROWS = 2; // of a warp
-
-struct Affine {
-    const floatX *gamma, *beta; // null: none
-    // n from x^, for a pack of columns.
-    __device__ __forceinline__ void read_at(float (&scale)[EACH], float (&shift)[EACH], unsigned column, bool vector) const {
-        read_any(scale, gamma + column, vector);
-        read_any(shift, beta + column, vector);
-    }
-};
-
-// Whether rows are held in registers.
-__device__ __forceinline__ bool held(unsigned c) { return c % EACH == 0 && c <= HELD * STRIP; }
-
-// Reads what a lane holds of ROWS rows from `row` on; what is not there is 0.
-template <unsigned ROWS>
-__device__ __forceinline__ void hold(Pack<floatX> (&packs)[ROWS][HELD], const floatX* x, unsigned row, unsigned rows, unsigned c) {
-    unsigned lane = threadIdx.x % 32;
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) {
-#pragma unroll
-        for (unsigned k = 0; k < HELD; k++) {
-            unsigned column = k * STRIP + lane * EACH;
-            packs[i][k].words = make_uint4(0, 0, 0, 0);
-            if (row + i < rows && column < c) packs[i][k] = load(x + (unsigned long long)(row + i) * c + column);
-        }
-    }
-}
-
-// Moves what is held by one strip, the first to the end.
-template <unsigned ROWS> __device__ __forceinline__ void turn(Pack<floatX> (&packs)[ROWS][HELD]) {
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) {
-        uint4 first = packs[i][0].words;
-#pragma unroll
-        for (unsigned k = 1; k < HELD; k++) packs[i][k - 1].words = packs[i][k].words;
-        packs[i][HELD - 1].words = first;
-    }
-}
-template <unsigned ROWS> __device__ __forceinline__ void turn(float (&x)[ROWS][HELD][EACH]) {
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) {
-#pragma unroll
-        for (unsigned j = 0; j < EACH; j++) {
-            float first = x[i][0][j];
-#pragma unroll
-            for (unsigned k = 1; k < HELD; k++) x[i][k - 1][j] = x[i][k][j];
-            x[i][HELD - 1][j] = first;
-        }
-    }
-}
+static const unsigned FORWARD_ROWS = 4, BACKWARD_ROWS = 2; // of a warp, at most
 
 // One row, element by element: the plain way.
 __device__ __forceinline__ void plain_forward(
@@ -92,76 +43,116 @@ __device__ __forceinline__ void plain_forward(
     __syncwarp(); // lanes without a last column wait for the others, before the next row's sums
 }
 
-// gamma, beta, residual may be null; `columns` 0 means no modulation. stats: (N, 2) mean, rstd.
-extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(
+// The rows of a block whose width is a multiple of a pack.
+template <bool HELD>
+__device__ __forceinline__ void forward_rows(
+    Stages& stages, floatX* y, float* stats, const floatX* x, const Affine& affine, const floatX* residual, const Modulation& m,
+    const Rows& rows) {
+    const unsigned ROWS = FORWARD_ROWS;
+    unsigned lane = threadIdx.x % 32, c = rows.c;
+    Held<HELD, ROWS> held(rows, x, affine, m.r);
+    Interpolation<2, ROWS> interpolation(stages, m, rows, 0, (c + STRIP - 1) / STRIP);
+    __shared__ float2 moments[WARPS][ROWS]; // mean, rstd: eight registers less
+    float inverse = reciprocal((float)c);
+    held.wait();
+#pragma unroll
+    for (unsigned i = 0; i < ROWS; i++) {
+        // Every lane must arrive at the shuffles: no lane leaves a loop before the others.
+        float values[EACH], sum = 0.0f, squares = 0.0f;
+        unsigned end = rows.has(i) ? c : 0;
+#pragma unroll 2
+        for (unsigned column = lane * EACH; column - lane * EACH < c; column += STRIP) {
+            if (column >= end) continue;
+            held.read_x(values, i, column);
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) sum += values[j];
+        }
+        float mean = warp_sum(sum) * inverse;
+#pragma unroll 2
+        for (unsigned column = lane * EACH; column - lane * EACH < c; column += STRIP) {
+            if (column >= end) continue;
+            held.read_x(values, i, column);
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) {
+                float deviation = values[j] - mean;
+                squares = fmaf(deviation, deviation, squares);
+            }
+        }
+        float2 found = make_float2(mean, rsqrtf(warp_sum(squares) * inverse + 1e-6f));
+        if (lane == 0) moments[threadIdx.x / 32][i] = found;
+        if (lane == 0 && rows.has(i)) *(float2*)&stats[2 * (unsigned long long)(rows.row + i)] = found;
+    }
+    __syncthreads(); // these, gamma and beta are there
+#pragma unroll 1
+    for (unsigned strip = 0; strip * STRIP < c; strip++) { // the whole block
+        unsigned column = strip * STRIP + lane * EACH;
+        float values[ROWS][EACH]; // 1 + scale, then n*(1 + scale), then y
+#pragma unroll
+        for (unsigned i = 0; i < ROWS * EACH; i++) (&values[0][0])[i] = 1.0f;
+        if (m.weights) interpolation.add(values);
+        else if (m.columns) add_indexed(values, m, rows, 1, column);
+        if (column < c) {
+            float factor[EACH], addend[EACH], n[EACH];
+            if (affine.gamma) {
+                read_any(factor, held.gamma + column, held.vector);
+                read_any(addend, held.beta + column, held.vector);
+            }
+#pragma unroll
+            for (unsigned i = 0; i < ROWS; i++) {
+                if (!rows.has(i)) break;
+                held.read_x(n, i, column);
+                float2 moment = moments[threadIdx.x / 32][i];
+#pragma unroll
+                for (unsigned j = 0; j < EACH; j++) {
+                    n[j] = (n[j] - moment.x) * moment.y;
+                    values[i][j] *= affine.gamma ? fmaf(n[j], factor[j], addend[j]) : n[j];
+                }
+            }
+        }
+        if (m.weights) interpolation.add(values);
+        else if (m.columns) add_indexed(values, m, rows, 0, column);
+        if (column < c) {
+#pragma unroll
+            for (unsigned i = 0; i < ROWS; i++) {
+                if (!rows.has(i)) break;
+                if (residual) {
+                    float rest[EACH];
+                    read(rest, residual + rows.at(i, column));
+#pragma unroll
+                    for (unsigned j = 0; j < EACH; j++) values[i][j] += rest[j];
+                }
+                write(y + rows.at(i, column), values[i]);
+            }
+        }
+    }
+}
+
+// gamma, beta, residual may be null; `columns` 0 means no modulation. stats: (N, 2) mean, rstd. `each` rows a warp.
+extern "C" __global__ void __launch_bounds__(256, 3) layer_norm_forward(
+    floatX* __restrict__ y, float* __restrict__ stats, const floatX* __restrict__ x, const floatX* __restrict__ gamma,
+    const floatX* __restrict__ beta, const floatX* __restrict__ residual, const floatX* __restrict__ table,
+    const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
+    unsigned offset, unsigned each, unsigned rows, unsigned c) {
+    __shared__ Stages stages;
+    Modulation m = {table, nodes, weights, columns, share, r, offset};
+    Affine affine = {gamma, beta};
+    Rows mine(blockIdx.x, each, rows, c);
+    forward_rows<true>(stages, y, stats, x, affine, residual, m, mine);
+}
+
+// As layer_norm_forward, for rows that do not fit or have no whole packs.
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_forward_any(
     floatX* __restrict__ y, float* __restrict__ stats, const floatX* __restrict__ x, const floatX* __restrict__ gamma,
     const floatX* __restrict__ beta, const floatX* __restrict__ residual, const floatX* __restrict__ table,
     const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
     unsigned offset, unsigned rows, unsigned c) {
-    const unsigned ROWS = FORWARD_ROWS;
-    __shared__ Stages<2, ROWS> stages;
+    __shared__ Stages stages;
     Modulation m = {table, nodes, weights, columns, share, r, offset};
     Affine affine = {gamma, beta};
-    unsigned first = blockIdx.x * WARPS * ROWS, row = first + threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
-    if (!held(c)) {
+    Rows mine(blockIdx.x, FORWARD_ROWS, rows, c);
+    if (c % EACH == 0) return forward_rows<false>(stages, y, stats, x, affine, residual, m, mine);
 #pragma unroll 1
-        for (unsigned i = 0; i < ROWS && row + i < rows; i++) plain_forward(y, stats, x, affine, residual, m, row + i, c);
-        return;
-    }
-    Interpolation<2, ROWS> interpolation(stages, m, first, rows, c, 0, (c + STRIP - 1) / STRIP);
-    bool vector = aligned(gamma) && aligned(beta);
-    Pack<floatX> packs[ROWS][HELD];
-    hold(packs, x, row, rows, c);
-    float mean[ROWS], rstd[ROWS], inverse = reciprocal((float)c);
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) {
-        float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-        for (unsigned k = 0; k < HELD; k++) {
-#pragma unroll
-            for (unsigned j = 0; j < EACH; j++) sum += to_float(packs[i][k].values[j]);
-        }
-        mean[i] = warp_sum(sum) * inverse;
-#pragma unroll
-        for (unsigned k = 0; k < HELD; k++) {
-            if (k * STRIP + lane * EACH < c) {
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    float deviation = to_float(packs[i][k].values[j]) - mean[i];
-                    squares = fmaf(deviation, deviation, squares);
-                }
-            }
-        }
-        rstd[i] = rsqrtf(warp_sum(squares) * inverse + 1e-6f);
-        if (lane == 0 && row + i < rows) *(float2*)&stats[2 * (unsigned long long)(row + i)] = make_float2(mean[i], rstd[i]);
-    }
-#pragma unroll 1
-    for (unsigned k = 0; k * STRIP < c; k++) { // the whole block; what is held goes round: registers cannot be indexed
-        unsigned column = k * STRIP + lane * EACH;
-        float values[2][ROWS][EACH]; // shift, scale
-        if (weights) interpolation.next(values);
-        else if (columns) indexed(values, m, row, rows, c, column);
-        if (column < c) {
-            float factor[EACH], addend[EACH];
-            if (gamma) affine.read_at(factor, addend, column, vector);
-#pragma unroll
-            for (unsigned i = 0; i < ROWS; i++) {
-                if (row + i >= rows) break;
-                unsigned long long at = (unsigned long long)(row + i) * c + column;
-                float n[EACH], rest[EACH];
-                if (residual) read(rest, residual + at);
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    n[j] = (to_float(packs[i][0].values[j]) - mean[i]) * rstd[i];
-                    if (gamma) n[j] = fmaf(n[j], factor[j], addend[j]);
-                    if (columns) n[j] = fmaf(n[j], 1.0f + values[1][i][j], values[0][i][j]);
-                    if (residual) n[j] += rest[j];
-                }
-                write(y + at, n);
-            }
-        }
-        turn(packs);
-    }
+    for (unsigned i = 0; mine.has(i); i++) plain_forward(y, stats, x, affine, residual, m, mine.row + i, c);
 }
 
 // One row, element by element: the plain way. m: the scale.
@@ -174,8 +165,8 @@ __device__ __forceinline__ void plain_backward(
     float mean = saved.x, rstd = saved.y, inverse = reciprocal((float)c), sum = 0.0f, along = 0.0f;
 #pragma unroll 1
     for (unsigned pass = 0; pass < 2; pass++) {
-    #pragma unroll 1
-    for (unsigned i = lane; i < c; i += 32) {
+#pragma unroll 1
+        for (unsigned i = lane; i < c; i += 32) {
             float normal = (to_float(x[start + i]) - mean) * rstd;
             float d = to_float(dy[start + i]) * (1.0f + (m.columns ? modulation_at(m, row, i) : 0.0f));
             if (gamma) d *= to_float(gamma[i]);
@@ -193,87 +184,111 @@ __device__ __forceinline__ void plain_backward(
     __syncwarp(); // as above
 }
 
-// gamma, add may be null.
-extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
+// As forward_rows. m: the scale.
+template <bool HELD>
+__device__ __forceinline__ void backward_rows(
+    Stages& stages, floatX* dx, const floatX* dy, const floatX* x, const float* stats, const floatX* gamma, const floatX* add,
+    const Modulation& m, const Rows& rows) {
+    const unsigned ROWS = BACKWARD_ROWS;
+    unsigned lane = threadIdx.x % 32, c = rows.c, strips = (c + STRIP - 1) / STRIP;
+    Affine affine = {gamma, nullptr};
+    Held<HELD, ROWS> held(rows, x, affine, m.r);
+    Interpolation<1, ROWS> interpolation(stages, m, rows, 0, strips, HELD ? 1 : 2);
+    // d = dy*(1 + scale)*gamma of a strip; the whole block.
+    auto gradient = [&](float (&d)[ROWS][EACH], unsigned column) {
+        float g[ROWS][EACH];
+#pragma unroll
+        for (unsigned i = 0; i < ROWS; i++) {
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) d[i][j] = 1.0f, g[i][j] = 0.0f;
+            if (rows.has(i) && column < c) read(g[i], dy + rows.at(i, column));
+        }
+        if (m.weights) interpolation.add(d);
+        else if (m.columns) add_indexed(d, m, rows, 0, column);
+        float factor[EACH];
+        if (gamma && column < c) read_any(factor, held.gamma + column, held.vector);
+#pragma unroll
+        for (unsigned i = 0; i < ROWS; i++) {
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) {
+                d[i][j] *= g[i][j];
+                if (gamma) d[i][j] *= factor[j];
+            }
+        }
+    };
+    float mean[ROWS], rstd[ROWS], sum[ROWS] = {}, along[ROWS] = {}, inverse = reciprocal((float)c);
+#pragma unroll
+    for (unsigned i = 0; i < ROWS; i++) {
+        float2 saved = rows.has(i) ? *(const float2*)&stats[2 * (unsigned long long)(rows.row + i)] : make_float2(0.0f, 0.0f);
+        mean[i] = saved.x, rstd[i] = saved.y;
+    }
+    held.wait();
+    __syncthreads(); // gamma is there
+#pragma unroll 1
+    for (unsigned strip = 0; strip < strips; strip++) {
+        unsigned column = strip * STRIP + lane * EACH;
+        float d[ROWS][EACH], normal[EACH];
+        gradient(d, column);
+        if (column >= c) continue;
+#pragma unroll
+        for (unsigned i = 0; i < ROWS; i++) {
+            if (!rows.has(i)) break;
+            held.read_x(normal, i, column);
+            if (HELD) held.write_d(d[i], i, column);
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) {
+                sum[i] += d[i][j];
+                along[i] = fmaf(d[i][j], (normal[j] - mean[i]) * rstd[i], along[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (unsigned i = 0; i < ROWS; i++) sum[i] = warp_sum(sum[i]) * inverse, along[i] = warp_sum(along[i]) * inverse;
+#pragma unroll 1
+    for (unsigned strip = 0; strip < strips; strip++) {
+        unsigned column = strip * STRIP + lane * EACH;
+        float d[ROWS][EACH], normal[EACH], addend[EACH];
+        if (!HELD) gradient(d, column);
+        if (column >= c) continue;
+#pragma unroll
+        for (unsigned i = 0; i < ROWS; i++) {
+            if (!rows.has(i)) break;
+            held.read_x(normal, i, column);
+            if (HELD) held.read_d(d[i], i, column);
+            if (add) read(addend, add + rows.at(i, column));
+#pragma unroll
+            for (unsigned j = 0; j < EACH; j++) {
+                d[i][j] = rstd[i] * (d[i][j] - sum[i] - (normal[j] - mean[i]) * rstd[i] * along[i]);
+                if (add) d[i][j] += addend[j];
+            }
+            write(dx + rows.at(i, column), d[i]);
+        }
+    }
+}
+
+// gamma, add may be null; the rest as forward.
+extern "C" __global__ void __launch_bounds__(256, 3) layer_norm_backward(
+    floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ x, const float* __restrict__ stats,
+    const floatX* __restrict__ gamma, const floatX* __restrict__ add, const floatX* __restrict__ table,
+    const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
+    unsigned offset, unsigned each, unsigned rows, unsigned c) {
+    __shared__ Stages stages;
+    Modulation m = {table, nodes, weights, columns, share, r, offset + c}; // the scale
+    Rows mine(blockIdx.x, each, rows, c);
+    backward_rows<true>(stages, dx, dy, x, stats, gamma, add, m, mine);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward_any(
     floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ x, const float* __restrict__ stats,
     const floatX* __restrict__ gamma, const floatX* __restrict__ add, const floatX* __restrict__ table,
     const float* __restrict__ nodes, const float* __restrict__ weights, unsigned columns, unsigned share, unsigned r,
     unsigned offset, unsigned rows, unsigned c) {
-    const unsigned ROWS = BACKWARD_ROWS;
-    __shared__ Stages<1, ROWS> stages;
-    Modulation m = {table, nodes, weights, columns, share, r, offset + c}; // the scale
-    unsigned first = blockIdx.x * WARPS * ROWS, row = first + threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
-    if (!held(c)) {
+    __shared__ Stages stages;
+    Modulation m = {table, nodes, weights, columns, share, r, offset + c};
+    Rows mine(blockIdx.x, BACKWARD_ROWS, rows, c);
+    if (c % EACH == 0) return backward_rows<false>(stages, dx, dy, x, stats, gamma, add, m, mine);
 #pragma unroll 1
-        for (unsigned i = 0; i < ROWS && row + i < rows; i++) plain_backward(dx, dy, x, stats, gamma, add, m, row + i, c);
-        return;
-    }
-    Interpolation<1, ROWS> interpolation(stages, m, first, rows, c, 0, (c + STRIP - 1) / STRIP);
-    bool vector = aligned(gamma);
-    Pack<floatX> packs[ROWS][HELD];
-    hold(packs, x, row, rows, c);
-    float mean[ROWS], rstd[ROWS], sum[ROWS], along[ROWS], d[ROWS][HELD][EACH], inverse = reciprocal((float)c);
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) {
-        float2 saved = make_float2(0.0f, 0.0f);
-        if (row + i < rows) saved = *(const float2*)&stats[2 * (unsigned long long)(row + i)];
-        mean[i] = saved.x, rstd[i] = saved.y, sum[i] = 0.0f, along[i] = 0.0f;
-    }
-    // What is held goes round as it is used, so that registers are not indexed: after HELD turns it lies as before.
-#pragma unroll 1
-    for (unsigned k = 0; k < HELD; k++) {
-        unsigned column = k * STRIP + lane * EACH;
-        if (k * STRIP < c) { // the whole block
-            float scale[1][ROWS][EACH], g[ROWS][EACH], factor[EACH];
-#pragma unroll
-            for (unsigned i = 0; i < ROWS; i++) {
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) g[i][j] = 0.0f;
-                if (row + i < rows && column < c) read(g[i], dy + (unsigned long long)(row + i) * c + column);
-            }
-            if (weights) interpolation.next(scale);
-            else if (columns) indexed(scale, m, row, rows, c, column);
-            if (gamma && column < c) read_any(factor, gamma + column, vector);
-#pragma unroll
-            for (unsigned i = 0; i < ROWS; i++) {
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    float normal = (to_float(packs[i][0].values[j]) - mean[i]) * rstd[i];
-                    if (columns) g[i][j] *= 1.0f + scale[0][i][j];
-                    if (gamma) g[i][j] *= factor[j];
-                    d[i][0][j] = g[i][j];
-                    if (column < c) {
-                        sum[i] += g[i][j];
-                        along[i] = fmaf(g[i][j], normal, along[i]);
-                    }
-                }
-            }
-        }
-        turn(packs);
-        turn(d);
-    }
-#pragma unroll
-    for (unsigned i = 0; i < ROWS; i++) sum[i] = warp_sum(sum[i]) * inverse, along[i] = warp_sum(along[i]) * inverse;
-#pragma unroll
-    for (unsigned k = 0; k < HELD; k++) {
-        unsigned column = k * STRIP + lane * EACH;
-        if (column < c) {
-#pragma unroll
-            for (unsigned i = 0; i < ROWS; i++) {
-                if (row + i >= rows) break;
-                unsigned long long at = (unsigned long long)(row + i) * c + column;
-                float result[EACH], addend[EACH];
-                if (add) read(addend, add + at);
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    float normal = (to_float(packs[i][k].values[j]) - mean[i]) * rstd[i];
-                    result[j] = rstd[i] * (d[i][k][j] - sum[i] - normal * along[i]);
-                    if (add) result[j] += addend[j];
-                }
-                write(dx + at, result);
-            }
-        }
-    }
+    for (unsigned i = 0; mine.has(i); i++) plain_backward(dx, dy, x, stats, gamma, add, m, mine.row + i, c);
 }
 
 // partials (slices, 2, r + plain, c): A and B over slices of `each` rows, for dy*(1 + scale) where the scale has an index; such a table

@@ -1,9 +1,9 @@
 // Modulation tables: where layer norm takes shift and scale, and the gated residual its gate. A table has one row per distinct
 // condition; rows of the batch are mapped to it by index (row / share) or, with `weights`, as a combination of its r rows.
 //
-// For a combination a block of 8 warps evaluates columns of all of its rows at once: nodes of the table and weights go through shared
-// memory, 8 nodes and 32 packs of columns at a time, the next while the last are used. Each number of the table is read
-// once by a block, and from shared memory once for the ROWS rows of a warp. The transposed sums over rows are a product of small
+// For a combination a block of 8 warps evaluates columns of all of its rows at once: the weights of its rows lie in shared memory, and
+// nodes of the table go through it, 4 nodes and 32 packs of columns at a time, the next while the last are used. Each number of the table
+// is read once by a block, and from shared memory once for the ROWS rows of a warp. The transposed sums over rows are a product of small
 // tiles: `weighted_sums`.
 #pragma once
 #include "common.cuh"
@@ -31,8 +31,7 @@ __device__ __forceinline__ float modulation_at(const Modulation& m, unsigned row
 
 static const unsigned WARPS = 8;               // of a block that works on rows
 static const unsigned STRIP = 32 * EACH;       // columns that a warp covers at a time
-static const unsigned HELD = 1024 / STRIP;     // strips of a row that a warp holds in registers
-static const unsigned NODES = 8;               // nodes in shared memory at a time
+static const unsigned NODES = 4;               // nodes in shared memory at a time
 static const unsigned QUARTERS = EACH / 4;     // groups of four floats in a pack: 1 or 2
 // The quarters of all lanes lie together; 16 floats between keep asynchronous copies of neighbours in banks of their own.
 static const unsigned PLANE = EACH == 8 ? 144 : 128;
@@ -56,95 +55,117 @@ template <class T> __device__ __forceinline__ void write_any(T* at, const float 
     }
 }
 
+// Dynamic shared memory: the weights of a block's rows, and what a kernel puts behind them.
+extern __shared__ uint4 dynamic_memory[];
+
 // Copies 4 or 16 bytes to shared memory asynchronously, or zeros unless `inside`.
 __device__ __forceinline__ void copy4(float* to, const float* from, bool inside) {
     unsigned at = (unsigned)__cvta_generic_to_shared(to), bytes = inside ? 4 : 0;
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void copy16(float* to, const float* from, bool inside) {
+__device__ __forceinline__ void copy16(void* to, const void* from, bool inside) {
     unsigned at = (unsigned)__cvta_generic_to_shared(to), bytes = inside ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Two stages of nodes and weights. SECTIONS: shift and scale, or one of them, or the gate; they lie `c` columns apart.
-template <unsigned SECTIONS, unsigned ROWS> struct Stages {
-    float table[2][NODES][SECTIONS][QUARTERS][PLANE];
-    float weights[2][NODES][WARPS * ROWS + 4]; // 4 more: the copies of a warp meet in no bank
+// The rows of a block: a warp has `each` of them, at most ROWS, from `row` on.
+struct Rows {
+    unsigned first, row, each, rows, c;
+    __device__ Rows(unsigned block, unsigned each, unsigned rows, unsigned c)
+        : first(block * WARPS * each), row(first + threadIdx.x / 32 * each), each(each), rows(rows), c(c) {}
+    __device__ __forceinline__ bool has(unsigned i) const { return i < each && row + i < rows; }
+    __device__ __forceinline__ unsigned long long at(unsigned i, unsigned column) const {
+        return (unsigned long long)(row + i) * c + column;
+    }
 };
 
-// Evaluates strips of columns for the rows `first` .. `first + WARPS*ROWS` of a block. All threads of the block must call it.
+// Two stages of nodes.
+struct Stages {
+    float table[2][NODES][QUARTERS][PLANE];
+};
+
+// The weights of a block's rows, by node: four places for each warp, so that one access of 16 bytes reads them.
+struct Weights {
+    static const unsigned PLACES = WARPS * 4, STEP = PLACES + 4;
+    static __device__ __forceinline__ float* memory() { return (float*)dynamic_memory; }
+    // What lies behind the weights of r nodes.
+    static __device__ __forceinline__ void* behind(unsigned r) { return memory() + r * STEP; }
+};
+
+// Adds strips of columns for the rows of a block to what is there, one section of the table after the other: SECTIONS lie c columns
+// apart and come from the last to the first. All threads of the block must call it.
 template <unsigned SECTIONS, unsigned ROWS> struct Interpolation {
-    Stages<SECTIONS, ROWS>& stages;
+    static_assert(ROWS <= 4, "places of a warp");
+    Stages& stages;
     Modulation m;
-    unsigned first, rows, c, stage, end;
+    unsigned c, left, strip, section, node0; // what is asked for next, and how many times yet: odd and even take turns in memory
     bool vector;
 
-    // Strips `strip` .. `strips_end` follow.
-    __device__ Interpolation(
-        Stages<SECTIONS, ROWS>& stages, const Modulation& m, unsigned first, unsigned rows, unsigned c, unsigned strip,
-        unsigned strips_end)
-        : stages(stages), m(m), first(first), rows(rows), c(c) {
-        unsigned groups = (m.r + NODES - 1) / NODES;
-        stage = strip * groups, end = strips_end * groups;
+    // Strips `strip` .. `end` follow, `passes` times.
+    __device__ Interpolation(Stages& stages, const Modulation& m, const Rows& rows, unsigned strip, unsigned end, unsigned passes = 1)
+        : stages(stages), m(m), c(rows.c), strip(strip), section(SECTIONS - 1), node0(0) {
+        if (!m.weights) return;
+        left = (end - strip) * SECTIONS * ((m.r + NODES - 1) / NODES) * passes;
         vector = aligned(m.nodes) && m.offset % 4 == 0 && m.columns % 4 == 0 && c % 4 == 0;
-        if (m.weights) request();
+#pragma unroll 1
+        for (unsigned i = threadIdx.x; i < Weights::PLACES * m.r; i += 32 * WARPS) {
+            unsigned node = i % m.r, place = i / m.r, row = rows.first + place / 4 * rows.each + place % 4;
+            bool inside = place % 4 < rows.each && row < rows.rows;
+            const float* from = m.weights + (inside ? (unsigned long long)row * m.r + node : 0);
+            copy4(Weights::memory() + node * Weights::STEP + place, from, inside);
+        }
+        request();
     }
 
-    // Asks for the nodes and weights of `stage`.
+    // Asks for the next nodes.
     __device__ __forceinline__ void request() {
-        unsigned groups = (m.r + NODES - 1) / NODES, strip = stage / groups, node0 = stage % groups * NODES, buffer = stage % 2;
-        if (threadIdx.x < NODES * WARPS * ROWS) {
-            unsigned row = threadIdx.x / NODES, node = threadIdx.x % NODES;
-            bool inside = first + row < rows && node0 + node < m.r;
-            const float* from = m.weights + (inside ? (unsigned long long)(first + row) * m.r + node0 + node : 0);
-            copy4(&stages.weights[buffer][node][row], from, inside);
-        }
-        static const unsigned QUADS = STRIP / 4;
-#pragma unroll 1
-        for (unsigned i = threadIdx.x; i < NODES * SECTIONS * QUADS; i += 32 * WARPS) {
-            unsigned quad = i % QUADS, section = i / QUADS % SECTIONS, node = i / (QUADS * SECTIONS);
-            unsigned column = strip * STRIP + quad * 4;
+        static const unsigned QUADS = STRIP / 4; // a copy each: NODES*QUADS are at most a block's threads
+        unsigned quad = threadIdx.x % QUADS, node = threadIdx.x / QUADS, column = strip * STRIP + quad * 4;
+        if (node < NODES) {
             bool inside = node0 + node < m.r && column < c;
             const float* from = m.nodes;
             if (inside) from += (unsigned long long)(node0 + node) * m.columns + m.offset + section * c + column;
-            float* to = &stages.table[buffer][node][section][quad % QUARTERS][quad / QUARTERS * 4];
+            float* to = &stages.table[left % 2][node][quad % QUARTERS][quad / QUARTERS * 4];
             if (vector) {
                 copy16(to, from, inside);
             } else {
+#pragma unroll 1
                 for (unsigned j = 0; j < 4; j++) copy4(to + j, inside && column + j < c ? from + j : m.nodes, inside && column + j < c);
             }
         }
+        left--;
+        node0 += NODES;
+        if (node0 < m.r) return;
+        node0 = 0;
+        if (section-- > 0) return;
+        section = SECTIONS - 1;
+        if (++strip * STRIP >= c) strip = 0; // another pass
     }
 
-    // The values of the next strip for the rows of this warp, summed over the nodes in order.
-    __device__ __forceinline__ void next(float (&values)[SECTIONS][ROWS][EACH]) {
-        unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-        for (unsigned i = 0; i < SECTIONS * ROWS * EACH; i++) (&values[0][0][0])[i] = 0.0f;
-        for (unsigned node0 = 0; node0 < m.r; node0 += NODES) {
-            unsigned buffer = stage % 2;
+    // Adds the next section to `values`, node after node.
+    __device__ __forceinline__ void add(float (&values)[ROWS][EACH]) {
+        const float* weights = Weights::memory() + threadIdx.x / 32 * 4;
+        unsigned lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (unsigned base = 0; base < m.r; base += NODES) {
+            unsigned current = (left + 1) % 2;
             wait_for_copies();
             __syncthreads(); // this stage is there, and all are done with the last
-            if (++stage < end) request();
-#pragma unroll 2
+            if (left > 0) request();
+#pragma unroll
             for (unsigned node = 0; node < NODES; node++) {
-                float w[ROWS];
+                if (base + node >= m.r) break;
+                float w[4];
+                read(w, weights + (base + node) * Weights::STEP);
 #pragma unroll
-                for (unsigned i = 0; i < ROWS; i++) w[i] = stages.weights[buffer][node][warp * ROWS + i];
+                for (unsigned quarter = 0; quarter < QUARTERS; quarter++) {
+                    float x[4];
+                    read(x, &stages.table[current][node][quarter][lane * 4]);
 #pragma unroll
-                for (unsigned section = 0; section < SECTIONS; section++) {
+                    for (unsigned i = 0; i < ROWS; i++) {
 #pragma unroll
-                    for (unsigned quarter = 0; quarter < QUARTERS; quarter++) {
-                        float x[4];
-                        read(x, &stages.table[buffer][node][section][quarter][lane * 4]);
-#pragma unroll
-                        for (unsigned i = 0; i < ROWS; i++) {
-#pragma unroll
-                            for (unsigned j = 0; j < 4; j++) {
-                                values[section][i][quarter * 4 + j] = fmaf(w[i], x[j], values[section][i][quarter * 4 + j]);
-                            }
-                        }
+                        for (unsigned j = 0; j < 4; j++) values[i][quarter * 4 + j] = fmaf(w[i], x[j], values[i][quarter * 4 + j]);
                     }
                 }
             }
@@ -152,21 +173,19 @@ template <unsigned SECTIONS, unsigned ROWS> struct Interpolation {
     }
 };
 
-// The same for a table with an index: a pack of each section, for the row of this warp that has it. Zeros where there is none.
-template <unsigned SECTIONS, unsigned ROWS>
-__device__ __forceinline__ void indexed(
-    float (&values)[SECTIONS][ROWS][EACH], const Modulation& m, unsigned row, unsigned rows, unsigned c, unsigned column) {
+// The same for a section of a table with an index. Nothing is added to rows that are not there.
+template <unsigned ROWS>
+__device__ __forceinline__ void add_indexed(
+    float (&values)[ROWS][EACH], const Modulation& m, const Rows& rows, unsigned section, unsigned column) {
     bool vector = aligned(m.table) && m.offset % EACH == 0 && m.columns % EACH == 0;
 #pragma unroll
     for (unsigned i = 0; i < ROWS; i++) {
-        bool inside = row + i < rows && column < c;
-        const floatX* at = m.table + (inside ? (unsigned long long)((row + i) / m.share) * m.columns + m.offset + column : 0);
+        if (!rows.has(i) || column >= rows.c) continue;
+        float found[EACH];
+        unsigned long long at = (unsigned long long)((rows.row + i) / m.share) * m.columns + m.offset + section * rows.c + column;
+        read_any(found, m.table + at, vector && rows.c % EACH == 0);
 #pragma unroll
-        for (unsigned section = 0; section < SECTIONS; section++) {
-#pragma unroll
-            for (unsigned j = 0; j < EACH; j++) values[section][i][j] = 0.0f;
-            if (inside) read_any(values[section][i], at + section * c, vector);
-        }
+        for (unsigned j = 0; j < EACH; j++) values[i][j] += found[j];
     }
 }
 

@@ -10,6 +10,7 @@ use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::modulation::{
     GradBlock, GradScratch, HostModulation, MOD_ROWS, Modulation, ModulationGrad, Slices, block_rows,
+    weights_shared,
 };
 use crate::ops::{pack, rows_per_block, rows_per_partial, warp_grid};
 use crate::tensor::Tensor;
@@ -34,7 +35,8 @@ pub fn gated_residual_forward<X: FloatX>(
             forward_cpu(cpu, y.host_mut()?, u.host()?, h, Gate { table: gate.host()?, offset, c })?;
         }
         Device::Cuda(queue) => {
-            let (grid, m) = (strips::<X>(n, c), gate.on_device()?);
+            let m = gate.on_device()?;
+            let grid = strips::<X>(n, c, m.r);
             let (y, u, h) = (y.write()?, u.read()?, h.map_or(Ok(Read::none()), Tensor::read)?);
             let (offset, n, c) = (offset as u32, n as u32, c as u32);
             kernels::gated_residual_forward(
@@ -68,10 +70,11 @@ pub fn gated_residual_backward<X: FloatX>(
     Ok(du)
 }
 
-/// Covers (N, C) with blocks of 8 warps, each 4 rows by 32 packs: `kernels/gated_residual.cu`.
-fn strips<X: FloatX>(n: usize, c: usize) -> Grid {
+/// Covers (N, C) with blocks of 8 warps, each 4 rows by 32 packs, and the weights of r nodes: `kernels/gated_residual.cu`.
+fn strips<X: FloatX>(n: usize, c: usize, r: u32) -> Grid {
     let blocks = n.div_ceil(block_rows(4)) * c.div_ceil(32 * pack::<X>());
-    Grid { blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1], threads: 256, shared: 0 }
+    let shared = weights_shared(r) as u32;
+    Grid { blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1], threads: 256, shared }
 }
 
 fn backward_cuda<X: FloatX>(
@@ -84,7 +87,7 @@ fn backward_cuda<X: FloatX>(
 ) -> Result<()> {
     let ((n, c), at) = (dy.rows_cols(), offset as u32);
     let (rows, width, m) = (n as u32, c as u32, gate.on_device()?);
-    let (grid, du, dy_read) = (strips::<X>(n, c), du.write()?, dy.read()?);
+    let (grid, du, dy_read) = (strips::<X>(n, c, m.r), du.write()?, dy.read()?);
     kernels::gated_residual_backward(
         queue, grid, du, dy_read, m.table, m.nodes, m.weights, m.columns, m.share, m.r, at, rows, width,
     )?;

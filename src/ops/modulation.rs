@@ -143,6 +143,11 @@ pub(crate) fn block_rows(each: usize) -> usize {
     8 * each
 }
 
+/// Bytes of shared memory for the weights of a block's rows: `Weights` in `kernels/modulation.cuh`.
+pub(crate) fn weights_shared(nodes: u32) -> usize {
+    4 * 36 * nodes as usize
+}
+
 /// How a sum over N rows is cut on a CUDA device: `weighted_sums` in `kernels/modulation.cuh`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slices {

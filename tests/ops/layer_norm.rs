@@ -141,6 +141,6 @@ fn odd_shapes_are_normalised() {
 
 #[test]
 fn more_rows_than_a_block_holds_are_normalised() {
-    let large = shapes(&[(31, 500), (33, 512), (18, 1030), (35, 1024), (18, 776)]);
+    let large = shapes(&[(31, 500), (33, 512), (18, 1030), (35, 1024), (18, 776), (9, 4000)]);
     check_all(large.filter(|case| case.residual == Residual::Own)); // the case with the most parts
 }

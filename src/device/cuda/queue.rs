@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{DriverError, result};
 
@@ -87,6 +88,7 @@ pub struct Queue {
     name: String,
     capability: (i32, i32),
     multiprocessors: u32,
+    shared: u32,
     tf32: bool,
     modules: Mutex<Vec<Module>>,
     /// By kernel and storage type.
@@ -202,12 +204,8 @@ impl Queue {
                  nvidia-cuda-nvrtc"
             )));
         }
-        // SAFETY: the device was returned by the driver.
-        let multiprocessors = unsafe {
-            result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-        };
-        let multiprocessors =
-            multiprocessors.map_err(device_error("counting multiprocessors"))?.unsigned_abs();
+        let multiprocessors = ask(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared = ask(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let context = Arc::new(Context::open(device)?);
         let pool = Arc::new(Pool::new(context.clone(), options.guard));
         Ok(Self {
@@ -218,7 +216,8 @@ impl Queue {
             cache: options.cache.clone(),
             name,
             capability,
-            multiprocessors,
+            multiprocessors: multiprocessors.unsigned_abs(),
+            shared: shared.unsigned_abs(),
             tf32: options.tf32,
             modules: Mutex::default(),
             functions: Mutex::default(),
@@ -253,6 +252,11 @@ impl Queue {
     /// Returns the number of multiprocessors.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Returns the bytes of shared memory that a block may have, static and dynamic.
+    pub fn shared_memory(&self) -> u32 {
+        self.shared
     }
 
     /// Returns whether matrices of f32 are multiplied rounded to tf32.
@@ -382,6 +386,11 @@ impl Queue {
             return Ok(()); // nothing to do, and the driver refuses an empty grid
         }
         let function = self.function(sources, kernel)?;
+        if grid.shared > 0 {
+            // SAFETY: the function lives as long as `self`. The driver wants to be told of more than 48 KiB.
+            unsafe { result::function::set_function_attribute(function.0, DYNAMIC, grid.shared as i32) }
+                .map_err(device_error("reserving shared memory"))?;
+        }
         let mut pointers: [*mut c_void; 24] = [std::ptr::null_mut(); 24];
         for (pointer, argument) in pointers.iter_mut().zip(arguments) {
             *pointer = std::ptr::from_ref(argument).cast_mut().cast();
@@ -469,13 +478,13 @@ impl Drop for Queue {
 
 /// Asks a device for its compute capability.
 fn capability(device: sys::CUdevice) -> Result<(i32, i32)> {
-    let ask = |attribute| {
-        // SAFETY: the device was returned by the driver.
-        unsafe { result::device::get_attribute(device, attribute) }
-            .map_err(device_error("asking the compute capability"))
-    };
-    Ok((
-        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    ))
+    let major = ask(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, ask(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+}
+
+/// Asks a device for one of its numbers.
+fn ask(device: sys::CUdevice, attribute: Attribute) -> Result<i32> {
+    // SAFETY: the device was returned by the driver.
+    let answer = unsafe { result::device::get_attribute(device, attribute) };
+    answer.map_err(device_error("asking the device about itself"))
 }

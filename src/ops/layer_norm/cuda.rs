@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::float::FloatX;
 use crate::kernels;
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads};
-use crate::ops::modulation::{DeviceModulation, ModulationGrad, Slices, block_rows};
-use crate::ops::warp_grid;
+use crate::ops::modulation::{DeviceModulation, ModulationGrad, Slices, block_rows, weights_shared};
+use crate::ops::{pack, warp_grid};
 use crate::tensor::Tensor;
 
 impl<'a, X: FloatX> LayerNorm<'a, X> {
@@ -37,16 +37,81 @@ pub(super) fn forward<X: FloatX>(
     let (n, c) = x.rows_cols();
     let (m, offset, gamma, beta) = norm.on_device()?;
     let residual = residual.map_or(Ok(Read::none()), Tensor::read)?;
-    let (grid, y, stats, x) = (row_blocks(n, 4), y.write()?, stats.write()?, x.read()?);
-    kernels::layer_norm_forward(
-        queue, grid, y, stats, x, gamma, beta, residual, m.table, m.nodes, m.weights, m.columns, m.share,
-        m.r, offset, n as u32, c as u32,
-    )
+    let affine = 2 * (gamma.address() != 0) as usize;
+    let shared = Shared { rows: 4, nodes: m.r, affine, bytes: size_of::<X>() };
+    let (y, stats, x, rows, width) = (y.write()?, stats.write()?, x.read()?, n as u32, c as u32);
+    match shared.held(c, pack::<X>(), queue.shared_memory()) {
+        Some((each, bytes)) => kernels::layer_norm_forward(
+            queue,
+            row_blocks(n, each, bytes),
+            y,
+            stats,
+            x,
+            gamma,
+            beta,
+            residual,
+            m.table,
+            m.nodes,
+            m.weights,
+            m.columns,
+            m.share,
+            m.r,
+            offset,
+            each as u32,
+            rows,
+            width,
+        ),
+        None => kernels::layer_norm_forward_any(
+            queue,
+            row_blocks(n, shared.rows, weights_shared(shared.nodes)),
+            y,
+            stats,
+            x,
+            gamma,
+            beta,
+            residual,
+            m.table,
+            m.nodes,
+            m.weights,
+            m.columns,
+            m.share,
+            m.r,
+            offset,
+            rows,
+            width,
+        ),
+    }
 }
 
-/// Covers N rows with blocks of 8 warps of `each` rows: `kernels/layer_norm.cu`.
-fn row_blocks(n: usize, each: usize) -> Grid {
-    Grid { blocks: [n.div_ceil(block_rows(each)) as u32, 1, 1], threads: 256, shared: 0 }
+/// What a block of 8 warps keeps in shared memory: weights of its rows, gamma and beta, and the rows. `Held` in `kernels/layer_norm.cu`.
+struct Shared {
+    /// Rows of a warp, at most.
+    rows: usize,
+    nodes: u32,
+    /// Vectors of the affine map.
+    affine: usize,
+    /// Bytes of an element of a row: stored, and backward the f32 of dn·gamma beside it.
+    bytes: usize,
+}
+
+/// Static shared memory of these kernels, at most: two stages of nodes, and moments.
+const STATIC: usize = 9728;
+
+impl Shared {
+    /// Returns how many rows a warp takes so that they fit, and the bytes; nothing if none does, or rows have no whole packs.
+    fn held(&self, c: usize, pack: usize, most: u32) -> Option<(usize, usize)> {
+        let stored = 16 / pack;
+        let bytes =
+            |rows| weights_shared(self.nodes) + c * (self.affine * stored + block_rows(rows) * self.bytes);
+        let mut halved = std::iter::successors(Some(self.rows), |rows| (rows / 2 > 0).then_some(rows / 2));
+        let rows = halved.find(|rows| c.is_multiple_of(pack) && bytes(*rows) + STATIC <= most as usize)?;
+        Some((rows, bytes(rows)))
+    }
+}
+
+/// Covers N rows with blocks of 8 warps of `each` rows.
+fn row_blocks(n: usize, each: usize, shared: usize) -> Grid {
+    Grid { blocks: [n.div_ceil(block_rows(each)) as u32, 1, 1], threads: 256, shared: shared as u32 }
 }
 
 #[allow(clippy::too_many_arguments)] // those of `layer_norm_backward`, and where to write
@@ -63,12 +128,42 @@ pub(super) fn backward<X: FloatX>(
     let (n, c) = x.rows_cols();
     let (m, offset, gamma, beta) = norm.on_device()?;
     let add = add.map_or(Ok(Read::none()), Tensor::read)?;
-    let (grid, rows, width) = (row_blocks(n, 2), n as u32, c as u32);
+    let (rows, width) = (n as u32, c as u32);
     let (dx, dy, x_read, saved) = (dx.write()?, dy.read()?, x.read()?, stats.read()?);
-    kernels::layer_norm_backward(
-        queue, grid, dx, dy, x_read, saved, gamma, add, m.table, m.nodes, m.weights, m.columns, m.share, m.r,
-        offset, rows, width,
-    )?;
+    let affine = (gamma.address() != 0) as usize;
+    let shared = Shared { rows: 2, nodes: m.r, affine, bytes: size_of::<X>() + 4 };
+    match shared.held(c, pack::<X>(), queue.shared_memory()) {
+        Some((each, bytes)) => {
+            let grid = row_blocks(n, each, bytes);
+            kernels::layer_norm_backward(
+                queue,
+                grid,
+                dx,
+                dy,
+                x_read,
+                saved,
+                gamma,
+                add,
+                m.table,
+                m.nodes,
+                m.weights,
+                m.columns,
+                m.share,
+                m.r,
+                offset,
+                each as u32,
+                rows,
+                width,
+            )?;
+        }
+        None => {
+            let grid = row_blocks(n, shared.rows, weights_shared(shared.nodes));
+            kernels::layer_norm_backward_any(
+                queue, grid, dx, dy, x_read, saved, gamma, add, m.table, m.nodes, m.weights, m.columns,
+                m.share, m.r, offset, rows, width,
+            )?;
+        }
+    }
     let mut dtable = Write::none();
     match grads.modulation {
         Some(ModulationGrad::Index(dtable)) => {
