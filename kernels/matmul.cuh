@@ -278,13 +278,35 @@ __device__ __forceinline__ void product(
 
 // ---- the way out
 
+// Rows of 64 floats lie 72 words apart in shared memory, with 4 words left out in the middle: no two lanes of an access meet in a bank.
+static const unsigned SLAB_ROW = 72;
+__device__ __forceinline__ unsigned slab_place(unsigned column) {
+    return column / 64 * SLAB_ROW + column % 64 + (column % 64 >= 32 ? 4 : 0);
+}
+
+// What `finish` becomes for one tile of `rows` rows; all threads come here, and shared memory is free.
+template <class S, class Finish>
+__device__ __forceinline__ const Finish& of_tile(const Finish& finish, const Part&, unsigned, float*) {
+    return finish;
+}
+
+// Gives a lane's results to `finish`: COUNT packs of a column, in every STEP-th row from `row` on; fetch(values, i) reads the i-th.
+template <unsigned COUNT, unsigned STEP, class Finish, class Fetch>
+__device__ __forceinline__ void give_rows(const Finish& finish, unsigned row, unsigned rows, unsigned column, const Fetch& fetch) {
+#pragma unroll 1
+    for (unsigned i = 0; i < COUNT && row + i * STEP < rows; i++) {
+        float values[Finish::W];
+        fetch(values, i);
+        finish.template take<Finish::W>(row + i * STEP, column, values);
+    }
+}
+
 // Calls finish for every result of this warp: finish.take<W>(row, column, values) with W neighbours of a row at a time, W = finish.W if
-// `wide`, else 1. Sums go through shared memory, 16 rows at a time, so that a row's 64 results leave together. Rows there are
-// 72 words apart, with 4 words left out in the middle: no two lanes of an access meet in a bank. 4608 bytes a warp.
+// `wide`, else 1. Sums go through shared memory, 16 rows at a time, so that a row's 64 results leave together. 4608 bytes a warp.
 template <class S, class Finish>
 __device__ __forceinline__ void write_sums(
     const Sums<S>& sums, const Part& part, unsigned rows, unsigned columns, float* memory, bool wide, const Finish& finish) {
-    const unsigned ROW = 72, MIDDLE = 32, GAP = 4, W = Finish::W;
+    const unsigned ROW = SLAB_ROW, MIDDLE = 32, GAP = 4, W = Finish::W;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = S::COLUMNS / S::WARP_COLUMNS;
     unsigned first_row = part.row + warp / across * S::WARP_ROWS, first_column = part.column + warp % across * S::WARP_COLUMNS;
     memory += warp * 16 * ROW;
@@ -304,20 +326,18 @@ __device__ __forceinline__ void write_sums(
         __syncwarp();
         unsigned row = first_row + tile * 16;
         if (wide) {
-            const unsigned LANES = S::WARP_COLUMNS / W; // of a row
+            const unsigned LANES = S::WARP_COLUMNS / W, STEP = 32 / LANES; // of a row; rows at a time
             unsigned column = lane % LANES * W;
-#pragma unroll 1
-            for (unsigned r = lane / LANES; r < 16; r += 32 / LANES) {
-                if (row + r >= rows || first_column + column >= columns) continue;
-                float values[W];
-                const float* at = memory + r * ROW + column + (column >= MIDDLE ? GAP : 0);
+            const float* from = memory + lane / LANES * ROW + slab_place(column);
+            auto fetch = [=](float (&values)[W], unsigned i) {
 #pragma unroll
                 for (unsigned e = 0; e < W; e += 4) {
-                    float4 four = *(const float4*)(at + e);
+                    float4 four = *(const float4*)(from + i * STEP * ROW + e);
                     values[e] = four.x, values[e + 1] = four.y, values[e + 2] = four.z, values[e + 3] = four.w;
                 }
-                finish.template take<W>(row + r, first_column + column, values);
-            }
+            };
+            column += first_column;
+            if (column < columns) give_rows<16 / STEP, STEP>(finish, row + lane / LANES, rows, column, fetch);
         } else {
 #pragma unroll 1
             for (unsigned r = 0; r < 32; r++) {

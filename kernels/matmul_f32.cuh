@@ -119,18 +119,22 @@ template <class Finish>
 __device__ __forceinline__ void write_sums(
     const FloatSums& sums, const Part& part, unsigned rows, unsigned columns, bool wide, const Finish& finish) {
     unsigned row = part.row + threadIdx.x / 32 * 16, column = part.column + threadIdx.x % 32 * 4;
-#pragma unroll 1
-    for (unsigned r = 0; r < 16; r++) {
-        float values[4];
+    auto fetch = [&](float (&values)[4], unsigned r) {
 #pragma unroll
         for (unsigned i = 0; i < 16; i++) {
             if (i != r) continue; // registers have no index
 #pragma unroll
             for (unsigned j = 0; j < 4; j++) values[j] = sums.of[i][j];
         }
-        if (row + r >= rows) continue;
-        if (wide && column < columns) finish.template take<4>(row + r, column, values);
-        if (wide) continue;
+    };
+    if (wide) {
+        if (column < columns) give_rows<16, 1>(finish, row, rows, column, fetch);
+        return;
+    }
+#pragma unroll 1
+    for (unsigned r = 0; r < 16 && row + r < rows; r++) {
+        float values[4];
+        fetch(values, r);
 #pragma unroll 1
         for (unsigned j = 0; j < 4; j++) {
             float one[1] = {j == 0 ? values[0] : j == 1 ? values[1] : j == 2 ? values[2] : values[3]};

@@ -46,8 +46,7 @@ fn jobs() -> Vec<Job> {
             }
             let job = |architecture, version| Job { name, text, dtype, architecture, version };
             jobs.extend(ARCHITECTURES.map(|a| job(a, NvrtcVersion::V13_0)));
-            if dtype == SHOWN || !has_storage_type(text) || name.ends_with("linear.cu") && dtype == DType::F32
-            {
+            if dtype == SHOWN || !has_storage_type(text) || name.contains("linear") && dtype == DType::F32 {
                 jobs.extend(["sm_80", "sm_90"].map(|a| job(a, NvrtcVersion::V12_9)));
             }
         }

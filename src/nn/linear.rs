@@ -3,7 +3,10 @@
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
-use crate::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
+use crate::ops::linear::{
+    Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
+};
+use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
 
 /// Weight (out, in) and bias (out).
@@ -40,6 +43,18 @@ impl Linear {
         act: Activation,
     ) -> Result<(Tensor<A>, Option<Tensor<A>>)> {
         linear_forward(x, params.view(self.weight), Some(params.view(self.bias)), add, act)
+    }
+
+    /// `x: (N, in)`, `h: (N, out)` → `h + gate·u` with `u = x·Wᵀ + b`, and u if it is kept; gates begin at column `offset` of the table.
+    pub fn gated_forward<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x: &Tensor<X>,
+        h: &Tensor<X>,
+        (table, offset): (&Modulation<'_, X>, usize),
+        branch: Branch,
+    ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
+        linear_gated_forward(x, params.view(self.weight), params.view(self.bias), h, (table, offset), branch)
     }
 
     /// `dz: (N, out)` → dx `(N, in)`, through the activation that produced x when given with its pre-activation.

@@ -20,7 +20,7 @@ use crate::nn::modulation_path::{EMBEDDING, Form, ModulationPath, Modulations, N
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
 use crate::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads, RowStats, layer_norm_backward, layer_norm_forward};
-use crate::ops::linear::Activation;
+use crate::ops::linear::{Activation, Branch};
 use crate::ops::modulation::Modulation;
 use crate::tensor::Tensor;
 
@@ -346,17 +346,21 @@ impl Block {
         let c = h.rows_cols().1;
         let (m, stats) = layer_norm_forward(h, &self.in_norm(params, table), None)?;
         let (a, z) = self.mlp0.forward(params, &m, None, Activation::Silu)?;
-        let (u, _) = self.mlp2.forward(params, &a, None, Activation::Identity)?;
-        let (next, post) = match self.post_norm {
-            None => (gated_residual_forward(&u, Some(h), table, 2 * c)?, None),
+        let (next, u, post) = match self.post_norm {
+            None => {
+                let branch = if keep == Keep::All { Branch::Keep } else { Branch::Drop };
+                let (next, u) = self.mlp2.gated_forward(params, &a, h, (table, 2 * c), branch)?;
+                (next, u, None)
+            }
             Some(ids) => {
+                let (u, _) = self.mlp2.forward(params, &a, None, Activation::Identity)?;
                 let gated = gated_residual_forward(&u, None, table, 2 * c)?;
                 let (next, stats) = layer_norm_forward(&gated, &affine(params, ids), Some(h))?;
-                (next, Some((gated, stats)))
+                (next, Some(u), Some((gated, stats)))
             }
         };
         let inner = match (keep, z) {
-            (Keep::All, Some(z)) => Some(BlockInner { stats, z, params: Some((m, a, u)), post }),
+            (Keep::All, Some(z)) => Some(BlockInner { stats, z, params: u.map(|u| (m, a, u)), post }),
             (Keep::Inputs, Some(z)) => Some(BlockInner { stats, z, params: None, post }),
             _ => None,
         };

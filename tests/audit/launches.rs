@@ -11,7 +11,9 @@ use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_for
 use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
-use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
+use flowprior::ops::linear::{
+    Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
+};
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
 use flowprior::ops::mse::mse;
 use flowprior::ops::normalize::{
@@ -155,6 +157,11 @@ fn products(device: &Device) -> Result<()> {
         linear_backward_input(&dy, w.view(), None)?;
         let mut dw = Tensor::<f32>::zeros(device, [o, c]);
         linear_backward_weight(dw.view_mut(), None, &dy, &x)?;
+        let t = filled::<f32>(device, 1, n)?.reshaped([n])?;
+        let (table, weights) = (filled::<f32>(device, R, 3 * o)?, chebyshev_weights(&t, R)?);
+        let gate = Modulation::Interpolate { table: &table, weights: &weights };
+        let b = filled::<bf16>(device, 1, o)?.reshaped([o])?;
+        linear_gated_forward(&x, w.view(), b.view(), &dy, (&gate, 2 * o), Branch::Keep)?;
     }
     Ok(())
 }

@@ -3,16 +3,18 @@
 use std::f64::consts::PI;
 
 use flowprior::device::CudaOptions;
+use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
 use flowprior::ops::linear::{
-    Activation, linear_backward_input, linear_backward_input_add, linear_backward_weight, linear_forward,
+    Activation, Branch, linear_backward_input, linear_backward_input_add, linear_backward_weight,
+    linear_forward, linear_gated_forward,
 };
 use flowprior::{DType, Device, FloatX, Result, Tensor};
 use half::{bf16, f16};
 
 use crate::support::devices::devices;
 use crate::support::emulator;
-use crate::support::oracle::tolerance;
-use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
+use crate::support::oracle::{same_bits, tolerance};
+use crate::support::{Answer, Backward, Case, Inputs, Map, Tensors, Values, added, answer, check_all, fresh};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Identity, Activation::Silu, Activation::GeluTanh];
 
@@ -211,6 +213,84 @@ impl Case for Mixed {
     }
 }
 
+/// A layer and the gated residual behind it: y = h + gate·(x·wᵀ + b), with u = x·wᵀ + b kept.
+#[derive(Debug)]
+struct Gated {
+    shape: (usize, usize, usize),
+    map: Map,
+}
+
+impl Gated {
+    /// First of the table's columns that is a gate, and how many there are: whole packs, and others.
+    fn columns(&self) -> (usize, usize) {
+        let (n, _, o) = self.shape;
+        let offset = if n.is_multiple_of(2) { 2 * o } else { 0 };
+        (offset, offset + o + if o.is_multiple_of(8) { 8 } else { 1 })
+    }
+
+    fn call<X: FloatX>(&self, x: &Tensors<X>, branch: Branch) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
+        let (w, b, gate) = (x.stored("w").view(), x.stored("b").view(), self.map.modulation(x));
+        linear_gated_forward(x.stored("x"), w, b, x.stored("h"), (&gate, self.columns().0), branch)
+    }
+
+    fn plain<X: FloatX>(&self, x: &Tensors<X>) -> Result<(Tensor<X>, Tensor<X>)> {
+        let (w, b) = (x.stored("w").view(), x.stored("b").view());
+        let u = linear_forward(x.stored("x"), w, Some(b), None, Activation::Identity)?.0;
+        let gate = self.map.modulation(x);
+        Ok((gated_residual_forward(&u, Some(x.stored("h")), &gate, self.columns().0)?, u))
+    }
+}
+
+impl Case for Gated {
+    fn inputs(&self) -> Inputs {
+        let (n, c, o) = self.shape;
+        let inputs =
+            Inputs::default().stored("x", [n, c]).stored("w", [o, c]).scaled(1.0 / (c as f64).sqrt());
+        self.map.inputs(inputs.stored("b", [o]).stored("h", [n, o]), n, self.columns().1)
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let ((_, c, o), (offset, columns)) = (self.shape, self.columns());
+        let gates = self.map.rows(x, columns);
+        let mut u = product(&x["x"], &x["w"], c);
+        u.iter_mut().enumerate().for_each(|(e, u)| *u += x["b"][e % o]);
+        let y = u.iter().enumerate().map(|(e, u)| x["h"][e] + gates[e / o * columns + offset + e % o] * u);
+        vec![y.collect(), u.clone()]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let (y, u) = self.call(x, Branch::Keep)?;
+        let dropped = self.call(x, Branch::Drop)?.0;
+        same_bits(&y.to_f32_vec().unwrap(), &dropped.to_f32_vec().unwrap(), "y where u is not kept");
+        let (plain_y, plain_u) = self.plain(x)?;
+        let u = u.unwrap();
+        same_bits(&u.to_f32_vec().unwrap(), &plain_u.to_f32_vec().unwrap(), "u and its plain twin");
+        if X::DTYPE == DType::F32 {
+            same_bits(&y.to_f32_vec().unwrap(), &plain_y.to_f32_vec().unwrap(), "y and its plain twin");
+        } else {
+            // The twin rounds u, once; both round y.
+            let plain: Vec<f64> = plain_y.to_f32_vec().unwrap().iter().map(|y| f64::from(*y)).collect();
+            answer(&y).check(&plain, "y and its plain twin");
+        }
+        Ok(vec![answer(&y), answer(&u)])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let u = self.call(x, Branch::Keep)?.1.unwrap();
+        let (dy, gate, (_, _, o)) = (x.stored("dy"), self.map.modulation(x), self.shape);
+        let mut dtable = self.map.gradient(x, self.columns().0, o)?;
+        let du = gated_residual_backward(dy, &gate, self.columns().0, Some((&u, dtable.lend())))?;
+        let dx = linear_backward_input(&du, x.stored("w").view(), None)?;
+        let (mut dw, mut db) = (x.accumulator("w")?, x.accumulator("b")?);
+        linear_backward_weight(dw.view_mut(), Some(db.view_mut()), &du, x.stored("x"))?;
+        let read = |name, sum: &Tensor<f32>| {
+            added(name, sum).within(tolerance(X::DTYPE), "du, which it sums, was rounded to storage")
+        };
+        let of_table = dtable.read().within(tolerance(X::DTYPE), "u, which it sums, was rounded to storage");
+        Ok([fresh("x", &dx), read("w", &dw), read("b", &db), fresh("h", dy), of_table].into())
+    }
+}
+
 /// Returns a·bᵀ of a (N, C) and b (O, C).
 fn product(a: &[f64], b: &[f64], c: usize) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| -> f64 {
@@ -345,4 +425,35 @@ fn gradients_of_two_consumers_are_added() {
 #[test]
 fn single_precision_activations_meet_low_precision_weights() {
     check_all(ODD.map(|shape| Mixed { shape }));
+}
+
+#[test]
+fn layers_with_a_gated_residual_match() {
+    // The last three: a tile and a part of one; sums cut into parts, aligned and not.
+    let shapes = ODD.into_iter().chain([LARGE[1], LONG[0], LONG[1], LONG[4]]);
+    check_all(shapes.flat_map(|shape| Map::all(shape.0).into_iter().map(move |map| Gated { shape, map })));
+}
+
+#[test]
+fn gated_residuals_in_the_largest_tile_of_a_gpu_match() -> Result<()> {
+    for (_, device) in devices().filter(|(_, device)| matches!(device, Device::Cuda(_))) {
+        for map in [Map::Direct, Map::Nodes(19)] {
+            gated_matches::<f32>(device, map)?;
+            gated_matches::<bf16>(device, map)?;
+            gated_matches::<f16>(device, map)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares a layer that takes the largest tile with f64 and with its plain twin.
+fn gated_matches<X: FloatX>(device: &Device, map: Map) -> Result<()> {
+    let case = Gated { shape: WIDE[0], map };
+    let inputs = case.inputs();
+    let values = inputs.rounded(X::DTYPE);
+    let found = case.forward(&Tensors::<X>::new(device, &inputs, &values)?)?;
+    for (found, expected) in found.into_iter().zip(case.reference(&values)) {
+        check(found, &expected, "y or u");
+    }
+    Ok(())
 }

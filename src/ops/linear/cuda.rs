@@ -1,4 +1,4 @@
-//! The launches of `kernels/linear.cu`.
+//! The launches of `kernels/linear.cu` and `kernels/linear_gated.cu`.
 //!
 //! Activations have the type of the weights, or f32 beside narrower weights (the path of modulation tables): a kernel
 //! each. Other pairs have none. Where [`tiles`](super::tiles) cuts the depth into parts, a second kernel adds their sums in order.
@@ -10,6 +10,7 @@ use crate::float::{DType, FloatX};
 use crate::kernels;
 use crate::ops::linear::Activation;
 use crate::ops::linear::tiles::{Arithmetic, Gpu, Plan, Product};
+use crate::ops::modulation::DeviceModulation;
 use crate::tensor::{Tensor, View, ViewMut};
 
 /// Rows and columns of a block's tile, where f32 activations meet narrower weights.
@@ -141,6 +142,56 @@ pub(super) fn forward<A: FloatX, W: FloatX>(
         }
         (a, weights) => Err(queue.lacks(&format!("linear with {a} activations and {weights} weights"))),
     }
+}
+
+/// y = h + gate·u and, if wanted, u = x·wᵀ + b, (N, O), of x (N, C), w (O, C), b (O), h (N, O).
+pub(super) fn gated<X: FloatX>(
+    queue: &Queue,
+    (y, u): (&mut Tensor<X>, Option<&mut Tensor<X>>),
+    x: &Tensor<X>,
+    w: View<'_, X>,
+    b: View<'_, X>,
+    h: &Tensor<X>,
+    (gate, offset): (DeviceModulation<'_, X>, usize),
+) -> Result<()> {
+    let ((n, c), o) = (x.rows_cols(), y.rows_cols().1);
+    let (y, u) = (y.write()?, u.map_or(Ok(Write::none()), Tensor::write)?);
+    let (x, w, b, h) = (x.read()?, w.read()?, b.read()?, h.read()?);
+    let (y_again, u_again) = (Write::at(y.address()), Write::at(u.address()));
+    let work = Work::new::<X>(queue, (n, o, c), [(x.address(), c), (w.address(), c)], 0)?;
+    let (n, o, c, offset) = (n as u32, o as u32, c as u32, offset as u32);
+    let DeviceModulation { table, nodes, weights, columns, share, r } = gate;
+    let at = work.plan.tile.blocks as usize;
+    let (grid, each, partial) = (work.plan.grid, work.plan.each, Write::at(work.partial()));
+    let tensor = [
+        kernels::linear_gated_128x128::<X>,
+        kernels::linear_gated_128x64::<X>,
+        kernels::linear_gated_64x64::<X>,
+        kernels::linear_gated_any::<X>,
+    ];
+    let float = [kernels::linear_gated_f32_128, kernels::linear_gated_f32_64, kernels::linear_gated_f32_32];
+    match tensor.get(at) {
+        Some(kernel) => kernel(
+            queue, grid, y, u, x, w, b, h, table, nodes, weights, partial, each, columns, share, r, offset,
+            n, o, c,
+        )?,
+        None => {
+            let (y, u, x, w) = (y.retyped(), u.retyped(), x.retyped(), w.retyped());
+            let (b, h, table) = (b.retyped(), h.retyped(), table.retyped());
+            float[at - tensor.len()](
+                queue, grid, y, u, x, w, b, h, table, nodes, weights, partial, each, columns, share, r,
+                offset, n, o, c,
+            )?;
+        }
+    }
+    if work.workspace.is_none() {
+        return Ok(());
+    }
+    let (grid, partial, parts) = (work.sum_grid(), Read::at(work.partial()), work.plan.parts);
+    kernels::linear_gated_sum::<X>(
+        queue, grid, y_again, u_again, b, h, table, nodes, weights, partial, parts, columns, share, r,
+        offset, n, o,
+    )
 }
 
 /// dx (N, C), written or added to, of dy (N, O) and w (O, C).

@@ -9,6 +9,7 @@
 mod activation;
 mod cuda;
 mod finish;
+mod gated;
 mod kernel;
 mod pack;
 mod product;
@@ -20,6 +21,7 @@ mod tests;
 mod tiles;
 
 pub use activation::Activation;
+pub use gated::{Branch, linear_gated_forward};
 
 use std::marker::PhantomData;
 
