@@ -25,6 +25,7 @@ const OPERATION_HELPERS: [&str; 3] = ["mod", "rows", "modulation"];
 /// kernels and the tiles they share, mapped files.
 const UNSAFE: [&str; 13] = [
     "src/device/simd.rs",
+    "src/device/combine.rs",
     "src/device/cpu.rs",
     "src/device/team.rs",
     "src/device/cuda/event.rs",

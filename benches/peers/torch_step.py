@@ -48,6 +48,7 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=7, help="timed groups; a toy group has 50 steps")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler)")
     parser.add_argument("--tuned", action="store_true", help="start again with the malloc and OpenMP settings")
+    parser.add_argument("--serve", action="store_true", help="warm the first case up, then time as many steps as each line of stdin says")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     return parser.parse_args()
 
@@ -104,14 +105,35 @@ def align_step(net, called, data, flow_mul, autocast):
     return step
 
 
-def measure(case, dtype, modulation, options):
+def prepare(case, dtype, modulation, options):
+    """Returns a function that makes one step."""
     size, stage = case.split("-")
     channels, _, _, samples, flow_mul = SIZES[size]
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("medium" if dtype == "f32m" else "highest")
     net, called = build(size, modulation, options.compile)
     make = prior_step if stage == "prior" else align_step
-    step = make(net, called, torch.randn(samples, channels), flow_mul, dtype == "bf16")
+    return make(net, called, torch.randn(samples, channels), flow_mul, dtype == "bf16")
+
+
+def serve(step, warmup):
+    """Times steps on request: one line of numbers, in milliseconds, for each line that asks for some."""
+    for _ in range(warmup):
+        step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            times.append((time.perf_counter() - start) * 1e3)
+        print(json.dumps(times), flush=True)
+
+
+def measure(case, dtype, modulation, options):
+    size, stage = case.split("-")
+    _, _, _, samples, flow_mul = SIZES[size]
+    step = prepare(case, dtype, modulation, options)
     steps = 50 if size == "toy" else 1
     for _ in range(options.warmup * steps):
         step()
@@ -151,6 +173,9 @@ def main():
     if options.tuned and any(os.environ.get(key) != value for key, value in TUNED.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **TUNED})
     torch.set_num_threads(options.threads)
+    if options.serve:
+        step = prepare(options.case[0], options.dtype[0], options.modulation[0], options)
+        return serve(step, options.warmup)
     if not options.json:
         print(f"{cpu_model()}, torch {torch.__version__}, {options.threads} threads, {options.repeats} groups")
         print(f"{'case':<16} {'dtype':<6} {'modulation':<11} {'median ms':>10} {'min ms':>10} {'samples/s':>11}")

@@ -1,5 +1,6 @@
 //! Where tensors live and operations run, chosen at run time.
 
+pub(crate) mod combine;
 pub mod cpu;
 pub mod cuda;
 pub mod simd;

@@ -87,7 +87,7 @@ unsafe fn run_avx2<R>(f: impl FnOnce(Arch) -> R) -> R {
 #[derive(Clone, Copy, Debug)]
 pub struct Arch {
     fma: bool,
-    wide: bool,
+    pub(super) wide: bool,
 }
 
 impl Arch {

@@ -4,9 +4,10 @@
 //! as a small operation takes. Here a worker looks out for the next job for some microseconds before it sleeps, and the
 //! caller works too. Who takes which task is not fixed; what a task computes is, so results do not depend on it.
 //!
-//! One word says all about the current job: its number, how many tasks it has and how many are taken. A worker takes a
-//! task by counting that word up, so it can never take one of a job that has ended, and nobody has to wait for workers
-//! that slept through a job.
+//! Each thread has a share of the tasks, the same neighbours in every job: the rows that it wrote in one operation are in
+//! its own cache for the next. When it is done with them it helps the others. One word says all about a share: the number of
+//! the job, its end, and the next task. Who takes a task counts that word up, so it can never take one of a job that has
+//! ended, and nobody has to wait for workers that slept through a job.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// Bits of the number of tasks, and of those that are taken.
+/// Bits of the end of a share, and of its next task.
 const TASK_BITS: u32 = 20;
 /// The most tasks of a job; larger ones hand out several at a time.
 const MOST: usize = (1 << TASK_BITS) - 1;
@@ -42,8 +43,8 @@ struct Worker {
 }
 
 struct Shared {
-    /// Number of the job << 2·TASK_BITS | its tasks << TASK_BITS | tasks taken.
-    word: AtomicU64,
+    /// The share of each thread, the caller's first.
+    shares: Vec<Share>,
     /// The current job: valid for whoever has taken a task of it, until that task is counted in `done`.
     job: Mutex<Option<Job>>,
     done: AtomicUsize,
@@ -54,6 +55,10 @@ struct Shared {
     /// What a task panicked with.
     panicked: Mutex<Option<Box<dyn Any + Send>>>,
 }
+
+/// Number of the job << 2·TASK_BITS | end << TASK_BITS | next task, on cache lines of its own.
+#[repr(align(128))]
+struct Share(AtomicU64);
 
 /// A borrowed closure whose borrow the type does not show.
 #[derive(Clone, Copy)]
@@ -69,7 +74,7 @@ impl Team {
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let helpers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            word: AtomicU64::new(0),
+            shares: (0..=helpers).map(|_| Share(AtomicU64::new(0))).collect(),
             job: Mutex::new(None),
             done: AtomicUsize::new(0),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -115,17 +120,20 @@ impl Team {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(Job { run });
         shared.done.store(0, Ordering::Relaxed);
-        let number = (shared.word.load(Ordering::Relaxed) >> (2 * TASK_BITS)) + 1;
-        // Sequentially consistent, as is the worker's look after it has said that it sleeps: one of them sees the other.
-        shared.word.store((number << TASK_BITS | tasks as u64) << TASK_BITS, Ordering::SeqCst);
+        let threads = shared.shares.len();
+        for (i, share) in shared.shares.iter().enumerate() {
+            let (start, end) = (i * tasks / threads, (i + 1) * tasks / threads);
+            let number = (share.0.load(Ordering::Relaxed) >> (2 * TASK_BITS)) + 1;
+            // Sequentially consistent, as is the worker's look after it has said that it sleeps: one of them sees the other.
+            let word = (number << TASK_BITS | end as u64) << TASK_BITS | start as u64;
+            share.0.store(word, Ordering::SeqCst);
+        }
         for (worker, asleep) in self.workers.iter().zip(&shared.asleep).take(tasks - 1) {
             if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
                 worker.thread.unpark();
             }
         }
-        while let Some(task) = shared.take() {
-            shared.perform(Job { run }, task);
-        }
+        shared.perform(0, || Some(Job { run }));
         let mut looks = 0u32;
         while shared.done.load(Ordering::Acquire) < tasks {
             looks += 1;
@@ -152,41 +160,39 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Takes the next task of the current job.
-    fn take(&self) -> Option<usize> {
-        let mut word = self.word.load(Ordering::Acquire);
-        loop {
-            let (tasks, taken) = (word >> TASK_BITS & MOST as u64, word & MOST as u64);
-            if taken >= tasks {
-                return None;
-            }
-            match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(taken as usize),
-                Err(now) => word = now,
-            }
-        }
+    /// Takes the next task of the current job: of the share of thread `me`, then of the others'.
+    fn take(&self, me: usize) -> Option<usize> {
+        let (before, from_me) = self.shares.split_at(me);
+        from_me.iter().chain(before).find_map(Share::take)
     }
 
-    fn perform(&self, job: Job, task: usize) {
-        AT_WORK.set(true);
+    /// Does all tasks that thread `me` can get of the current job, and counts them as done.
+    fn perform(&self, me: usize, job: impl FnOnce() -> Option<Job>) {
+        let Some(mut task) = self.take(me) else { return };
+        // All tasks are of one job: it does not end before this thread has counted its own.
+        let Some(job) = job() else { return };
         // SAFETY: this thread has taken a task of the job, so `Team::together` waits until it is counted as done.
         let run = unsafe { &*job.run };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| run(task))) {
-            self.panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+        AT_WORK.set(true);
+        let mut done = 0;
+        loop {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| run(task))) {
+                self.panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            }
+            done += 1;
+            match self.take(me) {
+                Some(next) => task = next,
+                None => break,
+            }
         }
         AT_WORK.set(false);
-        self.done.fetch_add(1, Ordering::Release);
+        self.done.fetch_add(done, Ordering::Release);
     }
 
     /// The life of a worker.
     fn work(&self, me: usize) {
         while !self.leave.load(Ordering::SeqCst) {
-            while let Some(task) = self.take() {
-                let job = *self.job.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(job) = job {
-                    self.perform(job, task);
-                }
-            }
+            self.perform(me + 1, || *self.job.lock().unwrap_or_else(PoisonError::into_inner));
             if !self.look_out() {
                 self.sleep(me);
             }
@@ -194,8 +200,7 @@ impl Shared {
     }
 
     fn has_tasks(&self) -> bool {
-        let word = self.word.load(Ordering::SeqCst);
-        word & (MOST as u64) < word >> TASK_BITS & MOST as u64
+        self.shares.iter().any(Share::has_tasks)
     }
 
     /// Waits for tasks for a moment; returns whether there are some.
@@ -223,6 +228,27 @@ impl Shared {
             std::thread::park();
         }
         self.asleep[me].store(false, Ordering::SeqCst);
+    }
+}
+
+impl Share {
+    fn has_tasks(&self) -> bool {
+        let word = self.0.load(Ordering::SeqCst);
+        word & (MOST as u64) < word >> TASK_BITS & MOST as u64
+    }
+
+    fn take(&self) -> Option<usize> {
+        let mut word = self.0.load(Ordering::Acquire);
+        loop {
+            let (end, next) = (word >> TASK_BITS & MOST as u64, word & MOST as u64);
+            if next >= end {
+                return None;
+            }
+            match self.0.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(next as usize),
+                Err(now) => word = now,
+            }
+        }
     }
 }
 

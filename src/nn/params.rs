@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::ops::elementwise::axpy;
+use crate::ops::elementwise::{axpy, clear};
 use crate::rng::{Draw, Stream};
 use crate::tensor::{Shape, Tensor, View, ViewMut};
 
@@ -221,8 +221,11 @@ impl Grads {
     }
 
     /// Sets all gradients to zero, before the first micro-batch of a step.
-    pub fn clear(&mut self) {
-        self.flat.view_mut().fill_zero();
+    ///
+    /// # Errors
+    /// None on a device that works.
+    pub fn clear(&mut self) -> Result<()> {
+        clear(&mut self.flat)
     }
 
     /// Returns the flat buffer.

@@ -1,4 +1,4 @@
-//! Casts and scaled additions: the glue between f32 state (latents, sampler states) and storage types.
+//! Casts, scaled additions and zeros: the glue between f32 state (latents, sampler states, gradients) and storage types.
 //!
 //! `cast`: y = x in another storage type. `axpy`: y += a·x. Both are linear; the backward of a cast is a cast, that of
 //! `axpy` is an `axpy`.
@@ -49,6 +49,18 @@ fn cast_cuda<X: FloatX, Y: FloatX>(queue: &Queue, y: &mut Tensor<Y>, x: &Tensor<
             cast_cuda(queue, y, &wide)
         }
     }
+}
+
+/// Elements that a thread clears at a time.
+const CLEARED: usize = 1 << 16;
+
+/// Sets every element to zero. A device that fails says so when it is used next.
+pub fn clear(y: &mut Tensor<f32>) -> Result<()> {
+    match y.device().clone() {
+        Device::Cpu(cpu) => cpu.each(y.host_mut()?.chunks_mut(CLEARED), |y| y.fill(0.0)),
+        Device::Cuda(_) => y.view_mut().fill_zero(),
+    }
+    Ok(())
 }
 
 /// `y += a·x`, both `(..)`.

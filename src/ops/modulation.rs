@@ -4,6 +4,7 @@
 //! from rows of the batch to rows of the table. Both operations read tables only through `fetch` and write table
 //! gradients only through `GradBlock`, so the two maps are implemented once.
 
+use crate::device::combine::Combination;
 use crate::device::cuda::{Grid, Read};
 use crate::device::{Arch, Device};
 use crate::error::{Error, Result};
@@ -193,40 +194,10 @@ impl<X: FloatX> HostModulation<'_, X> {
                 }
             }
             Self::Interpolate { table, columns, weights, nodes } => {
-                let rows = weights.chunks_exact(nodes).skip(first);
-                for (out, w) in out.chunks_exact_mut(width).zip(rows) {
-                    out.fill(0.0);
-                    add_combination(
-                        arch,
-                        out,
-                        nodes,
-                        #[inline(always)]
-                        |j| (w[j], &table[j * columns + offset..]),
-                    );
-                }
+                let (a, x) = (&weights[first * nodes..], &table[offset..]);
+                let of = Combination { a, row: nodes, term: 1, x, stride: columns, terms: nodes };
+                arch.combine(out, width, &of, true);
             }
-        }
-    }
-}
-
-/// y += Σₖ aₖ·xₖ for k in 0..count, in order; `term(k)` is (aₖ, xₖ). Four terms at a time, so that y is loaded and stored
-/// once for four multiplications. (Plain column loops: accumulators in arrays would not stay in registers.)
-#[inline(always)]
-fn add_combination<'t>(arch: Arch, y: &mut [f32], count: usize, term: impl Fn(usize) -> (f32, &'t [f32])) {
-    let n = y.len();
-    let whole = count / 4 * 4;
-    for k in (0..whole).step_by(4) {
-        let [(a0, x0), (a1, x1), (a2, x2), (a3, x3)] = [term(k), term(k + 1), term(k + 2), term(k + 3)];
-        let (x0, x1, x2, x3) = (&x0[..n], &x1[..n], &x2[..n], &x3[..n]);
-        for i in 0..n {
-            let sum = arch.fma(a1, x1[i], arch.fma(a0, x0[i], y[i]));
-            y[i] = arch.fma(a3, x3[i], arch.fma(a2, x2[i], sum));
-        }
-    }
-    for k in whole..count {
-        let (a, x) = term(k);
-        for (y, x) in y.iter_mut().zip(&x[..n]) {
-            *y = arch.fma(a, *x, *y);
         }
     }
 }
@@ -261,36 +232,19 @@ impl<X: FloatX> GradBlock<'_, X> {
                 }
             }
             Self::Interpolate { partial, weights, nodes } => {
-                accumulate_transposed(arch, partial, &weights[at * *nodes..], dmod, *nodes, width);
+                let (a, x, terms) = (&weights[at * *nodes..], dmod, dmod.len() / width);
+                let of = Combination { a, row: 1, term: *nodes, x, stride: width, terms };
+                arch.combine(&mut partial[..*nodes * width], width, &of, at == 0);
             }
         }
     }
 }
 
-/// partial[j] += Σᵢ w[i, j]·dmod[i], i in order.
-#[inline(always)]
-fn accumulate_transposed(
-    arch: Arch,
-    partial: &mut [f32],
-    w: &[f32],
-    dmod: &[f32],
-    nodes: usize,
-    width: usize,
-) {
-    let rows = dmod.len() / width;
-    for (j, partial) in partial.chunks_exact_mut(width).enumerate() {
-        add_combination(
-            arch,
-            partial,
-            rows,
-            #[inline(always)]
-            |i| (w[i * nodes + j], &dmod[i * width..]),
-        );
-    }
-}
-
 /// Rows whose modulation is held in f32 at a time.
 pub(crate) const MOD_ROWS: usize = 8;
+
+/// Partial sums below which waking another thread costs more than it saves.
+const SERIAL: usize = 1 << 16;
 
 /// Partial sums of a table's gradient, one for each block of rows, so that blocks run in any order.
 pub(crate) struct GradScratch {
@@ -300,7 +254,7 @@ pub(crate) struct GradScratch {
 }
 
 impl GradScratch {
-    /// Takes zeroed scratch for `blocks` blocks that write `width` columns.
+    /// Takes scratch for `blocks` blocks that write `width` columns.
     pub(crate) fn new<X: FloatX>(
         device: &Device,
         modulation: &Modulation<'_, X>,
@@ -311,7 +265,7 @@ impl GradScratch {
             Modulation::Index { .. } => 1,
             Modulation::Interpolate { table, .. } => table.rows_cols().0,
         };
-        Self { partials: Tensor::zeros(device, [blocks, rows * width]), width }
+        Self { partials: Tensor::uninit(device, [blocks, rows * width]), width }
     }
 
     /// Splits scratch and gradient into what each block of `block_rows` rows writes.
@@ -346,7 +300,7 @@ impl GradScratch {
         let (columns, width) = (dtable.rows_cols().1, self.width);
         let partials = self.partials.host()?;
         let stride = self.partials.rows_cols().1;
-        for (j, row) in dtable.host_mut()?.chunks_exact_mut(columns).enumerate() {
+        let sum = |(j, row): (usize, &mut [f32])| {
             let row = &mut row[offset..offset + width];
             row.fill(0.0);
             for block in partials.chunks_exact(stride) {
@@ -354,6 +308,12 @@ impl GradScratch {
                     *y += p;
                 }
             }
+        };
+        let device = dtable.device().clone();
+        let rows = dtable.host_mut()?.chunks_exact_mut(columns).enumerate();
+        match device {
+            Device::Cpu(cpu) if partials.len() >= SERIAL => cpu.each(rows, sum),
+            _ => rows.for_each(sum),
         }
         Ok(())
     }

@@ -13,9 +13,10 @@ pub(crate) fn rows_per_block(width: usize) -> usize {
 }
 
 /// Returns how many rows a block takes in an operation that also sums over rows: at most 16 blocks, whose partial sums
-/// are added in order. A multiple of `unit` (rows that share something).
+/// are added in order, none of them with so few rows that the partial sums are most of the work. A multiple of `unit` (rows that
+/// share something).
 pub(crate) fn rows_per_partial(rows: usize, unit: usize) -> usize {
-    rows.div_ceil(16).div_ceil(unit).max(1) * unit
+    rows.div_ceil(16).max(32).div_ceil(unit) * unit
 }
 
 /// Elements of X that one 16-byte access of a CUDA kernel moves.

@@ -73,7 +73,7 @@ impl<P: FloatX> Engine<P> {
     fn launch_step(&mut self, on: &mut OnDevice, task: &mut impl Task<P>) -> Result<()> {
         let control = &on.control;
         control.begin()?;
-        self.grads.clear();
+        self.grads.clear()?;
         let loss_scale = match &self.scaler {
             None => 1.0.into(),
             // The step before was looked at: the host knows the scale.

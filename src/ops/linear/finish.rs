@@ -159,12 +159,22 @@ fn store_by<X: FloatX>(out: &mut [X], sums: &[f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// Columns that one thread sums at a time: 1 KiB of sums, and whole cache lines of each row.
-const STRIP: usize = 256;
+/// Adds four rows, `stride` apart, in order: the sums are loaded and stored once.
+#[inline(always)]
+fn add_four<X: FloatX>(sums: &mut [f32], rows: &[X], stride: usize) {
+    let n = sums.len();
+    let [a, b, c, d] = std::array::from_fn(|i| &rows[i * stride..][..n]);
+    for i in 0..n {
+        sums[i] = sums[i] + a[i].to_f32() + b[i].to_f32() + c[i].to_f32() + d[i].to_f32();
+    }
+}
+
+/// Columns that one thread sums at a time: whole cache lines of each row, and several strips of a narrow layer.
+const STRIP: usize = 64;
 /// Rows summed before they are added to the rest: rounding errors then grow with N/64 + 64, not with N.
 const RUN: usize = 64;
 /// Elements below which waking another thread costs more than it saves.
-const SERIAL: usize = 1 << 17;
+const SERIAL: usize = 1 << 14;
 
 /// Computes db += Σ_rows dy, dy (N, O) with O the length of `db`, in an order that depends on N alone.
 pub(super) fn column_sums<A: FloatX>(cpu: &Cpu, db: &mut [f32], dy: &[A]) {
@@ -179,7 +189,11 @@ pub(super) fn column_sums<A: FloatX>(cpu: &Cpu, db: &mut [f32], dy: &[A]) {
                 for rows in dy.chunks(RUN * cols) {
                     let mut sums = [0.0; STRIP];
                     let sums = &mut sums[..db.len()];
-                    for row in rows.chunks_exact(cols) {
+                    let (fours, rest) = rows.split_at(rows.len() / (4 * cols) * 4 * cols);
+                    for four in fours.chunks_exact(4 * cols) {
+                        add_four(sums, &four[i * STRIP..], cols);
+                    }
+                    for row in rest.chunks_exact(cols) {
                         add_to(sums, &row[i * STRIP..]);
                     }
                     add_to(db, sums);

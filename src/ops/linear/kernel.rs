@@ -39,12 +39,23 @@ pub(super) struct Panel<'a> {
     pub step: usize,
 }
 
+impl Panel<'_> {
+    /// Returns the first of the eight cache lines that hold sixteen units of all rows, the elements from one line to the next, and
+    /// those from sixteen units to the next sixteen.
+    fn lines(&self) -> (*const u32, usize, usize) {
+        let (row, chunk) = if self.step == 1 { (self.row, CHUNK) } else { (CHUNK, CHUNK * self.step) };
+        (self.data.as_ptr(), row, chunk)
+    }
+}
+
 /// One call of a micro-kernel: `sums (8, width) = or += a (8, units) · b (units, width)`.
 pub(super) struct Block<'a> {
     /// What the units are.
     pub format: Format,
     /// Rows of A.
     pub a: Panel<'a>,
+    /// Rows of A of the call after this one, fetched into the first cache level meanwhile: a wrong guess costs little.
+    pub next: Panel<'a>,
     /// The B panel, `[units][width]`.
     pub b: &'a [u32],
     /// 16, 32 or 48.
@@ -83,9 +94,10 @@ impl Block<'_> {
                     (_, _, _) => x86::single_avx512::<3>,
                 };
                 let (rows, b, c) = (rows.map(<[u32]>::as_ptr), self.b.as_ptr(), sums.as_mut_ptr());
+                let next = self.next.lines();
                 // SAFETY: the asserts above are the kernels' bounds; the features are present, because `Cpu::new`
                 // refuses an instruction set above the detected one.
-                unsafe { kernel(&rows, a.step, b, units, c, stride, self.first) }
+                unsafe { kernel(&rows, a.step, b, units, (c, stride), next, self.first) }
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => self.run_portable(rows, sums, stride),
@@ -165,14 +177,21 @@ mod x86 {
                 step: usize,
                 mut b: *const u32,
                 units: usize,
-                c: *mut f32,
-                stride: usize,
+                (c, stride): (*mut f32, usize),
+                (mut next, line, chunk): (*const u32, usize, usize),
                 first: bool,
             ) {
                 let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
                 let rows = *rows;
                 let mut at = 0;
-                for _ in 0..units {
+                for u in 0..units {
+                    if u.is_multiple_of(CHUNK) {
+                        for i in 0..ROWS {
+                            // A prefetch may name any address.
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(i * line).cast());
+                        }
+                        next = next.wrapping_add(chunk);
+                    }
                     // SAFETY: see the macro: `at` is at most (units − 1)·step.
                     unsafe {
                         let mut bs = [_mm512_setzero_si512(); V];
@@ -224,8 +243,8 @@ mod x86 {
         step: usize,
         b: *const u32,
         units: usize,
-        c: *mut f32,
-        stride: usize,
+        (c, stride): (*mut f32, usize),
+        _next: (*const u32, usize, usize),
         first: bool,
     ) {
         let (kernel, part): (unsafe fn(_, _, _, _, _, _), _) =
@@ -404,7 +423,7 @@ pub(super) mod tests {
                 let (a, b) = (vec![0x3f80_3f80; units * ROWS], vec![0x3f80_3f80; units * COLS]);
                 let mut sums = vec![0.0; ROWS * COLS];
                 let a = Panel { data: &a, rows: ROWS, row, step };
-                let block = Block { format, a, b: &b, width, units, first: true };
+                let block = Block { format, a, next: a, b: &b, width, units, first: true };
                 let seconds = fastest(|| {
                     for _ in 0..10 {
                         std::hint::black_box(&block).run(Isa::detect(), &mut sums, COLS);

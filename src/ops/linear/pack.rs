@@ -240,16 +240,16 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
         transpose(self.isa, &stage.each_ref().map(|row| &row[..whole]), out, width);
     }
 
-    /// Returns units of 16 rows where they lie, if they are f32 and all there.
+    /// Returns units of 16 rows where they lie, if they are all there as they are to be packed.
     fn rows_in_place(&self, across: usize, units: Range<usize>) -> Option<[&[u32]; LANES]> {
-        let operand = &self.operand;
-        if T::DTYPE != DType::F32 || across + LANES > operand.across {
+        let format = if U::DEPTH == 1 { Format::Single } else { Format::Pair };
+        let (data, stride) = self.operand.in_place(format)?;
+        if across + LANES > self.operand.across {
             return None;
         }
-        let data = bytemuck::cast_slice::<T, u32>(operand.data);
         let mut rows = [&data[..0]; LANES];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = &data[(across + i) * operand.stride..][units.clone()];
+            *row = &data[(across + i) * stride..][units.clone()];
         }
         Some(rows)
     }

@@ -17,16 +17,18 @@ use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS}
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
 
-/// Depth of a block in units. 256 × 48 × 4 bytes of B are 48 KiB, read 16 times from the first two cache levels, and
-/// 128 rows of A are 128 KiB of the second; longer blocks were not faster, shorter ones pay for loading the sums.
+/// Depth of a block in units. 256 × 48 × 4 bytes of B are 48 KiB, read 32 times from the first two cache levels, and
+/// 256 rows of A are 256 KiB of the second; longer blocks were not faster, shorter ones pay for loading the sums.
 const BLOCK: usize = 256;
-/// Panels of a tile: 128 rows × 192 columns of sums are 96 KiB, which leaves most of a 1 MiB second level to A.
-const TILE_ROWS: usize = 16;
+/// Panels of a tile: 256 rows × 192 columns of sums are 192 KiB and a block of A 256 KiB, under half of a 1 MiB second level.
+const TILE_ROWS: usize = 32;
 const TILE_COLS: usize = 4;
 /// Multiply-adds below which one more tile costs more in overhead than it gains in balance (about 20 µs).
 const SMALL_TILE: usize = 1 << 20;
 /// Tiles that keep eight threads busy.
 const ENOUGH_TILES: usize = 16;
+/// Groups of panels that keep eight threads busy.
+const ENOUGH_CHUNKS: usize = 8;
 /// Multiply-adds below which waking another thread (some µs) costs more than it saves.
 const SERIAL: usize = 1 << 19;
 
@@ -78,6 +80,21 @@ impl Plan {
     /// Returns the units of block `i`.
     fn units(&self, i: usize) -> Range<usize> {
         i * self.block..self.units.min((i + 1) * self.block)
+    }
+
+    /// Returns how many panels are packed in one go: fewer than is best for the memory, where several threads would wait for one.
+    fn group(&self, side: Side) -> usize {
+        let (split, most) =
+            if side == Side::A { (self.grid.down, A_GROUP) } else { (self.grid.across, B_GROUP) };
+        let blocks = self.units.div_ceil(self.block).max(1);
+        (split.count * blocks / ENOUGH_CHUNKS).clamp(1, most)
+    }
+
+    /// Returns the panels of group `i`.
+    fn panels(&self, side: Side, i: usize) -> Range<usize> {
+        let split = if side == Side::A { self.grid.down } else { self.grid.across };
+        let group = self.group(side);
+        i * group..split.count.min((i + 1) * group)
     }
 
     /// Returns the most rows or columns of a tile, in whole panels.
@@ -182,17 +199,27 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         a,
         b,
         finish,
-        a_panels: Chunks::new(a_panels, plan.period(Side::A), A_GROUP * ROWS * plan.block),
-        b_panels: Chunks::new(&mut rest[..b_len], plan.period(Side::B), B_GROUP * COLS * plan.block),
-        tiles: Tiles::new(first, second, plan.grid),
+        a_panels: Chunks::new(
+            a_panels,
+            plan.period(Side::A),
+            plan.group(Side::A) * ROWS * plan.block,
+            threads,
+        ),
+        b_panels: Chunks::new(
+            &mut rest[..b_len],
+            plan.period(Side::B),
+            plan.group(Side::B) * COLS * plan.block,
+            threads,
+        ),
+        tiles: Tiles::new(first, second, plan.grid, threads),
         in_place,
         scratch: (sums, a_block, b_block),
     };
     let private = private.as_mut_slice::<u32>();
     if threads == 1 {
-        return job.work(&mut private[..each]);
+        return job.work(0, &mut private[..each]);
     }
-    cpu.each(private.chunks_mut(each).take(threads), |scratch| job.work(scratch));
+    cpu.each(private.chunks_mut(each).take(threads).enumerate(), |(me, scratch)| job.work(me, scratch));
 }
 
 /// Panels packed in one go: 128 rows or 192 columns, so that a memory row gives some hundred bytes in sequence.
@@ -215,19 +242,19 @@ struct Job<'a, A, B, F: Finish> {
 }
 
 impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
-    /// Does what one thread can get of the work: packing, then tiles.
-    fn work(&self, scratch: &mut [u32]) {
+    /// Does what thread `me` can get of the work: packing, then tiles.
+    fn work(&self, me: usize, scratch: &mut [u32]) {
         let (isa, plan) = (self.isa, &self.plan);
-        while let Some((block, i, mut out)) = self.b_panels.next() {
-            let panels = i * B_GROUP..plan.grid.across.count.min((i + 1) * B_GROUP);
+        while let Some((block, i, mut out)) = self.b_panels.next(me) {
+            let panels = plan.panels(Side::B, i);
             self.b.pack(isa, plan.format, Side::B, panels, plan.units(block), (&mut out, plan.block));
         }
-        while let Some((block, i, mut out)) = self.a_panels.next() {
-            let panels = i * A_GROUP..plan.grid.down.count.min((i + 1) * A_GROUP);
+        while let Some((block, i, mut out)) = self.a_panels.next(me) {
+            let panels = plan.panels(Side::A, i);
             self.a.pack(isa, plan.format, Side::A, panels, plan.units(block), (&mut out, plan.block));
         }
         let (a, b) = (self.a_panels.wait(), self.b_panels.wait());
-        while let Some(mut tile) = self.tiles.next() {
+        while let Some(mut tile) = self.tiles.next(me) {
             self.tile(&mut tile, a, b, scratch);
         }
     }
@@ -271,8 +298,11 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
         for (j, (q, b)) in tile.col_panels.clone().zip(b.chunks(COLS * plan.block)).enumerate() {
             let width = Side::B.width(plan.grid.cols, q);
             for (k, p) in tile.row_panels.clone().enumerate() {
+                let after = (k + 1) % tile.row_panels.len();
+                let next = self.a_panel(a, i, tile.row_panels.start + after, after);
                 let a = self.a_panel(a, i, p, k);
-                let block = Block { format: plan.format, a, b, width, units: units.len(), first: i == 0 };
+                let block =
+                    Block { format: plan.format, a, next, b, width, units: units.len(), first: i == 0 };
                 block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
             }
         }

@@ -20,13 +20,33 @@ impl Split {
     }
 }
 
+/// Numbers from 0 on, each handed out once: to every thread those of its own share, the same in every product, so that it
+/// finds rows that it wrote before in its own cache; then those that others have not come to.
+struct Shares(Vec<(AtomicUsize, usize)>);
+
+impl Shares {
+    fn new(count: usize, threads: usize) -> Self {
+        let share = Split { count, parts: threads.max(1) };
+        Self((0..share.parts).map(|i| share.part(i)).map(|part| (part.start.into(), part.end)).collect())
+    }
+
+    fn next(&self, me: usize) -> Option<usize> {
+        let (before, from_me) = self.0.split_at(me % self.0.len());
+        from_me.iter().chain(before).find_map(|(next, end)| {
+            let left = next.load(Ordering::Relaxed) < *end;
+            let i = if left { next.fetch_add(1, Ordering::Relaxed) } else { *end };
+            (i < *end).then_some(i)
+        })
+    }
+}
+
 /// Hands out consecutive chunks of a slice for writing, and the whole for reading when all have come back.
 pub(super) struct Chunks<'a> {
     start: *mut u32,
     len: usize,
     period: usize,
     chunk: usize,
-    next: AtomicUsize,
+    next: Shares,
     done: AtomicUsize,
     memory: PhantomData<&'a mut [u32]>,
 }
@@ -39,15 +59,16 @@ impl<'a> Chunks<'a> {
     /// Takes a slice of periods of `period` elements; each is cut into chunks of `chunk`, the last one what is left.
     ///
     /// Panics when the slice is not a number of whole periods.
-    pub(super) fn new(slice: &'a mut [u32], period: usize, chunk: usize) -> Self {
+    pub(super) fn new(slice: &'a mut [u32], period: usize, chunk: usize, threads: usize) -> Self {
         let (period, chunk) = (period.max(1), chunk.max(1));
         assert!(slice.len().is_multiple_of(period));
+        let count = slice.len() / period * period.div_ceil(chunk);
         Self {
             start: slice.as_mut_ptr(),
             len: slice.len(),
             period,
             chunk,
-            next: AtomicUsize::new(0),
+            next: Shares::new(count, threads),
             done: AtomicUsize::new(0),
             memory: PhantomData,
         }
@@ -57,17 +78,14 @@ impl<'a> Chunks<'a> {
         self.len / self.period * self.period.div_ceil(self.chunk)
     }
 
-    /// Hands out the next chunk, with the number of its period and its own number there.
-    pub(super) fn next(&self) -> Option<(usize, usize, Chunk<'_>)> {
-        let i = self.next.fetch_add(1, Ordering::Relaxed);
-        if i >= self.count() {
-            return None;
-        }
+    /// Hands out the next chunk for thread `me`, with the number of its period and its own number there.
+    pub(super) fn next(&self, me: usize) -> Option<(usize, usize, Chunk<'_>)> {
+        let i = self.next.next(me)?;
         let per_period = self.period.div_ceil(self.chunk);
         let (i, j) = (i / per_period, i % per_period);
         let range = j * self.chunk..self.period.min((j + 1) * self.chunk);
         // SAFETY: the range is inside a period of the slice borrowed by `new`, and disjoint from all others, as
-        // `fetch_add` gives each number to one caller.
+        // `Shares` gives each number to one caller.
         let slice = unsafe {
             std::slice::from_raw_parts_mut(self.start.add(i * self.period + range.start), range.len())
         };
@@ -123,7 +141,7 @@ pub(super) struct Tiles<'a, T> {
     first: *mut T,
     second: Option<*mut T>,
     grid: Grid,
-    next: AtomicUsize,
+    next: Shares,
     memory: PhantomData<&'a mut [T]>,
 }
 
@@ -158,22 +176,18 @@ impl<'a, T> Tiles<'a, T> {
     /// Takes the matrices.
     ///
     /// Panics when a slice does not have the grid's rows × cols elements.
-    pub(super) fn new(first: &'a mut [T], second: Option<&'a mut [T]>, grid: Grid) -> Self {
+    pub(super) fn new(first: &'a mut [T], second: Option<&'a mut [T]>, grid: Grid, threads: usize) -> Self {
         let len = grid.rows * grid.cols;
         assert!(first.len() == len && second.as_ref().is_none_or(|s| s.len() == len));
         assert_eq!(grid.down.count, grid.rows.div_ceil(grid.panel_rows));
         assert_eq!(grid.across.count, grid.cols.div_ceil(grid.panel_cols));
         let (first, second) = (first.as_mut_ptr(), second.map(|s| s.as_mut_ptr()));
-        Self { first, second, grid, next: AtomicUsize::new(0), memory: PhantomData }
+        Self { first, second, grid, next: Shares::new(grid.tiles(), threads), memory: PhantomData }
     }
 
-    /// Hands out the next tile.
-    pub(super) fn next(&self) -> Option<Tile<'_, T>> {
-        let i = self.next.fetch_add(1, Ordering::Relaxed);
-        let grid = self.grid;
-        if i >= grid.tiles() {
-            return None;
-        }
+    /// Hands out the next tile for thread `me`.
+    pub(super) fn next(&self, me: usize) -> Option<Tile<'_, T>> {
+        let (i, grid) = (self.next.next(me)?, self.grid);
         let row_panels = grid.down.part(i / grid.across.parts);
         let col_panels = grid.across.part(i % grid.across.parts);
         let rows = row_panels.start * grid.panel_rows..grid.rows.min(row_panels.end * grid.panel_rows);

@@ -1,0 +1,226 @@
+//! The parts of a step beside what this machine can do, for `benches/peers/compare.py`: one JSON object of times and rates.
+//!
+//! `cargo bench --bench parts -- loss optimizer product peaks` runs the parts named (all of them without names), each a few times, and
+//! prints milliseconds; peaks are multiply-adds on registers alone, in GFLOP/s of all threads.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use half::bf16;
+
+use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward};
+use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
+use flowprior::ops::grad_norm::{clip_factor, grad_norm};
+use flowprior::ops::linear::{Activation, linear_forward};
+use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::rng::{Draw, Stream};
+use flowprior::{Device, FloatX, Result, Tensor};
+
+/// Runs of a part; the first ones warm up.
+const RUNS: usize = 7;
+const WARM_UP: usize = 2;
+/// Rows and width of the loss part.
+const LOSS: (usize, usize) = (65_536, 768);
+/// Parameters of the optimizer part.
+const PARAMETERS: usize = 100_000_000;
+/// Rows, outputs and depth of the matrix product.
+const PRODUCT: (usize, usize, usize) = (2048, 3072, 1024);
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
+    let device = Device::cpu()?;
+    let mut found = Vec::new();
+    if is_wanted("peaks") {
+        found.extend(peaks());
+    }
+    if is_wanted("product") {
+        found.push(("product_f32_ms", product::<f32>(&device)?));
+        found.push(("product_bf16_ms", product::<bf16>(&device)?));
+        found.push(("product_gemm_ms", product_of_the_crate()?));
+    }
+    if is_wanted("loss") {
+        found.push(("copy_ms", copy(&device)?));
+        found.push(("loss_ms", loss(&device)?));
+    }
+    if is_wanted("optimizer") {
+        found.push(("optimizer_ms", optimizer(&device)?));
+    }
+    let fields: Vec<String> = found.iter().map(|(name, number)| format!("\"{name}\": {number:.3}")).collect();
+    println!("{{{}}}", fields.join(", "));
+    Ok(())
+}
+
+/// Returns the median milliseconds of `f`.
+fn median(mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut times = Vec::with_capacity(RUNS);
+    for run in 0..RUNS {
+        let start = Instant::now();
+        f()?;
+        if run >= WARM_UP {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// Returns standard normal numbers.
+fn normal<X: FloatX>(device: &Device, rows: usize, cols: usize) -> Result<Tensor<X>> {
+    let (data, t) = (Tensor::zeros(device, [rows, cols]), Tensor::zeros(device, [rows]));
+    interpolate(&data, &t, Draw::new(1, Stream::Latents, cols as u64), Rows::plain(rows))
+}
+
+fn product<X: FloatX>(device: &Device) -> Result<f64> {
+    let (n, o, c) = PRODUCT;
+    let (x, w) = (normal::<X>(device, n, c)?, normal::<X>(device, o, c)?);
+    median(|| {
+        device.scope(|| linear_forward(&x, w.view(), None, None, Activation::Identity).map(black_box))?;
+        Ok(())
+    })
+}
+
+/// The same product by the crate `gemm` with its AVX-512 kernels.
+fn product_of_the_crate() -> Result<f64> {
+    let (n, o, c) = PRODUCT;
+    let (x, w, mut y) = (vec![0.5f32; n * c], vec![0.25f32; o * c], vec![0f32; n * o]);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    median(|| {
+        // SAFETY: row-major matrices of the sizes above.
+        unsafe {
+            gemm::gemm(
+                n,
+                o,
+                c,
+                y.as_mut_ptr(),
+                1,
+                o as isize,
+                false,
+                x.as_ptr(),
+                1,
+                c as isize,
+                w.as_ptr(),
+                c as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(threads),
+            );
+        }
+        black_box(&mut y);
+        Ok(())
+    })
+}
+
+/// One tensor of the loss part, cast to its own type: read and written once.
+fn copy(device: &Device) -> Result<f64> {
+    let x = normal::<f32>(device, LOSS.0, LOSS.1)?;
+    median(|| device.scope(|| flowprior::ops::elementwise::cast::<f32, f32>(&x).map(|y| drop(black_box(y)))))
+}
+
+fn loss(device: &Device) -> Result<f64> {
+    let (n, d) = LOSS;
+    let (data, v) = (normal::<f32>(device, n, d)?, normal::<f32>(device, n, d)?);
+    let (rows, noise) = (Rows::plain(n), Draw::new(1, Stream::Noise, 0));
+    median(|| {
+        device.scope(|| {
+            let t = draw_times(device, noise, rows, TimeSampler::Uniform, (0.0, 1.0))?;
+            black_box(interpolate::<f32>(&data, &t, noise, rows)?);
+            let (weight, control_variate) = (Weight::Uniform, false);
+            let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+            black_box(flow_loss_backward(&v, &target, 1.0)?);
+            Ok(())
+        })
+    })
+}
+
+fn optimizer(device: &Device) -> Result<f64> {
+    let n = PARAMETERS;
+    let zeros = || Tensor::<f32>::zeros(device, [n]);
+    let (mut params, mut m, mut v, mut emas) = (zeros(), zeros(), zeros(), [(0.9999, zeros())]);
+    let g = normal::<f32>(device, n / 1000, 1000)?.reshaped([n])?;
+    let rule = Rule::AdamW(Betas { beta1: 0.9, beta2: 0.95, eps: 1e-8 });
+    let mut count = 0;
+    median(|| {
+        device.scope(|| {
+            count += 1;
+            let grad_scale = clip_factor(grad_norm(&g, 1.0)?, 1.0) as f32;
+            let (lr, weight_decay, rounding) = (1e-4, 1e-4, Rounding::Nearest);
+            let step = Step { rule, lr, weight_decay, count, grad_scale, rounding };
+            let state = State { master: None, m: &mut m, v: Some(&mut v), emas: &mut emas };
+            let decayed = [0..n];
+            optimizer_step(&mut params, state, &g, &decayed, &step)
+        })
+    })
+}
+
+/// Multiply-adds of all threads on registers alone, in f32 and by the dot product of bf16.
+#[cfg(target_arch = "x86_64")]
+fn peaks() -> Vec<(&'static str, f64)> {
+    const TIMES: usize = 20_000;
+    const ROUNDS: usize = 200;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let rate = |chains: unsafe fn(usize), flop: f64| -> f64 {
+        let one = || {
+            let mut seconds: Vec<f64> = (0..ROUNDS)
+                .map(|_| {
+                    let start = Instant::now();
+                    // SAFETY: called only where the instructions were detected.
+                    unsafe { chains(TIMES) };
+                    start.elapsed().as_secs_f64()
+                })
+                .collect();
+            seconds.sort_by(f64::total_cmp);
+            flop * TIMES as f64 / seconds[ROUNDS / 2] / 1e9
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+            all.into_iter().filter_map(|thread| thread.join().ok()).sum()
+        })
+    };
+    let mut found = Vec::new();
+    if is_x86_feature_detected!("avx512f") {
+        found.push(("peak_f32_gflops", rate(chains_f32, 24.0 * 32.0)));
+    }
+    if is_x86_feature_detected!("avx512bf16") {
+        found.push(("peak_bf16_gflops", rate(chains_bf16, 24.0 * 64.0)));
+    }
+    found
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peaks() -> Vec<(&'static str, f64)> {
+    Vec::new()
+}
+
+/// 24 independent chains of f32 multiply-adds, as many as hide the latency.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn chains_f32(times: usize) {
+    use std::arch::x86_64::*;
+    let (x, mut acc) = (_mm512_set1_ps(0.5), [_mm512_setzero_ps(); 24]);
+    for _ in 0..times {
+        for acc in &mut acc {
+            *acc = _mm512_fmadd_ps(*acc, x, x);
+        }
+    }
+    black_box(acc);
+}
+
+/// 24 independent chains of `vdpbf16ps`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn chains_bf16(times: usize) {
+    use std::arch::x86_64::*;
+    let mut acc = [_mm512_setzero_ps(); 24];
+    let x = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5), _mm512_set1_ps(0.5));
+    for _ in 0..times {
+        for acc in &mut acc {
+            *acc = _mm512_dpbf16_ps(*acc, x, x);
+        }
+    }
+    black_box(acc);
+}

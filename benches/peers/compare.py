@@ -1,0 +1,243 @@
+"""Runs the same steps in flowprior, PyTorch and JAX in turn and prints tables of ratios in Markdown.
+
+    pip install torch numpy safetensors jax
+    python benches/peers/compare.py                 # everything, about an hour on two cores
+    python benches/peers/compare.py --only toy-prior parts --rounds 5
+
+Each contestant warms up once and then waits; in each round every one makes some steps. A ratio is the median over rounds of ratios
+within a round. "tuned" is the best of eager and compiled with oneDNN's products, the malloc settings and pinned threads of torch_step.py;
+"stock" is PyTorch as installed, eager.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from torch_step import TUNED, cpu_model
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PYTHON = sys.executable
+THREADS = 2
+
+# case -> (arguments of `bench step`, forms of modulation, steps a round)
+CASES = {
+    "reference-prior": (["--preset", "reference-prior"], ["direct", "nodes"], 1),
+    "reference-align": (["--preset", "reference-align", "--stage", "align"], ["direct", "nodes"], 1),
+    "toy-prior": (["--preset", "toy-gaussians"], ["direct", "nodes"], 100),
+    "toy-align": (["--preset", "toy-gaussians", "--stage", "align", "--set", "align.latents=256"], ["direct", "nodes"], 100),
+}
+
+
+def build():
+    subprocess.run(["cargo", "build", "--release", "--bin", "flowprior"], cwd=ROOT, check=True)
+    built = ["cargo", "bench", "--bench", "parts", "--no-run", "--message-format", "json"]
+    lines = subprocess.run(built, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    made = [json.loads(line) for line in lines if line.startswith("{")]
+    return [m["executable"] for m in made if m.get("executable") and m["target"]["name"] == "parts"][-1]
+
+
+class Ours:
+    """A new process each time: it starts within a second."""
+
+    def __init__(self, name, arguments):
+        self.name, self.arguments = name, arguments
+        self.memory = 0
+
+    def times(self, steps):
+        command = [str(ROOT / "target/release/flowprior"), "bench", "step", "--json", *self.arguments]
+        warm_up = ["--warmup", str(max(2, steps // 5)), "--steps", str(steps + 1)]
+        report = json.loads(subprocess.run(command + warm_up, capture_output=True, text=True, check=True).stdout)
+        self.memory = max(self.memory, report["peak_rss_bytes"])
+        return [report["ms_median"]]
+
+    def close(self):
+        pass
+
+
+class Served:
+    """A process that warms up once and then times as many steps as it is asked for."""
+
+    def __init__(self, name, arguments, tuned):
+        self.name = name
+        env = {**os.environ, **(TUNED if tuned else {})}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [PYTHON, *arguments], cwd=HERE, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+        if self.process.stdout.readline().strip() != "ready":
+            self.process.wait()
+            raise RuntimeError(f"{name} did not start")
+
+    def times(self, steps):
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    @property
+    def memory(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def contestants(case, dtype, quick):
+    """Yields constructors of those that run `case` in `dtype`."""
+    arguments, forms, _ = CASES[case]
+    for form in forms:
+        own = [*arguments, "--dtype", dtype, "--modulation", form, "--threads", str(THREADS)]
+        yield f"ours {form}", lambda own=own, form=form: Ours(f"ours {form}", own)
+    torch_dtype = "f32m" if dtype == "f32" else dtype
+    step = ["torch_step.py", "--serve", "--case", case, "--threads", str(THREADS)]
+    if dtype == "f32":
+        stock = [*step, "--dtype", "f32", "--modulation", "direct"]
+        yield "stock", lambda: Served("stock", stock, False)
+    for form in forms:
+        for compiled in [[]] if quick else [[], ["--compile"]]:
+            name = f"tuned {form} {'compiled' if compiled else 'eager'}"
+            own = [*step, "--dtype", torch_dtype, "--modulation", form, *compiled]
+            yield name, lambda name=name, own=own: Served(name, own, True)
+    yield "jax", lambda: Served("jax", ["jax_step.py", "--case", case, "--dtype", dtype], False)
+
+
+def race(makers, steps, rounds):
+    """Returns {name: [median ms of each round]} and {name: peak bytes}; those that cannot start are left out."""
+    runners = []
+    for name, make in makers:
+        try:
+            runners.append(make())
+        except (RuntimeError, OSError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    times = {r.name: [] for r in runners}
+    for _ in range(rounds):
+        for r in runners:
+            times[r.name].append(statistics.median(r.times(steps)))
+    memory = {r.name: r.memory for r in runners}
+    for r in runners:
+        r.close()
+    return times, memory
+
+
+def best(times, start):
+    """Returns the fastest contestant whose name begins with `start`."""
+    names = [n for n in times if n.startswith(start)]
+    return min(names, key=lambda n: statistics.median(times[n]), default=None)
+
+
+def ratio(times, peer, ours):
+    return statistics.median(p / o for p, o in zip(times[peer], times[ours])) if peer in times else None
+
+
+def cell(number, digits=2):
+    return "-" if number is None else f"{number:.{digits}f}"
+
+
+def steps_table(cases, dtypes, options):
+    print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX |", end="")
+    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | memory: ours, tuned |")
+    print("|" + " --- |" * 12)
+    for case in cases:
+        for dtype in dtypes:
+            times, memory = race(contestants(case, dtype, options.quick), CASES[case][2], options.rounds)
+            tuned, same = best(times, "tuned direct"), best(times, "tuned nodes")
+            ms = {n: f"{statistics.median(t):.{0 if statistics.median(t) > 100 else 2}f} ms" for n, t in times.items()}
+            ratios = [
+                ratio(times, tuned, "ours direct"),
+                ratio(times, tuned, "ours nodes"),
+                ratio(times, same, "ours nodes"),
+                ratio(times, "jax", "ours nodes"),
+            ]
+            mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", tuned]]
+            columns = [case, dtype, ms["ours direct"], ms["ours nodes"]]
+            columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", ms.get("stock", "-"), ms.get("jax", "-")]
+            columns += [cell(r) for r in ratios] + [", ".join(mib)]
+            print("| " + " | ".join(columns) + " |", flush=True)
+    print()
+
+
+def parts_table(parts, options):
+    peers = {}
+    for part in ["loss", "optimizer", "product-f32", "product-bf16"]:
+        for setting in ["eager", "compiled", "compiled as shipped"] if part == "loss" else ["eager"]:
+            own = ["parts_torch.py", "--part", part, "--threads", str(THREADS), *(["--compile"] if setting != "eager" else [])]
+            peers[f"torch {part} {setting}"] = Served(part, own, "shipped" not in setting)
+    rounds = []
+    for _ in range(options.rounds):
+        rounds.append({name: statistics.median(peer.times(5)) for name, peer in peers.items()})
+        for part in ["peaks", "product", "loss", "optimizer"]:
+            rounds[-1].update(json.loads(subprocess.run([parts, part], capture_output=True, text=True, check=True).stdout))
+    for peer in peers.values():
+        peer.close()
+    med = lambda f: statistics.median(f(r) for r in rounds)
+    gflop = 2 * 2048 * 3072 * 1024 / 1e6
+    print("| part | ours | beside | ratio |\n| --- | --- | --- | --- |")
+    for dtype in ["f32", "bf16"]:
+        rate = med(lambda r: gflop / r[f"product_{dtype}_ms"])
+        peak, share = med(lambda r: r[f"peak_{dtype}_gflops"]), med(lambda r: gflop / r[f"product_{dtype}_ms"] / r[f"peak_{dtype}_gflops"])
+        print(f"| product 2048×3072×1024 {dtype} | {rate:.0f} GFLOP/s | registers only: {peak:.0f} | {share:.2f} of the peak |")
+        peer = med(lambda r: r[f"torch product-{dtype} eager"] / r[f"product_{dtype}_ms"])
+        print(f"| | | oneDNN: {med(lambda r: gflop / r[f'torch product-{dtype} eager']):.0f} GFLOP/s | {peer:.2f} × |")
+    crate = med(lambda r: r["product_gemm_ms"] / r["product_f32_ms"])
+    print(f"| | | crate `gemm`, AVX-512: {med(lambda r: gflop / r['product_gemm_ms']):.0f} GFLOP/s | {crate:.2f} × |")
+    for part, setting in [("loss", "compiled"), ("loss", "compiled as shipped"), ("loss", "eager"), ("optimizer", "eager")]:
+        ours, peer = med(lambda r: r[f"{part}_ms"]), med(lambda r: r[f"torch {part} {setting}"])
+        times = med(lambda r: r[f"torch {part} {setting}"] / r[f"{part}_ms"])
+        title = {"loss": "loss part, 65,536 × 768", "optimizer": "AdamW + clip + EMA, 100 M"}[part]
+        print(f"| {title} | {ours:.1f} ms | PyTorch {setting}: {peer:.1f} ms | {times:.2f} × |")
+    # The loss part reads data and v, data once more, and writes x_t and dv: five tensors, where a copy moves two.
+    print(f"| | | its bytes at the speed of a copy: {med(lambda r: 2.5 * r['copy_ms']):.1f} ms | {med(lambda r: r['loss_ms'] / (2.5 * r['copy_ms'])):.2f} of them |")
+    print()
+
+
+def scaling_tables(options):
+    """Time per row, in µs, of a step of stage 1 with `nodes` in f32; one number changes, the others are 2048 rows, width 256, depth 6."""
+
+    def step(rows=2048, width=256, depth=6, threads=THREADS):
+        sets = {"train.batch": rows, "flow.flow_mul": 1, "model.width": width, "model.depth": depth}
+        own = ["--preset", "reference-prior", "--modulation", "nodes", "--threads", str(threads)]
+        own += [f"--set={key}={value}" for key, value in sets.items()]
+        steps = max(1, min(20, 4096 // rows))
+        return statistics.median(Ours("", own).times(steps)[0] for _ in range(3)) / rows * 1e3
+
+    axes = {
+        "rows": [2**k for k in range(8, 14 if options.quick else 18)],
+        "width": [128, 256, 512, 1024, 2048],
+        "depth": [2, 6, 12, 24],
+        "threads": [1, 2],
+    }
+    for axis, values in axes.items():
+        print(f"| {axis} | " + " | ".join(str(v) for v in values) + " |")
+        print("|" + " --- |" * (len(values) + 1))
+        print("| µs a row | " + " | ".join(f"{step(**{axis: v}):.4g}" for v in values) + " |\n", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*CASES, "parts", "scaling"], default=[*CASES, "parts", "scaling"])
+    parser.add_argument("--dtype", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="without torch.compile and without large batches")
+    options = parser.parse_args()
+    parts = build()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d")
+    print(f"{cpu_model()}, {os.cpu_count()} cores, {THREADS} threads; {now}; commit {commit}; {options.rounds} rounds.\n", flush=True)
+    cases = [case for case in CASES if case in options.only]
+    if cases:
+        steps_table(cases, options.dtype, options)
+    if "parts" in options.only:
+        parts_table(parts, options)
+    if "scaling" in options.only:
+        scaling_tables(options)
+
+
+if __name__ == "__main__":
+    main()
