@@ -151,7 +151,7 @@ fn optimizer(device: &Device) -> Result<f64> {
             let (lr, weight_decay, rounding) = (1e-4, 1e-4, Rounding::Nearest);
             let step = Step { rule, lr, weight_decay, count, grad_scale, rounding };
             let state = State { master: None, m: &mut m, v: Some(&mut v), emas: &mut emas };
-            let decayed = [0..n];
+            let decayed = [0..n / 2, n / 2..n];
             optimizer_step(&mut params, state, &g, &decayed, &step)
         })
     })
