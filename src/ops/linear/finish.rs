@@ -132,7 +132,7 @@ impl<A: FloatX> Finish for Add<A> {
 }
 
 #[inline(always)]
-pub(super) fn add_to<X: FloatX>(sums: &mut [f32], terms: &[X]) {
+fn add_to<X: FloatX>(sums: &mut [f32], terms: &[X]) {
     for (sum, x) in sums.iter_mut().zip(terms) {
         *sum += x.to_f32();
     }
@@ -146,7 +146,7 @@ fn scale_by<X: FloatX>(sums: &mut [f32], z: &[X], slope: impl Fn(f32) -> f32) {
 }
 
 #[inline(always)]
-pub(super) fn store<X: FloatX>(out: &mut [X], sums: &[f32]) {
+fn store<X: FloatX>(out: &mut [X], sums: &[f32]) {
     for (out, sum) in out.iter_mut().zip(sums) {
         *out = X::from_f32(*sum);
     }
