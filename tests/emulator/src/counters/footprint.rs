@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn sectors_count_once_across_words_pages_and_sets() {
         let (mut a, mut b) = (Footprint::default(), Footprint::default());
-        assert!(a.is_empty() && a.len() == 0);
+        assert!(a.is_empty());
         a.add(60, 10);
         a.add(62, 4);
         assert_eq!(a.len(), 10);
