@@ -50,18 +50,18 @@ pub struct LaunchClocks {
     pub dram: f64,
 }
 
-/// A line of the driver's file of counters; what the audit does not use is left out.
+/// A launch in the driver's file of counters; what the audit does not use is left out.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Launch {
-        dynamic_shared: u32,
-        counters: Box<Counters>,
-    },
-    Moved {
-        #[serde(rename = "moved")]
-        _moved: String,
-    },
+struct Line {
+    dynamic_shared: u32,
+    counters: Counters,
+}
+
+/// A copy or a fill, which the audit passes over.
+#[derive(Deserialize)]
+struct Moved {
+    #[serde(rename = "moved")]
+    _what: String,
 }
 
 /// Reads the file of counters that the driver writes, a line of JSON for each launch, and adds the launches of each kernel.
@@ -69,14 +69,15 @@ enum Line {
 pub fn parse(text: &str, file: &str) -> Result<BTreeMap<String, Measured>, Error> {
     let mut kernels: BTreeMap<String, Measured> = BTreeMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let line = serde_json::from_str(line).map_err(|e| Error::Counters {
+        if serde_json::from_str::<Moved>(line).is_ok() {
+            continue;
+        }
+        let line: Line = serde_json::from_str(line).map_err(|e| Error::Counters {
             file: file.to_string(),
             line: number + 1,
             message: e.to_string(),
         })?;
-        if let Line::Launch { dynamic_shared, counters } = line {
-            kernels.entry(counters.kernel.clone()).or_default().add(&counters, dynamic_shared);
-        }
+        kernels.entry(line.counters.kernel.clone()).or_default().add(&line.counters, line.dynamic_shared);
     }
     Ok(kernels)
 }
