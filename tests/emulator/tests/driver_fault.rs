@@ -143,8 +143,14 @@ fn lines_and_counters_go_to_files() {
         let _reset = CString::new("closes nothing: files are appended to").unwrap();
     }
     let lines = std::fs::read_to_string(&counters).unwrap();
-    let launches: Vec<serde_json::Value> =
-        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let all = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let (moved, launches): (Vec<_>, Vec<_>) = all.partition(|line| line["moved"].is_string());
+    assert_eq!(moved.len(), 2); // the two uploads of 100 numbers
+    assert!(
+        moved
+            .iter()
+            .all(|line| line["moved"] == "copy" && line["bytes_read"] == 0 && line["bytes_written"] == 400)
+    );
     assert_eq!(launches.len(), 3);
     assert_eq!(launches[0]["counters"]["kernel"], "scale");
     assert_eq!(launches[2]["findings"], 1);
