@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
-use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{DriverError, result};
 
@@ -93,6 +92,8 @@ pub struct Queue {
     modules: Mutex<Vec<Module>>,
     /// By kernel and storage type.
     functions: Mutex<Vec<Option<Function>>>,
+    /// Dynamic shared memory that each kernel was allowed so far, by its handle.
+    pub(super) allowed: Mutex<HashMap<usize, u32>>,
     /// Numbers that kernels look up, by their bytes: uploaded once, kept.
     constants: Mutex<HashMap<Vec<u8>, DeviceBuf>>,
     /// The first failure of a call that could not return it.
@@ -221,6 +222,7 @@ impl Queue {
             tf32: options.tf32,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            allowed: Mutex::default(),
             constants: Mutex::default(),
             failure: Mutex::default(),
         })
@@ -386,11 +388,7 @@ impl Queue {
             return Ok(()); // nothing to do, and the driver refuses an empty grid
         }
         let function = self.function(sources, kernel)?;
-        if grid.shared > 0 {
-            // SAFETY: the function lives as long as `self`. The driver wants to be told of more than 48 KiB.
-            unsafe { result::function::set_function_attribute(function.0, DYNAMIC, grid.shared as i32) }
-                .map_err(device_error("reserving shared memory"))?;
-        }
+        self.allow_shared(function.0, grid.shared)?;
         let mut pointers: [*mut c_void; 24] = [std::ptr::null_mut(); 24];
         for (pointer, argument) in pointers.iter_mut().zip(arguments) {
             *pointer = std::ptr::from_ref(argument).cast_mut().cast();
