@@ -137,17 +137,23 @@ impl Source {
     /// A toy, which has no stored rows; a row that is not there; buffers of the wrong size.
     pub fn gather(&self, ids: &[u64], out: &mut [f32], labels: Option<&mut [u32]>) -> Result<()> {
         self.check(ids.len(), out, labels.as_deref())?;
-        let rows = self.rows().unwrap_or(0);
-        if let Some(id) = ids.iter().find(|id| **id >= rows) {
-            return Err(Error::argument("gather", "ids", format!("rows below {rows}"), format!("row {id}")));
-        }
+        self.check_ids(ids)?;
         match self {
             Self::Dataset(dataset) => dataset.gather(ids, out)?,
             Self::Toy(_) => {}
             Self::Memory(memory) => memory.gather(ids, out),
         }
-        if let (Some(out), Some(labels)) = (labels, self.labels(ids)?) {
-            out.copy_from_slice(&labels);
+        labels.map_or(Ok(()), |labels| self.gather_labels(ids, labels))
+    }
+
+    /// Copies the labels of rows that are there to `out` (ids); a toy has none.
+    fn gather_labels(&self, ids: &[u64], out: &mut [u32]) -> Result<()> {
+        match self {
+            Self::Dataset(dataset) => dataset.gather_labels(ids, out)?,
+            Self::Memory(Memory { labels: Some(all), .. }) => {
+                out.iter_mut().zip(ids).for_each(|(y, id)| *y = all[*id as usize]);
+            }
+            Self::Memory(_) | Self::Toy(_) => {}
         }
         Ok(())
     }
@@ -157,19 +163,19 @@ impl Source {
     /// # Errors
     /// A row that is not there; a stored label that cannot be one.
     pub fn labels(&self, ids: &[u64]) -> Result<Option<Vec<u32>>> {
-        match self {
-            Self::Dataset(dataset) if dataset.has_labels() => {
-                let mut labels = vec![0; ids.len()];
-                dataset.gather_labels(ids, &mut labels)?;
-                Ok(Some(labels))
+        self.check_ids(ids)?;
+        let mut labels = self.has_labels().then(|| vec![0; ids.len()]);
+        labels.as_deref_mut().map_or(Ok(()), |labels| self.gather_labels(ids, labels))?;
+        Ok(labels)
+    }
+
+    fn check_ids(&self, ids: &[u64]) -> Result<()> {
+        let rows = self.rows().unwrap_or(0);
+        match ids.iter().find(|id| **id >= rows) {
+            Some(id) => {
+                Err(Error::argument("gather", "ids", format!("rows below {rows}"), format!("row {id}")))
             }
-            Self::Memory(Memory { labels: Some(all), .. }) => {
-                let label = |id: &u64| all.get(*id as usize).copied();
-                let labels: Option<Vec<u32>> = ids.iter().map(label).collect();
-                let rows = || format!("rows below {}", all.len());
-                labels.map(Some).ok_or_else(|| Error::argument("labels", "ids", rows(), "a row past them"))
-            }
-            _ => Ok(None),
+            None => Ok(()),
         }
     }
 
