@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
-use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
-use cudarc::driver::sys::{self, CUdeviceptr};
+use cudarc::driver::sys::CUdeviceptr;
 
 use crate::device::cuda::Queue;
 use crate::device::cuda::queue::{Context, device_error, failed};
@@ -160,20 +159,6 @@ impl std::fmt::Debug for DeviceBuf {
 }
 
 impl Queue {
-    /// Allows a kernel so much dynamic shared memory: above 48 KiB the driver wants to be told. What was allowed before stays so,
-    /// since another thread may be about to launch the kernel with it.
-    pub(super) fn allow_shared(&self, function: sys::CUfunction, bytes: u32) -> Result<()> {
-        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = allowed.entry(function as usize).or_default();
-        if bytes > *known {
-            // SAFETY: the function lives as long as its module, which `self` keeps.
-            unsafe { result::function::set_function_attribute(function, DYNAMIC, bytes as i32) }
-                .map_err(device_error("reserving shared memory"))?;
-            *known = bytes;
-        }
-        Ok(())
-    }
-
     /// Returns how many blocks of tensor memory were taken from the driver so far.
     pub fn allocations(&self) -> u64 {
         self.pool.allocations()

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{DriverError, result};
 
@@ -92,8 +93,6 @@ pub struct Queue {
     modules: Mutex<Vec<Module>>,
     /// By kernel and storage type.
     functions: Mutex<Vec<Option<Function>>>,
-    /// Dynamic shared memory that each kernel was allowed so far, by its handle.
-    pub(super) allowed: Mutex<HashMap<usize, u32>>,
     /// Numbers that kernels look up, by their bytes: uploaded once, kept.
     constants: Mutex<HashMap<Vec<u8>, DeviceBuf>>,
     /// The first failure of a call that could not return it.
@@ -111,7 +110,11 @@ struct Module {
 unsafe impl Send for Module {}
 
 #[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of dynamic shared memory that it was allowed so far.
+    shared: u32,
+}
 
 // SAFETY: see `Context`.
 unsafe impl Send for Function {}
@@ -222,7 +225,6 @@ impl Queue {
             tf32: options.tf32,
             modules: Mutex::default(),
             functions: Mutex::default(),
-            allowed: Mutex::default(),
             constants: Mutex::default(),
             failure: Mutex::default(),
         })
@@ -387,8 +389,7 @@ impl Queue {
         if grid.blocks.contains(&0) {
             return Ok(()); // nothing to do, and the driver refuses an empty grid
         }
-        let function = self.function(sources, kernel)?;
-        self.allow_shared(function.0, grid.shared)?;
+        let function = self.function(sources, kernel, grid.shared)?;
         let mut pointers: [*mut c_void; 24] = [std::ptr::null_mut(); 24];
         for (pointer, argument) in pointers.iter_mut().zip(arguments) {
             *pointer = std::ptr::from_ref(argument).cast_mut().cast();
@@ -398,7 +399,7 @@ impl Queue {
         // kernel's; tensors behind addresses live until the stream has come to their next use.
         unsafe {
             result::launch_kernel(
-                function.0,
+                function,
                 (x, y, z),
                 (grid.threads, 1, 1),
                 grid.shared,
@@ -409,22 +410,33 @@ impl Queue {
         .map_err(|e| Error::Device(failed(&format!("launching {:?} with {grid:?}", kernel.name), e)))
     }
 
-    /// Returns a kernel, compiled and loaded when it is first used.
-    fn function(&self, sources: &[Source], kernel: &Kernel) -> Result<Function> {
+    /// Returns a kernel, compiled and loaded when it is first used, and allowed at least so much dynamic shared memory. What it was
+    /// allowed before stays so, since another thread may be about to launch it.
+    fn function(&self, sources: &[Source], kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
         let at = kernel.index * 3 + kernel.dtype as usize;
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Some(function)) = functions.get(at) {
-            return Ok(*function);
-        }
-        let module = self.module(sources, kernel)?;
-        // SAFETY: the module is loaded and stays so as long as `self` lives.
-        let function = unsafe { result::module::get_function(module, kernel.name.to_owned()) }
-            .map_err(|e| Error::Device(failed(&format!("finding the kernel {:?}", kernel.name), e)))?;
         if functions.len() <= at {
             functions.resize(at + 1, None);
         }
-        functions[at] = Some(Function(function));
-        Ok(Function(function))
+        let function = match &mut functions[at] {
+            Some(function) => function,
+            empty => {
+                let module = self.module(sources, kernel)?;
+                // SAFETY: the module is loaded and stays so as long as `self` lives.
+                let handle = unsafe { result::module::get_function(module, kernel.name.to_owned()) }
+                    .map_err(|e| {
+                        Error::Device(failed(&format!("finding the kernel {:?}", kernel.name), e))
+                    })?;
+                empty.insert(Function { handle, shared: 0 })
+            }
+        };
+        if shared > function.shared {
+            // SAFETY: as above. The driver wants to be told of more than 48 KiB.
+            unsafe { result::function::set_function_attribute(function.handle, DYNAMIC, shared as i32) }
+                .map_err(device_error("reserving shared memory"))?;
+            function.shared = shared;
+        }
+        Ok(function.handle)
     }
 
     /// Returns the module of a kernel file for a storage type.
