@@ -6,16 +6,13 @@ After a warm-up it prints "ready"; for each line of stdin it makes as many steps
 """
 
 import argparse
-import json
 import math
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 
-# name -> (channels, width, depth, samples, flow_mul): those of torch_step.py
-SIZES = {"reference": (32, 1024, 6, 512, 4), "toy": (2, 128, 4, 256, 1)}
+from common import SIZES, serve
+
 EMBEDDING = 256
 
 
@@ -137,16 +134,7 @@ def main():
         state, loss = compiled(state, jax.random.fold_in(key, count))
         return float(loss)
 
-    for _ in range(options.warmup):
-        step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        times = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            step()
-            times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps(times), flush=True)
+    serve(step, options.warmup)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from torch_step import serve
+from common import serve
 
 
 def loss_part():

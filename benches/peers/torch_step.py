@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from common import SIZES, serve
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "reference"))
 from network import VelocityMlp  # noqa: E402
 
@@ -30,8 +32,6 @@ TUNED = {
     "OMP_PLACES": "cores",
 }
 
-# name -> (channels, width, depth, samples, flow_mul)
-SIZES = {"reference": (32, 1024, 6, 512, 4), "toy": (2, 128, 4, 256, 1)}
 CASES = [f"{size}-{stage}" for size in SIZES for stage in ("prior", "align")]
 DTYPES = ["f32", "f32m", "bf16"]
 MODULATIONS = ["direct", "nodes"]
@@ -114,20 +114,6 @@ def prepare(case, dtype, modulation, options):
     net, called = build(size, modulation, options.compile)
     make = prior_step if stage == "prior" else align_step
     return make(net, called, torch.randn(samples, channels), flow_mul, dtype == "bf16")
-
-
-def serve(step, warmup):
-    """Times steps on request: one line of numbers, in milliseconds, for each line that asks for some."""
-    for _ in range(warmup):
-        step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        times = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            step()
-            times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps(times), flush=True)
 
 
 def measure(case, dtype, modulation, options):
