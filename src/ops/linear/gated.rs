@@ -2,7 +2,7 @@
 //!
 //! The plain twin is `linear_forward` followed by `gated_residual_forward`, which rounds u = x·wᵀ + b to its storage type before the gate
 //! multiplies it. On a CUDA device the gate takes the f32 sum where the product ends (`kernels/linear_gated.cu`): in f32 both give
-//! the same bits. The CPU runs the twin: with the gate at the end of each tile the same was measured to take 3 to 25 % longer.
+//! the same bits. The CPU runs the twin: with the gate at the end of each tile the same usually took 3 to 25 % longer.
 
 use crate::device::Device;
 use crate::error::Result;
