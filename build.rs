@@ -121,17 +121,16 @@ enum Kind {
 }
 
 /// Element types of pointers, in C and in Rust; `X` is the storage type.
-const POINTERS: [(&str, &str); 6] = [
+const POINTERS: [(&str, &str); 5] = [
     ("floatX", "X"),
     ("float", "f32"),
-    ("double", "f64"),
     ("unsigned", "u32"),
     ("unsigned long long", "u64"),
     ("unsigned char", "u8"),
 ];
 /// Types of numbers, in C and in Rust.
-const NUMBERS: [(&str, &str); 5] =
-    [("unsigned", "u32"), ("unsigned long long", "u64"), ("int", "i32"), ("float", "f32"), ("double", "f64")];
+const NUMBERS: [(&str, &str); 4] =
+    [("unsigned", "u32"), ("unsigned long long", "u64"), ("int", "i32"), ("float", "f32")];
 
 /// Finds all kernels of a file.
 fn signatures(path: &Path, text: &str) -> Result<Vec<Kernel>> {

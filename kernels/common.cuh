@@ -117,6 +117,8 @@ __device__ __forceinline__ void write_floats(float* at, const float (&x)[8], boo
     write_floats(odd ? at + 4 : at + 8, second, odd ? active : other);
 }
 
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+
 // The square root to 2^-23, without the slow path of the exact one.
 __device__ __forceinline__ float square_root(float x) {
     float y;

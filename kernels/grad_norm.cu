@@ -1,16 +1,16 @@
 // Global gradient norm: the sum of squares of a flat buffer, in a fixed order.
 //
 // squares: a block of 256 threads covers 65,536 neighbouring elements, each thread 256 of them in 16-byte loads, eight under way at
-// a time; squares are added in f32 within a thread (four sums of 64 terms) and in f64 across threads. finish: one block adds the
-// partial sums. Bytes moved: 4 per element. f64 by purpose: a handful of additions a thread, and no error that grows with n.
+// a time; squares are added in f32 within a thread (four sums of 64 terms) and in pairs of f32 across threads, so that no error grows
+// with n. finish: one block adds the partial sums. Bytes moved: 4 per element.
 #include "common.cuh"
-#include "reduce.cuh"
+#include "pair.cuh"
 
 static const unsigned SPAN = 65536, UNDER_WAY = 8;
 
 extern "C" __global__ void __launch_bounds__(256)
-    squares(double* __restrict__ partials, const float* __restrict__ g, unsigned long long n) {
-    __shared__ double scratch[32];
+    squares(float* __restrict__ partials, const float* __restrict__ g, unsigned long long n) {
+    __shared__ Pair scratch[32];
     unsigned long long first = (unsigned long long)blockIdx.x * SPAN;
     g += first;
     unsigned count = n - first < SPAN ? (unsigned)(n - first) : SPAN, whole = count / 4 * 4;
@@ -26,16 +26,14 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
     if (whole + threadIdx.x < count) sums[0] = fmaf(g[whole + threadIdx.x], g[whole + threadIdx.x], sums[0]);
-    double total = block_sum((double)((sums[0] + sums[1]) + (sums[2] + sums[3])), scratch);
-    if (threadIdx.x == 0) partials[blockIdx.x] = total;
+    Pair total = block_sum(pair((sums[0] + sums[1]) + (sums[2] + sums[3]), 0.0f), scratch);
+    if (threadIdx.x == 0) ((Pair*)partials)[blockIdx.x] = total;
 }
 
-// total = sum of count partial sums.
+// total = sum of count partial sums; pairs.
 extern "C" __global__ void __launch_bounds__(256)
-    finish(double* __restrict__ total, const double* __restrict__ partials, unsigned count) {
-    __shared__ double scratch[32];
-    double sum = 0.0;
-    for (unsigned i = threadIdx.x; i < count; i += 256) sum += partials[i];
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) *total = sum;
+    finish(float* __restrict__ total, const float* __restrict__ partials, unsigned count) {
+    __shared__ Pair scratch[32];
+    Pair sum = sum_of_pairs((const Pair*)partials, count, scratch);
+    if (threadIdx.x == 0) *(Pair*)total = sum;
 }

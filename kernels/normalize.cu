@@ -2,10 +2,10 @@
 //
 // scale_shift: y = (x - shift)*scale, 16 bytes a thread. unit_norm: one warp per row, sums over the warp in a fixed order; a row of up to
 // 1024 columns, a multiple of 4, is read once and held in registers. Bytes moved per element: 8; 12 with dy or an addend.
-// moments: mean and unbiased variance of all elements, by one block, in f64 by purpose: the batch is small, and two passes are
-// exact.
+// moments: mean of all elements and the squares of deviations from it, by one block, added in pairs of f32: the batch is small, and two
+// passes lose nothing.
 #include "common.cuh"
-#include "reduce.cuh"
+#include "pair.cuh"
 
 static const unsigned HELD = 8; // packs that a lane holds
 
@@ -120,8 +120,8 @@ extern "C" __global__ void __launch_bounds__(256) unit_norm_backward(
 }
 
 // The sum over a block of 1024 threads of term(x) of all elements, four loads of 16 bytes a thread under way.
-template <class Term> __device__ __forceinline__ double sum_of(const float* x, unsigned long long n, double* scratch, Term term) {
-    double sum = 0.0;
+template <class Term> __device__ __forceinline__ Pair sum_of(const float* x, unsigned long long n, Pair* scratch, Term term) {
+    Pair sum = pair(0.0f, 0.0f);
     unsigned long long whole = n / 4 * 4;
     for (unsigned long long i = threadIdx.x * 4; i < whole; i += 4 * 4096) {
         float values[4][4];
@@ -130,21 +130,24 @@ template <class Term> __device__ __forceinline__ double sum_of(const float* x, u
 #pragma unroll
         for (unsigned k = 0; k < 4; k++) {
 #pragma unroll
-            for (unsigned j = 0; j < 4; j++) sum += i + k * 4096 < whole ? term((double)values[k][j]) : 0.0;
+            for (unsigned j = 0; j < 4; j++) sum = sum + (i + k * 4096 < whole ? term(values[k][j]) : 0.0f);
         }
     }
-    if (whole + threadIdx.x < n) sum += term((double)x[whole + threadIdx.x]);
+    if (whole + threadIdx.x < n) sum = sum + term(x[whole + threadIdx.x]);
     return block_sum(sum, scratch);
 }
 
-// out = {mean, unbiased variance} of n elements.
+// out = {mean, sum of squared deviations from it} of n elements, pairs; inverse, inverse_low: 1/n.
 extern "C" __global__ void __launch_bounds__(1024)
-    moments(double* __restrict__ out, const float* __restrict__ x, unsigned long long n) {
-    __shared__ double scratch[32];
-    double mean = sum_of(x, n, scratch, [](double x) { return x; }) / (double)n;
-    double squares = sum_of(x, n, scratch, [=](double x) { return (x - mean) * (x - mean); });
+    moments(float* __restrict__ out, const float* __restrict__ x, float inverse, float inverse_low, unsigned long long n) {
+    __shared__ Pair scratch[32];
+    Pair mean = sum_of(x, n, scratch, [](float x) { return x; }) * pair(inverse, inverse_low);
+    Pair squares = sum_of(x, n, scratch, [=](float x) {
+        float deviation = (x - mean.high) - mean.low;
+        return deviation * deviation;
+    });
     if (threadIdx.x == 0) {
-        out[0] = mean;
-        out[1] = squares / (double)(n - 1);
+        ((Pair*)out)[0] = mean;
+        ((Pair*)out)[1] = squares;
     }
 }

@@ -55,6 +55,19 @@ impl FromStr for DType {
     }
 }
 
+/// Returns the nearest f32 and the nearest to what is left: 48 bits of `x`, what CUDA kernels take where f32 is too little
+/// (`kernels/pair.cuh`). What overflows f32 is infinite.
+pub(crate) fn split(x: f64) -> [f32; 2] {
+    let high = x as f32;
+    let low = if high.is_finite() { (x - high as f64) as f32 } else { 0.0 };
+    [high, low]
+}
+
+/// Returns the number of such a pair.
+pub(crate) fn join([high, low]: [f32; 2]) -> f64 {
+    high as f64 + low as f64
+}
+
 /// A storage type of tensors. Conversions are branch-free, so that loops over them vectorise.
 pub trait FloatX: Pod + Send + Sync + PartialEq + fmt::Debug + 'static {
     /// Names the type.

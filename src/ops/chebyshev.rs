@@ -10,6 +10,7 @@ use std::f64::consts::PI;
 use crate::device::Device;
 use crate::device::cuda::Grid;
 use crate::error::Result;
+use crate::float::split;
 use crate::kernels;
 use crate::tensor::Tensor;
 
@@ -21,7 +22,7 @@ pub fn chebyshev_nodes(r: usize) -> Vec<f64> {
     (0..r).map(|k| 0.5 * (1.0 + theta(k, r).cos())).collect()
 }
 
-/// `t: (N)` → `weights: (N, r)`, computed in f64 and rounded once.
+/// `t: (N)` → `weights: (N, r)`, computed in f64 (CUDA: in pairs of f32) and rounded once.
 pub fn chebyshev_weights(t: &Tensor<f32>, r: usize) -> Result<Tensor<f32>> {
     let n = t.len();
     t.expect("chebyshev_weights", "t", [n])?;
@@ -36,7 +37,8 @@ pub fn chebyshev_weights(t: &Tensor<f32>, r: usize) -> Result<Tensor<f32>> {
             });
         }
         Device::Cuda(queue) => {
-            let (nodes, signs) = (queue.constant(&chebyshev_nodes(r))?, queue.constant(&signs(r))?);
+            let pairs = |xs: Vec<f64>| queue.constant(&xs.into_iter().flat_map(split).collect::<Vec<f32>>());
+            let (nodes, signs) = (pairs(chebyshev_nodes(r))?, pairs(signs(r))?);
             let grid = Grid::covering(n, 1, 128);
             kernels::chebyshev_weights(
                 queue,

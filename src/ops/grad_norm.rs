@@ -1,11 +1,13 @@
 //! Global gradient norm ‖g‖₂ over a flat buffer, and the factor that clips it.
 //!
 //! Squares are added in f64 over fixed blocks, so the norm has the same bits on any number of threads; a NaN or ∞
-//! anywhere makes it non-finite, which is how a bad step is found before it touches the weights.
+//! anywhere makes it non-finite, which is how a bad step is found before it touches the weights. On CUDA they are added in
+//! pairs of f32 (`kernels/pair.cuh`): norms from 1.8·10¹⁹ on are not finite there.
 
 use crate::device::cuda::{DeviceBuf, Grid, Read, Write};
 use crate::device::{Device, Queue};
 use crate::error::Result;
+use crate::float::join;
 use crate::kernels;
 use crate::tensor::Tensor;
 
@@ -14,6 +16,8 @@ const BLOCK: usize = 1 << 16;
 
 /// Elements that are added in f32 before f64 takes over: an error of a few units in the last place of f32.
 const CHUNK: usize = 1024;
+
+const PAIR: usize = size_of::<[f32; 2]>();
 
 /// Returns ‖unscale · g‖₂.
 pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
@@ -39,18 +43,18 @@ pub fn grad_norm(g: &Tensor<f32>, unscale: f32) -> Result<f64> {
 
 fn sum_of_squares(queue: &Queue, g: &Tensor<f32>) -> Result<f64> {
     let (sums, blocks) = partial_squares(queue, g)?;
-    let total = sums.address() + blocks as u64 * size_of::<f64>() as u64;
+    let total = sums.address() + blocks as u64 * PAIR as u64;
     let one = Grid { blocks: [1, 1, 1], threads: 256, shared: 0 };
     kernels::finish(queue, one, Write::at(total), Read::at(sums.address()), blocks)?;
-    let mut sum = [0.0f64];
+    let mut sum = [0.0; 2];
     queue.download(&mut sum, total)?;
-    Ok(sum[0])
+    Ok(join(sum))
 }
 
-/// Returns the sums of squares of fixed blocks, in f64 with room for one more behind them, and their number.
+/// Returns the sums of squares of fixed blocks, pairs of f32 with room for one more behind them, and their number.
 pub(crate) fn partial_squares(queue: &Queue, g: &Tensor<f32>) -> Result<(DeviceBuf, u32)> {
     let blocks = g.len().div_ceil(BLOCK);
-    let sums = queue.block((blocks + 1) * size_of::<f64>())?;
+    let sums = queue.block((blocks + 1) * PAIR)?;
     let grid = Grid { blocks: [blocks as u32, 1, 1], threads: 256, shared: 0 };
     kernels::squares(queue, grid, Write::at(sums.address()), g.read()?, g.len() as u64)?;
     Ok((sums, blocks as u32))

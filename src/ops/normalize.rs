@@ -7,6 +7,7 @@
 use crate::device::cuda::{Grid, Write};
 use crate::device::{Cpu, Device, Queue};
 use crate::error::{Error, Result};
+use crate::float::{join, split};
 use crate::kernels;
 use crate::ops::rows_per_block;
 use crate::tensor::Tensor;
@@ -20,7 +21,7 @@ pub struct BatchStats {
     pub inv_std: f32,
 }
 
-/// Returns the statistics of all elements of `x`, in f64 over fixed blocks.
+/// Returns the statistics of all elements of `x`, in f64 (CUDA: in pairs of f32).
 ///
 /// # Errors
 /// Fewer than two elements.
@@ -48,12 +49,15 @@ fn moments(xs: &[f32]) -> (f64, f64) {
 }
 
 fn moments_cuda(queue: &Queue, x: &Tensor<f32>) -> Result<(f64, f64)> {
-    let mut found = [0.0f64; 2];
+    let mut found = [[0.0f32; 2]; 2];
     let block = queue.block(size_of_val(&found))?;
     let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 0 };
-    kernels::moments(queue, grid, Write::at(block.address()), x.read()?, x.len() as u64)?;
+    let [inverse, inverse_low] = split(1.0 / x.len() as f64);
+    let out = Write::at(block.address());
+    kernels::moments(queue, grid, out, x.read()?, inverse, inverse_low, x.len() as u64)?;
     queue.download(&mut found, block.address())?;
-    Ok((found[0], found[1]))
+    let [mean, squares] = found.map(join);
+    Ok((mean, squares / (x.len() - 1) as f64))
 }
 
 /// `x: (..)` → `(x − mean)·inv_std`.

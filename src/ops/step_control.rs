@@ -12,6 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::device::cuda::{DeviceBuf, Grid, Read, Write};
 use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
+use crate::float::{join, split};
 use crate::kernels;
 use crate::ops::grad_norm::partial_squares;
 use crate::ops::optimizer::{Betas, Rule};
@@ -46,11 +47,21 @@ pub struct StepState {
     /// What was not finite in the last step: 0 nothing, 1 the loss, 2 the gradient.
     pub trouble: u32,
     unused: u32,
-    /// The gradient norm of the last step, before clipping.
-    pub norm: f64,
-    /// The loss of the last step, and its parts.
-    pub losses: [f64; LOSSES],
+    norm: [f32; 2],
+    losses: [[f32; 2]; LOSSES],
     numbers: [f32; 16],
+}
+
+impl StepState {
+    /// Returns the gradient norm of the last step, before clipping.
+    pub fn norm(&self) -> f64 {
+        join(self.norm)
+    }
+
+    /// Returns the loss of the last step, and its parts.
+    pub fn losses(&self) -> [f64; LOSSES] {
+        self.losses.map(join)
+    }
 }
 
 /// The rules of a run.
@@ -166,12 +177,27 @@ impl StepControl {
     /// Adds `factor`·Σ `rows` to the loss of `slot`, and `weight` times that to the total, slot 0.
     pub fn add_loss(&self, slot: usize, rows: &Tensor<f32>, factor: f64, weight: f64) -> Result<()> {
         let (slot, n) = (check(slot)?, rows.len() as u32);
-        kernels::step_add_loss(&self.queue, ONE_BLOCK, self.words(), rows.read()?, n, slot, factor, weight)
+        let ([factor, factor_low], [weight, weight_low]) = (split(factor), split(weight));
+        let (rows, words) = (rows.read()?, self.words());
+        kernels::step_add_loss(
+            &self.queue,
+            ONE_BLOCK,
+            words,
+            rows,
+            n,
+            slot,
+            factor,
+            factor_low,
+            weight,
+            weight_low,
+        )
     }
 
     /// Adds a number that the host knows to the loss of `slot`, and `weight` times it to the total.
     pub fn add_value(&self, slot: usize, value: f64, weight: f64) -> Result<()> {
-        kernels::step_add_value(&self.queue, ONE_WARP, self.words(), check(slot)?, value, weight)
+        let (slot, words) = (check(slot)?, self.words());
+        let ([value, value_low], [weight, weight_low]) = (split(value), split(weight));
+        kernels::step_add_value(&self.queue, ONE_WARP, words, slot, value, value_low, weight, weight_low)
     }
 
     /// Decides what becomes of the step whose gradients, times the loss scale, are `g`.

@@ -120,8 +120,9 @@ impl<P: FloatX> Engine<P> {
         let on = self.on_device.as_ref();
         let on = on.ok_or_else(|| Error::argument("look", "step", "a step made on a CUDA device", "none"))?;
         let state = on.control.look()?;
-        let parts = on.parts.iter().zip(&state.losses[1..]).map(|(name, value)| (*name, *value)).collect();
-        let losses = Losses { loss: state.losses[0], parts };
+        let losses = state.losses();
+        let parts = on.parts.iter().zip(&losses[1..]).map(|(name, value)| (*name, *value)).collect();
+        let losses = Losses { loss: losses[0], parts };
         self.optimizer.count = state.updates;
         (self.skips.total, self.skips.in_a_row) = (state.skipped, state.in_a_row);
         if let Some(scaler) = &mut self.scaler {
@@ -135,6 +136,6 @@ impl<P: FloatX> Engine<P> {
         let what = skipped.as_deref().unwrap_or("gradient");
         let verdict = self.skips.verdict(state.step, what, self.most_skipped()).err();
         let (lr, loss_scale) = (state.lr as f64, state.used_scale);
-        Ok(Report { step: state.step, losses, grad_norm: state.norm, lr, loss_scale, skipped, verdict })
+        Ok(Report { step: state.step, losses, grad_norm: state.norm(), lr, loss_scale, skipped, verdict })
     }
 }

@@ -102,10 +102,10 @@ fn follow(device: &Device, rule: Rule) -> Result<()> {
         let trouble = if loss.is_nan() { 1 } else { 2 * !norm.is_finite() as u32 };
         assert_eq!((found.step, found.trouble), (step as u64, trouble), "step {step}");
         if norm.is_finite() {
-            assert!((found.norm - norm).abs() <= 1e-6 * norm, "step {step}: {} and {norm}", found.norm);
+            assert!((found.norm() - norm).abs() <= 1e-6 * norm, "step {step}: {} and {norm}", found.norm());
         }
         if !loss.is_nan() {
-            assert_eq!(found.losses[..4], [14.0 + 112.5 + 75.0, 7.0, 37.5, 0.0], "step {step}");
+            assert_eq!(found.losses()[..4], [14.0 + 112.5 + 75.0, 7.0, 37.5, 0.0], "step {step}");
         }
         assert_eq!(found.used_scale, scale.scale(), "step {step}");
         if trouble == 0 {

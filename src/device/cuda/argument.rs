@@ -30,12 +30,6 @@ impl From<f32> for Argument {
     }
 }
 
-impl From<f64> for Argument {
-    fn from(x: f64) -> Self {
-        Self(x.to_bits())
-    }
-}
-
 /// Device memory that a kernel reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Read<'a, T> {
