@@ -6,7 +6,7 @@
 #pragma once
 #include "reduce.cuh"
 
-struct Pair {
+struct __align__(8) Pair {
     float high, low;
 };
 
