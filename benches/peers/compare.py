@@ -1,4 +1,4 @@
-"""Runs the same steps in flowprior, PyTorch and JAX in turn and prints tables of ratios in Markdown.
+"""Runs the same steps in flowprior, PyTorch, JAX, candle and burn in turn and prints tables of ratios in Markdown.
 
     pip install torch numpy safetensors jax
     python benches/peers/compare.py                 # everything, about an hour on two cores
@@ -6,7 +6,7 @@
 
 Each contestant warms up once and then waits; in each round every one makes some steps. A ratio is the median over rounds of ratios
 within a round. "tuned" is the best of eager and compiled with oneDNN's products, the malloc settings and pinned threads of torch_step.py;
-"stock" is PyTorch as installed, eager.
+"stock" is PyTorch as installed, eager. candle and burn (rust/) are built first, which takes minutes once; what is missing is left out.
 """
 
 import argparse
@@ -32,6 +32,18 @@ CASES = {
     "toy-prior": (["--preset", "toy-gaussians"], ["direct", "nodes"], 100),
     "toy-align": (["--preset", "toy-gaussians", "--stage", "align", "--set", "align.latents=256"], ["direct", "nodes"], 100),
 }
+
+
+def build_rust_peers():
+    """Returns {name: program} of those that could be built."""
+    folder, programs = ROOT / "target/peers", {}
+    for name in ["candle", "burn"]:
+        command = ["cargo", "build", "--release", "--locked", "--features", name, "--bin", f"{name}_step", "--target-dir", str(folder)]
+        if subprocess.run(command, cwd=HERE / "rust").returncode == 0:
+            programs[name] = folder / "release" / f"{name}_step"
+        else:
+            print(f"left out: {name} was not built", file=sys.stderr)
+    return programs
 
 
 def build():
@@ -63,12 +75,12 @@ class Ours:
 class Served:
     """A process that warms up once and then times as many steps as it is asked for."""
 
-    def __init__(self, name, arguments, tuned):
+    def __init__(self, name, command, tuned):
         self.name = name
-        env = {**os.environ, **(TUNED if tuned else {})}
+        env = {**os.environ, **(TUNED if tuned else {}), "RAYON_NUM_THREADS": str(THREADS)}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [PYTHON, *arguments], cwd=HERE, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            command, cwd=HERE, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
         )
         if self.process.stdout.readline().strip() != "ready":
             self.process.wait()
@@ -89,14 +101,14 @@ class Served:
         self.process.wait()
 
 
-def contestants(case, dtype, quick):
+def contestants(case, dtype, quick, rust):
     """Yields constructors of those that run `case` in `dtype`."""
     arguments, forms, _ = CASES[case]
     for form in forms:
         own = [*arguments, "--dtype", dtype, "--modulation", form, "--threads", str(THREADS)]
         yield f"ours {form}", lambda own=own, form=form: Ours(f"ours {form}", own)
     torch_dtype = "f32m" if dtype == "f32" else dtype
-    step = ["torch_step.py", "--serve", "--case", case, "--threads", str(THREADS)]
+    step = [PYTHON, "torch_step.py", "--serve", "--case", case, "--threads", str(THREADS)]
     if dtype == "f32":
         stock = [*step, "--dtype", "f32", "--modulation", "direct"]
         yield "stock", lambda: Served("stock", stock, False)
@@ -105,7 +117,9 @@ def contestants(case, dtype, quick):
             name = f"tuned {form} {'compiled' if compiled else 'eager'}"
             own = [*step, "--dtype", torch_dtype, "--modulation", form, *compiled]
             yield name, lambda name=name, own=own: Served(name, own, True)
-    yield "jax", lambda: Served("jax", ["jax_step.py", "--case", case, "--dtype", dtype], False)
+    yield "jax", lambda: Served("jax", [PYTHON, "jax_step.py", "--case", case, "--dtype", dtype], False)
+    for name, program in rust.items() if dtype == "f32" else []:
+        yield name, lambda name=name, program=program: Served(name, [str(program), case], False)
 
 
 def race(makers, steps, rounds):
@@ -140,13 +154,13 @@ def cell(number, digits=2):
     return "-" if number is None else f"{number:.{digits}f}"
 
 
-def steps_table(cases, dtypes, options):
-    print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX |", end="")
-    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | memory: ours, tuned |")
-    print("|" + " --- |" * 12)
+def steps_table(cases, dtypes, options, rust):
+    print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX | candle | burn |", end="")
+    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | best Rust / `nodes` | memory: ours, tuned |")
+    print("|" + " --- |" * 15)
     for case in cases:
         for dtype in dtypes:
-            times, memory = race(contestants(case, dtype, options.quick), CASES[case][2], options.rounds)
+            times, memory = race(contestants(case, dtype, options.quick, rust), CASES[case][2], options.rounds)
             tuned, same = best(times, "tuned direct"), best(times, "tuned nodes")
             ms = {n: f"{statistics.median(t):.{0 if statistics.median(t) > 100 else 2}f} ms" for n, t in times.items()}
             ratios = [
@@ -154,10 +168,11 @@ def steps_table(cases, dtypes, options):
                 ratio(times, tuned, "ours nodes"),
                 ratio(times, same, "ours nodes"),
                 ratio(times, "jax", "ours nodes"),
+                min((r for r in (ratio(times, name, "ours nodes") for name in rust) if r), default=None),
             ]
             mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", tuned]]
             columns = [case, dtype, ms["ours direct"], ms["ours nodes"]]
-            columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", ms.get("stock", "-"), ms.get("jax", "-")]
+            columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", *(ms.get(name, "-") for name in ["stock", "jax", "candle", "burn"])]
             columns += [cell(r) for r in ratios] + [", ".join(mib)]
             print("| " + " | ".join(columns) + " |", flush=True)
     print()
@@ -167,7 +182,7 @@ def parts_table(parts, options):
     peers = {}
     for part in ["loss", "optimizer", "product-f32", "product-bf16"]:
         for setting in ["eager", "compiled", "compiled as shipped"] if part == "loss" else ["eager"]:
-            own = ["parts_torch.py", "--part", part, "--threads", str(THREADS), *(["--compile"] if setting != "eager" else [])]
+            own = [PYTHON, "parts_torch.py", "--part", part, "--threads", str(THREADS), *(["--compile"] if setting != "eager" else [])]
             peers[f"torch {part} {setting}"] = Served(part, own, "shipped" not in setting)
     rounds = []
     for _ in range(options.rounds):
@@ -232,7 +247,7 @@ def main():
     print(f"{cpu_model()}, {os.cpu_count()} cores, {THREADS} threads; {now}; commit {commit}; {options.rounds} rounds.\n", flush=True)
     cases = [case for case in CASES if case in options.only]
     if cases:
-        steps_table(cases, options.dtype, options)
+        steps_table(cases, options.dtype, options, build_rust_peers())
     if "parts" in options.only:
         parts_table(parts, options)
     if "scaling" in options.only:
