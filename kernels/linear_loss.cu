@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) linear_loss_sum(
     Philox draw = philox_at(key0, key1, step, counter);
     FlowTarget target = {data, t, draw, first, samples, share, o, weight, clip, control_variate};
     Loss finish = {loss, nullptr, dv, bias, target, factor ? scale * *factor : scale, n, 1};
-    unsigned i = (unsigned)(thread_index() / lanes), lane = threadIdx.x % lanes;
+    unsigned i = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes, lane = threadIdx.x % lanes;
     bool there = i < n, wide = finish.wide<4>(); // lanes without a row stay for the sums
     i = min(i, n - 1);
     FlowRow row = target.row(i);

@@ -68,7 +68,10 @@ template <> struct WholeWarps<Loss> {
 
 // The sum over groups of `lanes` neighbouring lanes, a power of two, in all of them. All lanes of the warp must arrive.
 __device__ __forceinline__ float sum_over(unsigned lanes, float x) {
-    for (unsigned offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+#pragma unroll
+    for (unsigned offset = 16; offset > 0; offset /= 2) {
+        if (offset < lanes) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    }
     return x;
 }
 
@@ -77,20 +80,20 @@ __device__ __forceinline__ float sum_over(unsigned lanes, float x) {
 template <unsigned COUNT, unsigned STEP, class Fetch>
 __device__ __forceinline__ void give_rows(const Loss& loss, unsigned row, unsigned rows, unsigned column, const Fetch& fetch) {
     const unsigned LANES = 32 / STEP, W = Loss::W;
-    unsigned lane = threadIdx.x % LANES, first_row = row - threadIdx.x % 32 / LANES, first_column = column - lane * W;
-    if (first_column >= loss.target.d) return; // the warp
+    unsigned lane = threadIdx.x % LANES, first_column = column - lane * W;
     bool wide = loss.wide();
     float kept = 0.0f, kept_noise = 0.0f;
 #pragma unroll 1
-    for (unsigned i = 0; i < COUNT && first_row + i * STEP < rows; i++) {
+    for (unsigned i = 0; i < COUNT; i++) { // by all lanes, or the compiler calls a function for each shuffle
         float v[W], sum = 0.0f, noise_sum = 0.0f;
-        unsigned at = min(row + i * STEP, rows - 1);
         fetch(v, i);
         bool active = row + i * STEP < rows && column < loss.target.d;
+        unsigned at = min(row + i * STEP, rows - 1);
         loss.take(at, column, v, loss.target.row(at), active, wide, sum, noise_sum);
         sum = sum_over(LANES, sum);
         if (loss.target.control_variate) noise_sum = sum_over(LANES, noise_sum);
         if (lane == i) kept = sum, kept_noise = noise_sum;
     }
-    if (lane < COUNT && row + lane * STEP < rows) loss.give(row + lane * STEP, first_column / (LANES * W), kept, kept_noise);
+    if (lane >= COUNT || row + lane * STEP >= rows || first_column >= loss.target.d) return;
+    loss.give(row + lane * STEP, first_column / (LANES * W), kept, kept_noise);
 }
