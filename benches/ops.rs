@@ -23,7 +23,9 @@ use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_for
 use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
-use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
+use flowprior::ops::linear::{
+    Activation, linear_backward_input, linear_backward_weight, linear_forward, linear_loss_backward,
+};
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
 use flowprior::ops::normalize::{batch_stats, standardize_forward, unit_norm_backward, unit_norm_forward};
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
@@ -102,6 +104,13 @@ fn products<X: FloatX>(group: &mut Group, device: &Device, (n, o, c): (usize, us
     let mut dw = Tensor::<f32>::zeros(device, [o, c]);
     time(group, name("forward silu"), flop.clone(), || {
         linear_forward(&x, w.view(), None, None, Activation::Silu)
+    });
+    let (data, b) = (normal::<f32>(device, n, o), normal::<X>(device, 1, o).reshaped([o]).unwrap());
+    let (rows, noise) = (Rows::plain(n), Draw::new(1, Stream::Noise, 0));
+    let t = draw_times(device, noise, rows, TimeSampler::Uniform, (0.0, 1.0)).unwrap();
+    let target = Target { data: &data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+    time(group, name("forward loss"), flop.clone(), || {
+        linear_loss_backward(&x, w.view(), b.view(), &target, 1.0)
     });
     time(group, name("backward input"), flop.clone(), || linear_backward_input(&dy, w.view(), None));
     time(group, name("backward weight"), flop, || linear_backward_weight(dw.view_mut(), None, &dy, &x));

@@ -5,18 +5,11 @@
 // for all replicas from the cache), dv; 4 bytes a row of losses.
 // latent_gradient: dy = unscale * sum over replicas of (t*dx_t - dv), replicas in order.
 #include "common.cuh"
-#include "philox.cuh"
+#include "flow_loss.cuh"
 #include "reduce.cuh"
 
-// w(t): 0 uniform, 1 likelihood t/(1-t), 2 KL t^2/(1-t); t is clipped from above, and NaN stays NaN.
-__device__ __forceinline__ float weight_at(unsigned kind, float clip, float t) {
-    if (kind == 0) return 1.0f;
-    float clipped = t > clip ? clip : t;
-    return __fdividef(kind == 1 ? clipped : clipped * clipped, 1.0f - clipped);
-}
-
 // dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale.
-extern "C" __global__ void __launch_bounds__(256) flow_loss(
+extern "C" __global__ void __launch_bounds__(256, 5) flow_loss(
     float* __restrict__ loss, floatX* __restrict__ dv, const floatX* __restrict__ v, const float* __restrict__ data,
     const float* __restrict__ t, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long first, unsigned rows, unsigned samples,
@@ -24,11 +17,9 @@ extern "C" __global__ void __launch_bounds__(256) flow_loss(
     const float* __restrict__ factor) {
     unsigned row = (unsigned)(thread_index() / 32), lane = threadIdx.x % 32;
     if (row >= rows) return; // whole warps
-    unsigned sample = row % samples, replica = row / samples;
-    Philox draw = philox_at(key0, key1, step, counter);
-    float time = t[row / share];
-    float w = weight_at(weight, clip, time), slope = (factor ? scale * *factor : scale) * w;
-    const float* y = data + (unsigned long long)sample * d;
+    FlowTarget target = {data, t, philox_at(key0, key1, step, counter), first, samples, share, d, weight, clip, control_variate};
+    FlowRow at = target.row(row);
+    float slope = (factor ? scale * *factor : scale) * at.weight;
     v += (unsigned long long)row * d;
     if (dv) dv += (unsigned long long)row * d;
     float sum = 0.0f, noise_sum = 0.0f;
@@ -36,42 +27,29 @@ extern "C" __global__ void __launch_bounds__(256) flow_loss(
         for (unsigned base = 0; base < d; base += 32 * EACH) {
             unsigned column = base + lane * EACH;
             bool active = column < d;
-            float target[EACH], r[EACH], noise[EACH];
-            read_floats(target, y + column, active);
-            if (active) {
-                read(r, v + column);
-                noise_at(noise, draw, first + sample, replica, column);
+            float r[EACH];
+            if (active) read(r, v + column);
+            target.residual(r, at, column, active, true, sum, noise_sum);
+            if (!active || !dv) continue;
 #pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    r[j] -= target[j] - noise[j];
-                    sum = fmaf(r[j], r[j], sum);
-                    noise_sum = fmaf(noise[j], noise[j], noise_sum);
-                    r[j] *= slope;
-                }
-                if (dv) write(dv + column, r);
-            }
+            for (unsigned j = 0; j < EACH; j++) r[j] *= slope;
+            write(dv + column, r);
         }
     } else {
         for (unsigned column = lane * 4; column < d; column += 128) {
-            float noise[4];
-            noise_at(noise, draw, first + sample, replica, column);
+            float r[4];
+#pragma unroll
+            for (unsigned j = 0; j < 4; j++) r[j] = column + j < d ? to_float(v[column + j]) : 0.0f;
+            target.residual(r, at, column, true, false, sum, noise_sum);
 #pragma unroll
             for (unsigned j = 0; j < 4; j++) {
-                if (column + j < d) {
-                    float r = to_float(v[column + j]) - (y[column + j] - noise[j]);
-                    sum = fmaf(r, r, sum);
-                    noise_sum = fmaf(noise[j], noise[j], noise_sum);
-                    if (dv) dv[column + j] = from_float<floatX>(slope * r);
-                }
+                if (dv && column + j < d) dv[column + j] = from_float<floatX>(slope * r[j]);
             }
         }
     }
     sum = warp_sum(sum);
-    if (control_variate) {
-        float spread = (1.0f - time) * (1.0f - time) + time * time;
-        sum -= warp_sum(noise_sum) + (float)d * (__fdividef(1.0f, spread) - 1.0f);
-    }
-    if (lane == 0) loss[row] = w * sum;
+    if (control_variate) noise_sum = warp_sum(noise_sum);
+    if (lane == 0) loss[row] = target.loss(at, sum, noise_sum);
 }
 
 // dx_t may be null: the detached gradient. A warp for every 32 packs of a row, or 32 columns where d is no multiple of a pack.

@@ -290,6 +290,11 @@ __device__ __forceinline__ const Finish& of_tile(const Finish& finish, const Par
     return finish;
 }
 
+// Whether give_rows of a `finish` gets whole warps, W columns a lane whatever `wide` says, and sees itself which results there are.
+template <class Finish> struct WholeWarps {
+    static const bool VALUE = false;
+};
+
 // Gives a lane's results to `finish`: COUNT packs of a column, in every STEP-th row from `row` on; fetch(values, i) reads the i-th.
 template <unsigned COUNT, unsigned STEP, class Finish, class Fetch>
 __device__ __forceinline__ void give_rows(const Finish& finish, unsigned row, unsigned rows, unsigned column, const Fetch& fetch) {
@@ -325,7 +330,7 @@ __device__ __forceinline__ void write_sums(
         }
         __syncwarp();
         unsigned row = first_row + tile * 16;
-        if (wide) {
+        if (wide || WholeWarps<Finish>::VALUE) {
             const unsigned LANES = S::WARP_COLUMNS / W, STEP = 32 / LANES; // of a row; rows at a time
             unsigned column = lane % LANES * W;
             const float* from = memory + lane / LANES * ROW + slab_place(column);
@@ -337,8 +342,8 @@ __device__ __forceinline__ void write_sums(
                 }
             };
             column += first_column;
-            if (column < columns) give_rows<16 / STEP, STEP>(finish, row + lane / LANES, rows, column, fetch);
-        } else {
+            if (WholeWarps<Finish>::VALUE || column < columns) give_rows<16 / STEP, STEP>(finish, row + lane / LANES, rows, column, fetch);
+        } else if constexpr (!WholeWarps<Finish>::VALUE) {
 #pragma unroll 1
             for (unsigned r = 0; r < 32; r++) {
                 unsigned column = r % 2 * MIDDLE + lane;

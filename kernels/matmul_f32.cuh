@@ -127,18 +127,18 @@ __device__ __forceinline__ void write_sums(
             for (unsigned j = 0; j < 4; j++) values[j] = sums.of[i][j];
         }
     };
-    if (wide) {
-        if (column < columns) give_rows<16, 1>(finish, row, rows, column, fetch);
-        return;
-    }
+    if (wide || WholeWarps<Finish>::VALUE) {
+        if (WholeWarps<Finish>::VALUE || column < columns) give_rows<16, 1>(finish, row, rows, column, fetch);
+    } else if constexpr (!WholeWarps<Finish>::VALUE) {
 #pragma unroll 1
-    for (unsigned r = 0; r < 16 && row + r < rows; r++) {
-        float values[4];
-        fetch(values, r);
+        for (unsigned r = 0; r < 16 && row + r < rows; r++) {
+            float values[4];
+            fetch(values, r);
 #pragma unroll 1
-        for (unsigned j = 0; j < 4; j++) {
-            float one[1] = {j == 0 ? values[0] : j == 1 ? values[1] : j == 2 ? values[2] : values[3]};
-            if (column + j < columns) finish.template take<1>(row + r, column + j, one);
+            for (unsigned j = 0; j < 4; j++) {
+                float one[1] = {j == 0 ? values[0] : j == 1 ? values[1] : j == 2 ? values[2] : values[3]};
+                if (column + j < columns) finish.template take<1>(row + r, column + j, one);
+            }
         }
     }
 }

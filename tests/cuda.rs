@@ -11,8 +11,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use flowprior::device::cuda::{Nvrtc, Source};
+use flowprior::flow::objective::Velocity;
+use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Want};
+use flowprior::nn::{Grads, Keep, Params};
+use flowprior::ops::elementwise::axpy;
+use flowprior::ops::flow_loss::{Target, flow_loss_backward, latent_gradient};
+use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
+use flowprior::ops::optimizer::Rounding;
+use flowprior::rng::{Draw, Stream};
 use flowprior::train::checkpoint;
-use run::{Kind, Outcome, assert_same, random_prior, records, series, tensors};
+use flowprior::train::pretrain::Pretrain;
+use flowprior::{Device, FloatX, Tensor};
+use half::bf16;
+use run::{Kind, Outcome, assert_same, normals, random_prior, records, series, tensors};
 
 /// A small run: launches are what costs here, not rows.
 const SMALL: &[&str] = &["train.batch=32", "align.latents=32", "flow.flow_mul=1", "threads=1"];
@@ -78,6 +89,99 @@ fn two_hundred_steps_follow_the_cpu() -> Outcome {
         }
         println!("{kind:?}, bf16: mean loss of the last 100 steps {apart:.1e} apart");
         assert!(apart <= 0.02, "{kind:?}: {apart}");
+    }
+    Ok(())
+}
+
+/// Evaluates the objective by the operations that it fuses, one after the other; returns the loss and the gradient of the latents.
+fn plain<X: FloatX>(
+    objective: &Objective,
+    velocity: Velocity<'_, X>,
+    data: &Tensor<f32>,
+    step: u64,
+    grads: Option<&mut Grads>,
+) -> Outcome<(f64, Tensor<f32>)> {
+    let (samples, d) = data.rows_cols();
+    let rows = Rows { first: 0, samples, replicas: objective.flow_mul, share: objective.share() };
+    let [noise, time] = [Stream::Noise, Stream::Time].map(|stream| Draw::new(SEED, stream, step));
+    let t = draw_times(data.device(), time, rows, TimeSampler::Uniform, objective.time_range)?;
+    let x_t = interpolate::<X>(data, &t, noise, rows)?;
+    let (net, params) = (velocity.net, velocity.params);
+    let modulations = net.modulations(params, objective.form, &t, rows.share, None)?;
+    let (v, saved) = net.forward(params, x_t, modulations, Keep::All)?;
+    let target = Target { data, t: &t, noise, rows, weight: objective.weight, control_variate: false };
+    let divisor = (rows.len() * d) as f64;
+    let (losses, dv) = flow_loss_backward(&v, &target, (2.0 / divisor) as f32)?;
+    let dx_t = net.backward(params, saved.ok_or("nothing was kept")?, &dv, grads)?;
+    let loss = losses.to_f32_vec()?.into_iter().map(f64::from).sum::<f64>() / divisor;
+    Ok((loss, latent_gradient(&dv, Some(&dx_t), &t, rows, 1.0)?))
+}
+
+const SEED: u64 = 5;
+const STEPS: u64 = 40;
+
+/// Trains a small network, then latents under it, on the objective or on its plain twin; returns the losses of both, and all that was trained.
+fn trained<X: FloatX>(device: &Device, fused: bool) -> Outcome<([Vec<f64>; 2], Vec<f32>)> {
+    let sets = ["data.builtin=digits", "data.standardise=true", "flow.weight=likelihood", "train.batch=32"];
+    let config = Kind::Pretrain.config(None, &sets)?;
+    let (task, mut engine) = Pretrain::new::<X>(&config, device)?;
+    let (objective, width) = (task.objective, task.features.width());
+    let shape = [objective.samples, width];
+    let mut grads = Grads::zeros(device, task.net.layout().clone());
+    let mut losses = [Vec::new(), Vec::new()];
+    for step in 0..STEPS {
+        let data =
+            Tensor::from_f32(device, shape, &task.features.fresh_batch(SEED, step, shape[0])?.features)?;
+        let velocity = Velocity { net: &task.net, params: &engine.optimizer.params, tables: None };
+        grads.clear()?;
+        losses[0].push(match fused {
+            true => {
+                let batch = Batch { data: &data, cond: None, first: 0 };
+                let (draws, want) = (Draws::training(SEED, step), Want::Params(&mut grads));
+                objective.evaluate(velocity, batch, draws, 1.0, want)?.loss()?
+            }
+            false => plain(&objective, velocity, &data, step, Some(&mut grads))?.0,
+        });
+        engine.optimizer.step(&grads, 4e-3, 1.0, Rounding::Nearest)?;
+    }
+    let mut values = vec![0.0; shape[0] * width];
+    normals(&mut values, SEED);
+    let mut y = Tensor::from_f32(device, shape, &values)?;
+    let params: &Params<X> = &engine.optimizer.params;
+    for step in 0..STEPS {
+        let velocity = Velocity { net: &task.net, params, tables: None };
+        let (loss, dy) = match fused {
+            true => {
+                let batch = Batch { data: &y, cond: None, first: 0 };
+                let (draws, want) = (Draws::training(SEED, step), Want::Latents(LatentGradient::Full));
+                let outcome = objective.evaluate(velocity, batch, draws, 1.0, want)?;
+                (outcome.loss()?, outcome.dy.ok_or("no gradient")?)
+            }
+            false => plain(&objective, velocity, &y, step, None)?,
+        };
+        losses[1].push(loss);
+        axpy(y.view_mut(), -20.0, &dy)?;
+    }
+    Ok((losses, [params.flat().to_f32_vec()?, y.to_f32_vec()?].concat()))
+}
+
+#[test]
+fn training_on_the_fused_loss_goes_the_way_of_its_plain_twin() -> Outcome {
+    let device = Device::cuda(&emulator::options())?;
+    let (fused, plain) = (trained::<f32>(&device, true)?, trained::<f32>(&device, false)?);
+    // Squares are added in another order; what is trained sees none of it.
+    assert!(fused.1.iter().zip(&plain.1).all(|(a, b)| a.to_bits() == b.to_bits()), "trained bits differ");
+    let narrow = [trained::<bf16>(&device, true)?.0, trained::<bf16>(&device, false)?.0];
+    for stage in 0..2 {
+        let all = fused.0[stage].iter().zip(&plain.0[stage]);
+        assert!(all.clone().all(|(a, b)| (a - b).abs() <= 1e-6 * b), "stage {}: {all:?}", stage + 1);
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let ends = |losses: &[f64]| (mean(&losses[..10]), mean(&losses[30..]));
+        let ((first, last), of_narrow) =
+            (ends(&plain.0[stage]), narrow.each_ref().map(|n| ends(&n[stage]).1));
+        println!("stage {}: {first:.4} to {last:.4}; bf16 fused, plain: {of_narrow:.4?}", stage + 1);
+        assert!(last < 0.9 * first, "stage {}: {first} to {last}", stage + 1);
+        assert!(of_narrow.iter().all(|loss| (loss - last).abs() <= 0.02 * last), "{of_narrow:?}, f32 {last}");
     }
     Ok(())
 }

@@ -13,7 +13,9 @@ use flowprior::ops::flow_path::{Rows, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
 use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
-use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
+use flowprior::ops::linear::{
+    Activation, linear_backward_input, linear_backward_weight, linear_forward, linear_loss_backward,
+};
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
 use flowprior::ops::mse::mse;
 use flowprior::ops::normalize::{unit_norm_backward, unit_norm_forward};
@@ -32,6 +34,8 @@ const ENDS: usize = 128;
 const C: usize = 1024;
 /// Rows: more elements than 32 bits can count, and no power of two.
 const N: usize = (1 << 22) + 1000;
+/// What products sum over.
+const K: usize = 64;
 
 /// A matrix with numbers in its first and last rows, and those rows as matrices of their own.
 struct Big<X: FloatX> {
@@ -152,20 +156,24 @@ fn rows(device: &Device) -> Result<()> {
 fn flow(device: &Device) -> Result<()> {
     let (data, v, t) =
         (big::<f32>(device, N, C, 1)?, big::<bf16>(device, N, C, 2)?, big::<f32>(device, N, 1, 3)?);
-    let noise = Draw::new(1, Stream::Noise, 3);
-    let pass = |data: &Tensor<f32>, v: &Tensor<bf16>, t: &Tensor<f32>, first: usize| {
+    let (noise, x) = (Draw::new(1, Stream::Noise, 3), big::<bf16>(device, N, K, 4)?);
+    let [w, b] = [[C, K], [1, C]].map(|[n, c]| Tensor::<bf16>::from_f32(device, [n, c], &values(n * c)));
+    let (w, b) = (w?, b?.reshaped([C])?);
+    let pass = |data: &Tensor<f32>, v: &Tensor<bf16>, t: &Tensor<f32>, x: &Tensor<bf16>, first: usize| {
         let n = data.rows_cols().0;
         let t = t.duplicate()?.reshaped([n])?;
         let rows = Rows { first: first as u64, ..Rows::plain(n) };
         let x_t: Tensor<bf16> = interpolate(data, &t, noise, rows)?;
         let target = Target { data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
         let (losses, dv) = flow_loss_backward(v, &target, 1.0)?;
+        let (head_losses, head_dv) = linear_loss_backward(x, w.view(), b.view(), &target, 1.0)?;
         let (errors, dx) = mse(v, data, 1.0)?;
         let dy = latent_gradient(v, Some(&dv), &t, rows, 1.0)?;
-        Ok((vec![x_t, dv, dx], vec![dy, losses.reshaped([n, 1])?, errors.reshaped([n, 1])?]))
+        let [losses, head_losses, errors] = [losses, head_losses, errors].map(|rows| rows.reshaped([n, 1]));
+        Ok((vec![x_t, dv, head_dv, dx], vec![dy, losses?, head_losses?, errors?]))
     };
-    let (stored, single) = pass(&data.all, &v.all, &t.all, 0)?;
-    let end = |e: usize| pass(&data.ends[e], &v.ends[e], &t.ends[e], e * (N - ENDS));
+    let (stored, single) = pass(&data.all, &v.all, &t.all, &x.all, 0)?;
+    let end = |e: usize| pass(&data.ends[e], &v.ends[e], &t.ends[e], &x.ends[e], e * (N - ENDS));
     same("flow, stored", stored, |e| Ok(end(e)?.0))?;
     same("flow, f32", single, |e| Ok(end(e)?.1))?;
     let embed = |t: &Tensor<f32>| {
@@ -191,7 +199,6 @@ fn gathers(device: &Device) -> Result<()> {
 
 /// Many rows of the forward's result, of its input, of the input's gradient; many elements of a weight's gradient.
 fn products(device: &Device) -> Result<()> {
-    const K: usize = 64;
     let x = big::<bf16>(device, N, K, 1)?;
     let w = Tensor::<bf16>::from_f32(device, [C, K], &values(C * K))?;
     let forward = |x: &Tensor<bf16>| {

@@ -14,7 +14,7 @@ use crate::float::FloatX;
 use crate::nn::mlp::{Keep, Mlp};
 use crate::nn::modulation_path::{Form, NodeTables};
 use crate::nn::params::{Grads, Params};
-use crate::ops::flow_loss::{Scale, Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
+use crate::ops::flow_loss::{Scale, Target, Weight, latent_gradient};
 use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
@@ -229,15 +229,14 @@ impl Objective {
                 velocity.net.modulations(velocity.params, self.form, &t, rows.share, cond)?
             }
         };
-        let (v, saved) = velocity.net.forward(velocity.params, x_t, modulations, keep)?;
-        let divisor = self.divisor(d);
+        let to_head = velocity.net.forward_to_head(velocity.params, x_t, modulations, keep)?;
+        let (head, divisor) = (velocity.net.head(), self.divisor(d));
         if matches!(want, Want::Loss) {
-            return Ok(Outcome { rows: flow_loss_forward(&v, &target)?, divisor, dy: None });
+            return Ok(Outcome { rows: head.loss(velocity.params, &to_head.m, &target)?, divisor, dy: None });
         }
         let scale = loss_scale.into().times((2.0 / divisor) as f32);
-        let (rows_loss, dv) = flow_loss_backward(&v, &target, scale)?;
-        drop(v);
-        let dy = match (want, saved) {
+        let (rows_loss, dv) = head.loss_and_gradient(velocity.params, &to_head.m, &target, scale)?;
+        let dy = match (want, to_head.into_saved()) {
             (Want::Params(grads), Some(saved)) => {
                 velocity.net.backward(velocity.params, saved, &dv, Some(grads))?;
                 None

@@ -3,8 +3,10 @@
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
+use crate::ops::flow_loss::{Scale, Target};
 use crate::ops::linear::{
     Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
+    linear_loss_backward, linear_loss_forward,
 };
 use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
@@ -55,6 +57,27 @@ impl Linear {
         branch: Branch,
     ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
         linear_gated_forward(x, params.view(self.weight), params.view(self.bias), h, (table, offset), branch)
+    }
+
+    /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`.
+    pub fn loss<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x: &Tensor<X>,
+        target: &Target<'_>,
+    ) -> Result<Tensor<f32>> {
+        linear_loss_forward(x, params.view(self.weight), params.view(self.bias), target)
+    }
+
+    /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`, and `dv: (N, out)`, times `scale`.
+    pub fn loss_and_gradient<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x: &Tensor<X>,
+        target: &Target<'_>,
+        scale: Scale,
+    ) -> Result<(Tensor<f32>, Tensor<X>)> {
+        linear_loss_backward(x, params.view(self.weight), params.view(self.bias), target, scale)
     }
 
     /// `dz: (N, out)` → dx `(N, in)`, through the activation that produced x when given with its pre-activation.

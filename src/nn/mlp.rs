@@ -100,6 +100,23 @@ struct BlockInner<X: FloatX> {
     post: Option<(Tensor<X>, RowStats)>,
 }
 
+/// A forward up to the head, the last linear layer.
+#[derive(Debug)]
+pub struct ToHead<X: FloatX> {
+    /// What the head takes, (N, C).
+    pub m: Tensor<X>,
+    saved: Option<Saved<X>>,
+    keeps_m: bool,
+}
+
+impl<X: FloatX> ToHead<X> {
+    /// Returns what the backward needs, if anything was kept.
+    pub fn into_saved(self) -> Option<Saved<X>> {
+        let m = self.keeps_m.then_some(self.m);
+        self.saved.map(|saved| Saved { m, ..saved })
+    }
+}
+
 impl Mlp {
     /// Lays the network out.
     ///
@@ -247,6 +264,27 @@ impl Mlp {
         modulations: Modulations<X>,
         keep: Keep,
     ) -> Result<(Tensor<X>, Option<Saved<X>>)> {
+        let to_head = self.forward_to_head(params, x_t, modulations, keep)?;
+        let (v, _) = self.output.forward(params, &to_head.m, None, Activation::Identity)?;
+        Ok((v, to_head.into_saved()))
+    }
+
+    /// Returns the last layer, whose output is v.
+    pub fn head(&self) -> &Linear {
+        &self.output
+    }
+
+    /// `x_t: (N, D)` → what the head takes: v, or the loss where that is all that is wanted of v, is the head's.
+    ///
+    /// # Errors
+    /// See [`Mlp::forward`].
+    pub fn forward_to_head<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x_t: Tensor<X>,
+        modulations: Modulations<X>,
+        keep: Keep,
+    ) -> Result<ToHead<X>> {
         let n = x_t.rows_cols().0;
         x_t.expect("Mlp::forward", "x_t", [n, self.config.channels])?;
         let (mut h, _) = self.input.forward(params, &x_t, None, Activation::Identity)?;
@@ -259,10 +297,8 @@ impl Mlp {
             h = next;
         }
         let (m, stats) = layer_norm_forward(&h, &self.final_norm(&modulations), None)?;
-        let (v, _) = self.output.forward(params, &m, None, Activation::Identity)?;
-        let m = matches!(keep, Keep::All | Keep::BlockInputs).then_some(m);
-        let saved = (keep != Keep::Nothing).then_some(Saved { x_t, blocks, h, stats, m, modulations });
-        Ok((v, saved))
+        let saved = (keep != Keep::Nothing).then_some(Saved { x_t, blocks, h, stats, m: None, modulations });
+        Ok(ToHead { m, saved, keeps_m: matches!(keep, Keep::All | Keep::BlockInputs) })
     }
 
     /// `dv: (N, D)` → `dx_t: (N, D)`, and the parameter gradients where `grads` takes them.

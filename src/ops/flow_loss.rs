@@ -79,19 +79,57 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn check<X: FloatX>(&self, op: &'static str, v: &Tensor<X>) -> Result<usize> {
+    /// Checks sizes; returns those of the velocities (N, D).
+    pub(crate) fn check(&self, op: &'static str) -> Result<[usize; 2]> {
         self.rows.check(op)?;
         let d = self.data.rows_cols().1;
         self.data.expect(op, "data", [self.rows.samples, d])?;
         self.t.expect(op, "t", [self.rows.times()])?;
-        v.expect(op, "v", [self.rows.len(), d])?;
-        Ok(d)
+        Ok([self.rows.len(), d])
     }
+
+    /// Returns what CUDA kernels read.
+    pub(crate) fn on_device(&self) -> Result<DeviceTarget<'_>> {
+        let (weight, clip) = match self.weight {
+            Weight::Uniform => (0, 1.0),
+            Weight::Likelihood { clip } => (1, clip),
+            Weight::Kl { clip } => (2, clip),
+        };
+        Ok(DeviceTarget {
+            data: self.data.read()?,
+            t: self.t.read()?,
+            key: self.noise.key(),
+            step: self.noise.step(),
+            counter: Read::at(self.noise.added()),
+            first: self.rows.first,
+            samples: self.rows.samples as u32,
+            share: self.rows.share as u32,
+            weight,
+            clip,
+            control_variate: self.control_variate as u32,
+        })
+    }
+}
+
+/// A target in device memory: the arguments of `struct FlowTarget` in `kernels/flow_loss.cuh`.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceTarget<'a> {
+    pub(crate) data: Read<'a, f32>,
+    pub(crate) t: Read<'a, f32>,
+    pub(crate) key: [u32; 2],
+    pub(crate) step: u64,
+    pub(crate) counter: Read<'a, u64>,
+    pub(crate) first: u64,
+    pub(crate) samples: u32,
+    pub(crate) share: u32,
+    pub(crate) weight: u32,
+    pub(crate) clip: f32,
+    pub(crate) control_variate: u32,
 }
 
 /// `v: (N, D)` → row losses (N), f32.
 pub fn flow_loss_forward<X: FloatX>(v: &Tensor<X>, target: &Target<'_>) -> Result<Tensor<f32>> {
-    target.check("flow_loss_forward", v)?;
+    v.expect("flow_loss_forward", "v", target.check("flow_loss_forward")?)?;
     let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
     match v.device() {
         Device::Cpu(cpu) => loss_cpu::<X>(cpu, loss.host_mut()?, None, v.host()?, target, 0.0)?,
@@ -139,7 +177,7 @@ pub fn flow_loss_backward<X: FloatX>(
     scale: impl Into<Scale>,
 ) -> Result<(Tensor<f32>, Tensor<X>)> {
     let scale = scale.into();
-    target.check("flow_loss_backward", v)?;
+    v.expect("flow_loss_backward", "v", target.check("flow_loss_backward")?)?;
     let mut loss = Tensor::uninit(v.device(), [target.rows.len()]);
     let mut dv = Tensor::like(v);
     match v.device() {
@@ -192,18 +230,13 @@ fn loss_cuda<X: FloatX>(
     target: &Target<'_>,
     scale: Scale,
 ) -> Result<()> {
-    let (rows, d) = (target.rows, target.data.rows_cols().1 as u32);
-    let (weight, clip) = match target.weight {
-        Weight::Uniform => (0, 1.0),
-        Weight::Likelihood { clip } => (1, clip),
-        Weight::Kl { clip } => (2, clip),
-    };
-    let ([key0, key1], step, counter) =
-        (target.noise.key(), target.noise.step(), Read::at(target.noise.added()));
-    let (n, b, share) = (rows.len() as u32, rows.samples as u32, rows.share as u32);
-    let (data, t, variate) = (target.data.read()?, target.t.read()?, target.control_variate as u32);
-    let (grid, loss, v, first) =
-        (Grid::covering(32 * rows.len(), 1, 256), loss.write()?, v.read()?, rows.first);
+    let (rows, d) = (target.rows.len(), target.data.rows_cols().1 as u32);
+    let grid = Grid::covering(32 * rows, 1, 256);
+    let (loss, v, factor) = (loss.write()?, v.read()?, Read::at(scale.address()));
+    let at = target.on_device()?;
+    let DeviceTarget { data, t, key: [key0, key1], step, counter, first, samples, share, .. } = at;
+    let DeviceTarget { weight, clip, control_variate, .. } = at;
+    let (n, scale) = (rows as u32, scale.number);
     kernels::flow_loss(
         queue,
         grid,
@@ -218,14 +251,14 @@ fn loss_cuda<X: FloatX>(
         counter,
         first,
         n,
-        b,
+        samples,
         share,
         d,
         weight,
         clip,
-        variate,
-        scale.number,
-        Read::at(scale.address()),
+        control_variate,
+        scale,
+        factor,
     )
 }
 

@@ -166,7 +166,7 @@ fn least(trains: bool, depth: f64, row: f64, weight: f64, narrow: f64, parameter
         block += (1.0 + 1.0 + 4.0) * row + 2.0 * 2.0 * weight; // u, again for dgate, the factors of both dw; dw in f32
     }
     let ends = (1.0 + 2.0 + 1.0 + 1.0 + 3.0 + 1.0) * row + if trains { 2.0 * row } else { 0.0 };
-    let loss = (0.25 + 0.5 + 0.5 + 0.25 + 0.5) * narrow; // data, x_t; v, data, dv
+    let loss = (0.25 + 0.5 + 0.25 + 0.5) * narrow; // data, x_t; data, dv: v is never stored
     let optimizer = if trains { (4.0 + 4.0 + 8.0 + 8.0 + 8.0 + 8.0 + 2.0) * parameters } else { 0.0 };
     depth * block + ends + loss + optimizer
 }

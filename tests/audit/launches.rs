@@ -13,6 +13,7 @@ use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
     Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
+    linear_loss_backward,
 };
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
 use flowprior::ops::mse::mse;
@@ -162,6 +163,10 @@ fn products(device: &Device) -> Result<()> {
         let gate = Modulation::Interpolate { table: &table, weights: &weights };
         let b = filled::<bf16>(device, 1, o)?.reshaped([o])?;
         linear_gated_forward(&x, w.view(), b.view(), &dy, (&gate, 2 * o), Branch::Keep)?;
+        let (data, rows) = (filled::<f32>(device, n, o)?, Rows::plain(n));
+        let (noise, weight, control_variate) = (Draw::new(1, Stream::Noise, 2), Weight::Uniform, false);
+        let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+        linear_loss_backward(&x, w.view(), b.view(), &target, 0.5)?;
     }
     Ok(())
 }

@@ -1,15 +1,22 @@
 //! The flow-matching loss: residual, weights, control variate, and the gradients of both stages.
 
+use flowprior::device::CudaOptions;
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, interpolate};
-use flowprior::ops::linear::{Activation, linear_backward_input, linear_forward};
+use flowprior::ops::linear::{
+    Activation, linear_backward_input, linear_backward_weight, linear_forward, linear_loss_backward,
+    linear_loss_forward,
+};
 use flowprior::rng::{Draw, Stream};
-use flowprior::{DType, FloatX, Result, Tensor};
+use flowprior::{DType, Device, FloatX, Result, Tensor};
+use half::{bf16, f16};
 
+use crate::support::devices::devices;
+use crate::support::emulator;
 use crate::support::noise::rows_of_noise;
-use crate::support::oracle::tolerance;
+use crate::support::oracle::{same_bits, tolerance};
 use crate::support::random::Random;
-use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, answer, check_all, fresh};
+use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
 
 const WEIGHTS: [Weight; 3] =
     [Weight::Uniform, Weight::Likelihood { clip: 0.875 }, Weight::Kl { clip: 0.875 }];
@@ -132,6 +139,97 @@ impl Alignment {
     }
 }
 
+/// A linear layer, v = x·wᵀ + b with x (N, C), and the loss of its results.
+#[derive(Debug)]
+struct Head {
+    loss: FlowLoss,
+    c: usize,
+}
+
+impl Case for Head {
+    fn inputs(&self) -> Inputs {
+        let (&FlowLoss { rows, d, .. }, c) = (&self.loss, self.c);
+        let inputs = Inputs::default().stored("x", [rows.len(), c]).stored("w", [d, c]);
+        let inputs = inputs.scaled(1.0 / (c as f64).sqrt()).stored("b", [d]);
+        inputs.single("data", [rows.samples, d]).constant("t", [rows.times()], times(rows))
+    }
+
+    fn reference(&self, x: &Values) -> Vec<Vec<f64>> {
+        let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+        let row = |row| x["w"].chunks_exact(self.c).zip(&x["b"]).map(move |(w, b)| dot(row, w) + b);
+        let v: Vec<f64> = x["x"].chunks_exact(self.c).flat_map(row).collect();
+        vec![losses(&self.loss, &v, &x["data"], &x["t"])]
+    }
+
+    fn forward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Vec<Answer>> {
+        let target = self.loss.target(x.single("data"), x.single("t"));
+        let (input, w, b) = (x.stored("x"), x.stored("w").view(), x.stored("b").view());
+        let alone = linear_loss_forward(input, w, b, &target)?;
+        let (loss, dv) = linear_loss_backward(input, w, b, &target, 2.0)?;
+        same_bits(&alone.to_f32_vec().unwrap(), &loss.to_f32_vec().unwrap(), "losses with and without dv");
+        let (plain_loss, plain_dv) = flow_loss_backward(&self.velocity(x)?, &target, 2.0)?;
+        let f64s = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+        let plain_loss = f64s(plain_loss.to_f32_vec().unwrap());
+        let found = answer(&loss);
+        match X::DTYPE {
+            DType::F32 => {
+                let [dv, plain] = [dv, plain_dv].map(|dv| dv.to_f32_vec().unwrap());
+                same_bits(&dv, &plain, "dv and its plain twin");
+                found.clone().check(&plain_loss, "losses and their plain twin");
+            }
+            // The twin rounds v; both round dv.
+            dtype => {
+                answer(&dv).check(&f64s(plain_dv.to_f32_vec().unwrap()), "dv and its plain twin");
+                let found = found.clone().within(tolerance(dtype), "the twin rounds v to storage");
+                found.check(&plain_loss, "losses and their plain twin");
+            }
+        }
+        // On a GPU v is not rounded, whatever it would be stored in.
+        let rounds = matches!(x.device, Device::Cpu(_));
+        let found = if rounds { found.within(tolerance(X::DTYPE), "v was rounded") } else { found };
+        Ok(vec![found])
+    }
+
+    fn backward<X: FloatX>(&self, x: &Tensors<X>) -> Result<Backward> {
+        let t = x.single("t");
+        let target = self.loss.target(x.single("data"), t);
+        let (w, b) = (x.stored("w").view(), x.stored("b").view());
+        let (_, dv) = linear_loss_backward(x.stored("x"), w, b, &target, 2.0)?;
+        let dx = linear_backward_input(&dv, w, None)?;
+        let (mut dw, mut db) = (x.accumulator("w")?, x.accumulator("b")?);
+        linear_backward_weight(dw.view_mut(), Some(db.view_mut()), &dv, x.stored("x"))?;
+        let ddata = latent_gradient(&dv, None, t, self.loss.rows, 1.0)?;
+        const WHY: &str = "dv, which it sums, was rounded";
+        let read = |name, sum: &Tensor<f32>| added(name, sum).within(tolerance(X::DTYPE), WHY);
+        let ddata = fresh("data", &ddata).within(tolerance(X::DTYPE), WHY);
+        Ok([fresh("x", &dx), read("w", &dw), read("b", &db), ddata].into())
+    }
+
+    fn sums_its_output(&self) -> bool {
+        true
+    }
+}
+
+impl Head {
+    fn velocity<X: FloatX>(&self, x: &Tensors<X>) -> Result<Tensor<X>> {
+        let (w, b) = (x.stored("w").view(), x.stored("b").view());
+        Ok(linear_forward(x.stored("x"), w, Some(b), None, Activation::Identity)?.0)
+    }
+
+    /// Compares losses with f64, and allows another error where operands were rounded to tf32; losses and dv with their plain twin.
+    fn matches<X: FloatX>(&self, device: &Device, of_tf32: Option<f64>) -> Result<()> {
+        let inputs = self.inputs();
+        let values = inputs.rounded(X::DTYPE);
+        let found = self.forward(&Tensors::<X>::new(device, &inputs, &values)?)?.remove(0);
+        let found = match of_tf32 {
+            Some(error) => found.within(error, "tf32 has 10 bits of mantissa"),
+            None => found,
+        };
+        found.check(&self.reference(&values)[0], &format!("{self:?}, {}", X::DTYPE));
+        Ok(())
+    }
+}
+
 /// Returns times in [0, 0.999], below and above the clip.
 fn times(rows: Rows) -> Vec<f64> {
     let mut random = Random::new("t");
@@ -196,4 +294,37 @@ fn latents_get_the_total_derivative_or_the_detached_one() {
         })
     });
     check_all(cases);
+}
+
+/// Lists layers of C columns: of each loss those that `cases` makes of (samples, replicas, share, D).
+fn heads(c: usize, shapes: &[(usize, usize, usize, usize)]) -> Vec<Head> {
+    cases(shapes).map(|loss| Head { loss, c }).collect()
+}
+
+#[test]
+fn layers_that_end_in_the_loss_match() {
+    let narrow = [(1, &[(1, 1, 1, 1)][..]), (13, &[(7, 1, 1, 2), (3, 1, 3, 5)])];
+    let packs = [(47, &[(5, 2, 1, 31)][..]), (16, &[(6, 3, 2, 32)])];
+    check_all(narrow.into_iter().chain(packs).flat_map(|(c, shapes)| heads(c, shapes)));
+}
+
+#[test]
+fn layers_that_end_in_the_loss_match_in_every_tile_of_a_gpu() -> Result<()> {
+    // Tiles of all sizes; rows of one group of columns and of several; sums cut into parts, aligned and not.
+    let tiles = [(24, 1001, 1000), (11, 501, 1003), (24, 8000, 64), (32, 4000, 24), (8, 700, 120)];
+    let tiles = tiles.into_iter().flat_map(|(c, n, d)| heads(c, &[(n, 1, 1, d)]));
+    let wide = [heads(136, &[(24, 3, 1, 200)]), heads(35, &[(10, 2, 5, 131)])];
+    let long = [heads(2000, &[(9, 1, 1, 24), (3, 1, 1, 300)]), heads(2003, &[(4, 2, 2, 21), (3, 1, 1, 133)])];
+    let one = |head: &Head| head.loss.control_variate && head.loss.weight == WEIGHTS[2];
+    let others = wide.into_iter().chain(long).flatten();
+    let heads: Vec<Head> = tiles.filter(one).chain(others).collect();
+    for (_, device) in devices().filter(|(_, device)| matches!(device, Device::Cuda(_))) {
+        for head in &heads {
+            head.matches::<f32>(device, None)?;
+            head.matches::<bf16>(device, None)?;
+            head.matches::<f16>(device, None)?;
+        }
+    }
+    let device = Device::cuda(&CudaOptions { guard: true, tf32: true, ..emulator::options() })?;
+    heads.iter().try_for_each(|head| head.matches::<f32>(&device, Some(5e-3)))
 }

@@ -378,22 +378,20 @@ impl Queue {
     }
 
     /// Queues a kernel. Called by the launchers that `build.rs` makes, which know the kernel's arguments.
-    pub(crate) fn launch(
+    pub(crate) fn launch<const N: usize>(
         &self,
         sources: &[Source],
         kernel: &Kernel,
         grid: Grid,
-        arguments: &[Argument],
+        arguments: &[Argument; N],
     ) -> Result<()> {
         let stream = self.enter()?;
         if grid.blocks.contains(&0) {
             return Ok(()); // nothing to do, and the driver refuses an empty grid
         }
         let function = self.function(sources, kernel, grid.shared)?;
-        let mut pointers: [*mut c_void; 24] = [std::ptr::null_mut(); 24];
-        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
-            *pointer = std::ptr::from_ref(argument).cast_mut().cast();
-        }
+        let mut pointers: [*mut c_void; N] =
+            std::array::from_fn(|i| std::ptr::from_ref(&arguments[i]).cast_mut().cast());
         let [x, y, z] = grid.blocks;
         // SAFETY: the launcher was made from the kernel's signature, so number, order and sizes of arguments are the
         // kernel's; tensors behind addresses live until the stream has come to their next use.
@@ -404,7 +402,7 @@ impl Queue {
                 (grid.threads, 1, 1),
                 grid.shared,
                 stream,
-                &mut pointers[..arguments.len()],
+                &mut pointers,
             )
         }
         .map_err(|e| Error::Device(failed(&format!("launching {:?} with {grid:?}", kernel.name), e)))

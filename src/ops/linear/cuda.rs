@@ -1,4 +1,4 @@
-//! The launches of `kernels/linear.cu` and `kernels/linear_gated.cu`.
+//! The launches of `kernels/linear.cu`, `kernels/linear_gated.cu` and `kernels/linear_loss.cu`.
 //!
 //! Activations have the type of the weights, or f32 beside narrower weights (the path of modulation tables): a kernel
 //! each. Other pairs have none. Where [`tiles`](super::tiles) cuts the depth into parts, a second kernel adds their sums in order.
@@ -8,6 +8,7 @@ use crate::device::cuda::{DeviceBuf, Grid, Read, Write};
 use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::kernels;
+use crate::ops::flow_loss::{DeviceTarget, Scale, Target};
 use crate::ops::linear::Activation;
 use crate::ops::linear::tiles::{Arithmetic, Gpu, Plan, Product};
 use crate::ops::modulation::DeviceModulation;
@@ -63,16 +64,23 @@ impl Work {
     }
 }
 
-/// Picks the kernel of a tile and launches it: those of tensor cores take tensors of `floatX`, the others f32.
+/// Picks the kernel of a tile and launches it: those of tensor cores take tensors of `floatX`, the others f32; all take those in the
+/// last brackets in f32.
 macro_rules! launch {
-    ($work:ident, [$($tensor:path),+], [$($float:path),+], ($queue:expr, $($tensors:expr),+; $($numbers:expr),+)) => {{
+    (
+        $work:ident, [$($tensor:path),+], [$($float:path),+], $([$($single:expr),+],)?
+        ($queue:expr, $($tensors:expr),+; $($numbers:expr),+)
+    ) => {{
         let (grid, each) = ($work.plan.grid, $work.plan.each);
         let at = $work.plan.tile.blocks as usize;
         let tensor = [$($tensor),+];
         match tensor.get(at) {
-            Some(kernel) => kernel($queue, grid, $($tensors),+, Write::at($work.partial()), each, $($numbers),+),
+            Some(kernel) => kernel(
+                $queue, grid, $($($single,)+)? $($tensors),+, Write::at($work.partial()), each, $($numbers),+
+            ),
             None => [$($float),+][at - tensor.len()](
-                $queue, grid, $($tensors.retyped()),+, Write::at($work.partial()), each, $($numbers),+
+                $queue, grid, $($($single,)+)? $($tensors.retyped()),+, Write::at($work.partial()), each,
+                $($numbers),+
             ),
         }
     }};
@@ -191,6 +199,95 @@ pub(super) fn gated<X: FloatX>(
     kernels::linear_gated_sum::<X>(
         queue, grid, y_again, u_again, b, h, table, nodes, weights, partial, parts, columns, share, r,
         offset, n, o,
+    )
+}
+
+/// The losses (N) of v = x·wᵀ + b and, if wanted, dv (N, O), of x (N, C), w (O, C), b (O).
+pub(super) fn loss<X: FloatX>(
+    queue: &Queue,
+    (loss, dv): (&mut Tensor<f32>, Option<&mut Tensor<X>>),
+    x: &Tensor<X>,
+    w: View<'_, X>,
+    b: View<'_, X>,
+    target: &Target<'_>,
+    scale: Scale,
+) -> Result<()> {
+    let ((n, c), o) = (x.rows_cols(), target.data.rows_cols().1);
+    let (loss, dv) = (loss.write()?, dv.map_or(Ok(Write::none()), Tensor::write)?);
+    let (x, w, b, factor) = (x.read()?, w.read()?, b.read()?, Read::at(scale.address()));
+    let (loss_again, dv_again) = (Write::at(loss.address()), Write::at(dv.address()));
+    let work = Work::new::<X>(queue, (n, o, c), [(x.address(), c), (w.address(), c)], 0)?;
+    let groups = o.div_ceil(work.plan.tile.group());
+    // Where a row's squares are added up in parts. Cut into parts of the depth, losses come from the kernel that adds these.
+    let sums = if groups > 1 && work.workspace.is_none() { Some(queue.block(8 * n * groups)?) } else { None };
+    let at = sums.as_ref().map_or(0, DeviceBuf::address);
+    let (loss, sums) = if at == 0 { (loss, Write::none()) } else { (Write::none(), Write::at(at)) };
+    let device = target.on_device()?;
+    let DeviceTarget { data, t, key: [key0, key1], step, counter, first, samples, share, .. } = device;
+    let DeviceTarget { weight, clip, control_variate, .. } = device;
+    let (rows, outputs, columns, scale) = (n as u32, o as u32, c as u32, scale.number);
+    launch!(
+        work,
+        [
+            kernels::linear_loss_128x128::<X>,
+            kernels::linear_loss_128x64::<X>,
+            kernels::linear_loss_64x64::<X>,
+            kernels::linear_loss_any::<X>
+        ],
+        [kernels::linear_loss_f32_128, kernels::linear_loss_f32_64, kernels::linear_loss_f32_32],
+        [loss, sums],
+        (queue, dv, x, w, b;
+         data, t, key0, key1, step, counter, first, samples, share, weight, clip, control_variate, scale, factor,
+         groups as u32, rows, outputs, columns)
+    )?;
+    if work.workspace.is_some() {
+        let lanes = o.div_ceil(4).next_power_of_two().min(32);
+        let grid = Grid::covering(n * lanes, 1, SUM.0);
+        let (partial, parts) = (Read::at(work.partial()), work.plan.parts);
+        return kernels::linear_loss_sum(
+            queue,
+            grid,
+            loss_again,
+            dv_again,
+            b,
+            partial,
+            data,
+            t,
+            key0,
+            key1,
+            step,
+            counter,
+            first,
+            samples,
+            share,
+            weight,
+            clip,
+            control_variate,
+            scale,
+            factor,
+            parts,
+            lanes as u32,
+            rows,
+            outputs,
+        );
+    }
+    if at == 0 {
+        return Ok(());
+    }
+    let (grid, groups) = (Grid::covering(n, 1, SUM.0), groups as u32);
+    kernels::linear_loss_rows(
+        queue,
+        grid,
+        loss_again,
+        Read::at(at),
+        t,
+        share,
+        weight,
+        clip,
+        control_variate,
+        groups,
+        rows,
+        outputs,
     )
 }
 

@@ -11,6 +11,7 @@ mod cuda;
 mod finish;
 mod gated;
 mod kernel;
+mod loss;
 mod pack;
 mod product;
 mod shared;
@@ -22,6 +23,7 @@ mod tiles;
 
 pub use activation::Activation;
 pub use gated::{Branch, linear_gated_forward};
+pub use loss::{linear_loss_backward, linear_loss_forward};
 
 use std::marker::PhantomData;
 

@@ -201,8 +201,17 @@ impl Product {
 }
 
 impl Tile {
+    /// Returns how many columns of a row one warp has.
+    pub(super) fn group(&self) -> usize {
+        if self.is_in_f32() { 128 } else { 64 }
+    }
+
+    fn is_in_f32(&self) -> bool {
+        matches!(self.blocks, Blocks::F128 | Blocks::F64 | Blocks::F32)
+    }
+
     fn fits(&self, product: &Product) -> bool {
-        let in_f32 = matches!(self.blocks, Blocks::F128 | Blocks::F64 | Blocks::F32);
+        let in_f32 = self.is_in_f32();
         in_f32 == (product.arithmetic == Arithmetic::F32) && (in_f32 || self.aligned == product.aligned)
     }
 

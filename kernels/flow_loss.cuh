@@ -1,0 +1,67 @@
+// The flow-matching loss of one row, for the kernels that compute it: flow_loss.cu of a velocity in memory, linear_loss.cu where the
+// layer ends that computes the velocity. Formulas: flow_loss.cu.
+#pragma once
+#include "common.cuh"
+#include "philox.cuh"
+
+// w(t): 0 uniform, 1 likelihood t/(1-t), 2 KL t^2/(1-t); t is clipped from above, and NaN stays NaN.
+__device__ __forceinline__ float weight_at(unsigned kind, float clip, float t) {
+    if (kind == 0) return 1.0f;
+    float clipped = t > clip ? clip : t;
+    return __fdividef(kind == 1 ? clipped : clipped * clipped, 1.0f - clipped);
+}
+
+struct FlowRow {
+    const float* data;
+    unsigned long long sample; // in the global batch
+    unsigned replica;
+    float time, weight;
+};
+
+// What v is compared with: `Target` in src/ops/flow_loss.rs.
+struct FlowTarget {
+    const float *data, *t;
+    Philox draw;
+    unsigned long long first;
+    unsigned samples, share, d, weight;
+    float clip;
+    unsigned control_variate;
+
+    __device__ __forceinline__ FlowRow row(unsigned i) const {
+        unsigned sample = i % samples, replica = i / samples;
+        float time = t[i / share];
+        FlowRow row = {data + (unsigned long long)sample * d, first + sample, replica, time, weight_at(weight, clip, time)};
+        return row;
+    }
+
+    // Makes r of N neighbouring columns of v, and adds r^2 and noise^2. `wide`: 16 bytes of data may be read at a time, and all N columns
+    // are there or none; else those below d are. Where N is 8, all lanes of the warp must arrive, neighbours at neighbouring columns.
+    template <unsigned N>
+    __device__ __forceinline__ void
+    residual(float (&v)[N], const FlowRow& row, unsigned column, bool active, bool wide, float& sum, float& noise_sum) const {
+        float target[N], noise[N];
+        if (wide) read_floats(target, row.data + column, active);
+        if (!active) return;
+        if (!wide) {
+#pragma unroll
+            for (unsigned j = 0; j < N; j++) target[j] = column + j < d ? row.data[column + j] : 0.0f;
+        }
+        noise_at(noise, draw, row.sample, row.replica, column);
+#pragma unroll
+        for (unsigned j = 0; j < N; j++) {
+            if (!wide && column + j >= d) break;
+            v[j] -= target[j] - noise[j];
+            sum = fmaf(v[j], v[j], sum);
+            noise_sum = fmaf(noise[j], noise[j], noise_sum);
+        }
+    }
+
+    // The loss of a row from its sums of r^2 and, for the control variate, noise^2.
+    __device__ __forceinline__ float loss(const FlowRow& row, float sum, float noise_sum) const {
+        if (control_variate) {
+            float spread = (1.0f - row.time) * (1.0f - row.time) + row.time * row.time;
+            sum -= noise_sum + (float)d * (__fdividef(1.0f, spread) - 1.0f);
+        }
+        return row.weight * sum;
+    }
+};
