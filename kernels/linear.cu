@@ -7,7 +7,7 @@
 // - f32 activations with 16-bit weights, for the few rows of modulation tables (linear_wide.cuh): _wide.
 // With `partial` each blockIdx.y sums `each` of K into that workspace, and the kernel _sum adds these up: where there are too few tiles
 // for the device. Tiles are chosen in src/ops/linear/tiles.rs; all tiles of a storage type sum in the same order and give the same bits.
-// A second launch bound is there where the compiler, left alone, keeps to so few registers that it spills on sm_90.
+// A second launch bound is there where the compiler, left alone, keeps to so few registers that it spills on sm_90 or sm_120.
 #include "linear_bodies.cuh"
 #include "linear_epilogue.cuh"
 #include "linear_wide.cuh"
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(64) linear_backward_input_64x64(
     backward_input<Tile64x64>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);
 }
 
-extern "C" __global__ void __launch_bounds__(64, 5) linear_backward_input_any(
+extern "C" __global__ void __launch_bounds__(64, 4) linear_backward_input_any(
     floatX* __restrict__ dx, const floatX* __restrict__ dy, const floatX* __restrict__ w, const floatX* __restrict__ z,
     float* __restrict__ partial, unsigned each, unsigned kind, unsigned accumulate, unsigned n, unsigned o, unsigned c) {
     backward_input<TileAny>(dx, dy, w, z, partial, each, kind, accumulate, n, o, c);

@@ -19,7 +19,7 @@ __device__ __forceinline__ void on_tensor_cores(
     __shared__ __align__(128) unsigned char memory[S::BYTES];
     Part part = part_of_block<S>(a.lines, b.lines, depth, each);
     bool with_rows = db && part.column == 0;
-    Sums<S> sums;
+    Sums<S, sizeof(T) == 4 && !A_ALONG_K> sums;
     RowSums<T, S> row_sums;
     product<S, A_ALONG_K, B_ALONG_K>(
         sums, a, b, part, shared_address(memory),

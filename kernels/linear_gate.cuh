@@ -77,8 +77,9 @@ struct Gated {
 // The same, with what a tile of tensor cores needs for its gates in shared memory, behind the sums that `write_sums` puts there.
 template <class S> struct TileGated : Gated {
     static const unsigned KEPT = 16, WARPS = S::THREADS / 32;
-    static const unsigned AT_ONCE = 32 / (S::WARP_COLUMNS / W), EACH_LANE = 16 / AT_ONCE; // rows of 16: by a warp, by a lane
-    static const unsigned STRIP_STEP = S::COLUMNS / 64 * SLAB_ROW, WEIGHTS_STEP = S::ROWS + 4;
+    static const unsigned AT_ONCE = 32 / (S::WARP_COLUMNS / W); // rows of a warp
+    // Weights of two rows and 16 nodes, which a warp writes at once, lie in a bank each.
+    static const unsigned STRIP_STEP = S::COLUMNS / 64 * SLAB_ROW, WEIGHTS_STEP = S::ROWS + 2;
     static_assert((WARPS * 16 * SLAB_ROW + KEPT * (STRIP_STEP + WEIGHTS_STEP)) * 4 <= S::BYTES, "gates do not fit");
 
     float *strip, *weights; // by node
@@ -100,30 +101,28 @@ template <class S> struct TileGated : Gated {
             unsigned node = i % KEPT, row = i / KEPT;
             if (node >= kept) continue;
             const float* from = gate.weights + (unsigned long long)(first_row + row) * gate.r + node;
-            weights[node * WEIGHTS_STEP + place(row)] = first_row + row < rows ? *from : 0.0f;
+            weights[node * WEIGHTS_STEP + row] = first_row + row < rows ? *from : 0.0f;
         }
         __syncthreads();
     }
 
-    // The rows of 16 that one lane finishes lie together.
-    static __device__ __forceinline__ unsigned place(unsigned row) { return row / 16 * 16 + row % AT_ONCE * EACH_LANE + row % 16 / AT_ONCE; }
-
-    // Of four rows, the first at a multiple of four in `place`; whatever for those that are not there.
+    // Of four rows, AT_ONCE apart; whatever for those that are not there. A lane reads their weights one by one: the other lanes' rows lie
+    // beside them, so that an access fills a pass as far as there are different rows.
     __device__ __forceinline__ void read_gates(float (&gates)[4][W], unsigned row, unsigned rows, unsigned column) const {
         if (!gate.weights) return Gated::read_gates(gates, row, AT_ONCE, rows, column);
-        const float *x_at = strip + slab_place(column - first_column), *w_at = weights + place(row - first_row);
+        const float *x_at = strip + slab_place(column - first_column), *w_at = weights + (row - first_row);
         unsigned kept = min(gate.r, KEPT);
 #pragma unroll
         for (unsigned i = 0; i < 4 * W; i++) (&gates[0][0])[i] = 0.0f;
 #pragma unroll 2
         for (unsigned node = 0; node < kept; node++) {
-            float x[W], w[4];
-            read(w, w_at + node * WEIGHTS_STEP);
+            float x[W];
             read_floats(x, x_at + node * STRIP_STEP);
 #pragma unroll
             for (unsigned i = 0; i < 4; i++) {
+                float w = w_at[node * WEIGHTS_STEP + i * AT_ONCE];
 #pragma unroll
-                for (unsigned j = 0; j < W; j++) gates[i][j] = fmaf(w[i], x[j], gates[i][j]);
+                for (unsigned j = 0; j < W; j++) gates[i][j] = fmaf(w, x[j], gates[i][j]);
             }
         }
         add_nodes(gates, kept, row, AT_ONCE, rows, column);

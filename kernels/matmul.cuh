@@ -51,23 +51,36 @@ template <class T, class S, bool ALONG_K, unsigned LINES> struct Copier {
     static const unsigned ROW_BYTES = ALONG_K ? S::STEP : LINES * sizeof(T);
     static const unsigned UNITS = ROW_BYTES / UNIT, ROWS = S::THREADS / UNITS, COUNT = LINES * S::STEP / UNIT / S::THREADS;
     static_assert(S::THREADS % UNITS == 0 && (ROWS & (ROWS - 1)) == 0, "turn() is taken apart below");
+    static_assert(COUNT < 32, "a bit for each");
 
     const T* at;
-    unsigned long long leap, advance;  // elements from this thread's row to its next, and from step to step
-    int rows_left, columns_left;       // from this thread's first element on
+    unsigned long long leap; // elements from this thread's row to its next
     unsigned to;
+    // In a whole step and in the part's last: a bit for each unit that has elements inside, and how many those have (or more).
+    unsigned whole, last;
+    int whole_elements, last_elements;
     bool words; // pairs of 16-bit elements begin at multiples of 4 bytes
 
-    __device__ __forceinline__ Copier(const Operand<T>& from, unsigned first, unsigned begin, unsigned end) {
+    // `memory`: where the operand's part of the first stage begins.
+    __device__ __forceinline__ Copier(const Operand<T>& from, unsigned first, unsigned begin, unsigned end, unsigned memory) {
         unsigned row = threadIdx.x / UNITS, unit = threadIdx.x % UNITS, chunk = unit * UNIT / 16;
         unsigned first_row = ALONG_K ? first : begin, first_column = ALONG_K ? begin : first;
         at = from.data + (unsigned long long)(first_row + row) * from.step + (first_column + unit * E);
         leap = (unsigned long long)ROWS * from.step;
-        advance = ALONG_K ? DEPTH : (unsigned long long)DEPTH * from.step;
-        rows_left = (int)((ALONG_K ? from.lines : end) - first_row) - (int)row;
-        columns_left = (int)((ALONG_K ? end : from.lines) - first_column) - (int)(unit * E);
-        to = row * ROW_BYTES + (chunk ^ turn(row)) * 16 + unit * UNIT % 16;
+        to = memory + row * ROW_BYTES + (chunk ^ turn(row)) * 16 + unit * UNIT % 16;
         words = sizeof(T) == 4 || (from.step % 2 == 0 && (unsigned long long)from.data % 4 == 0);
+
+        unsigned depth_left = (end - begin - 1) % DEPTH + 1, lines_left = from.lines - first;
+        whole_elements = (int)(ALONG_K ? DEPTH : lines_left) - (int)(unit * E);
+        last_elements = (int)(ALONG_K ? depth_left : lines_left) - (int)(unit * E);
+        whole = whole_elements > 0 ? units_below(row, ALONG_K ? lines_left : DEPTH) : 0;
+        last = last_elements > 0 ? units_below(row, ALONG_K ? lines_left : depth_left) : 0;
+    }
+
+    // A bit for each of the rows `row`, `row` + ROWS and so on that is below `rows`.
+    static __device__ __forceinline__ unsigned units_below(unsigned row, unsigned rows) {
+        unsigned count = row < rows ? min((rows - row + ROWS - 1) / ROWS, COUNT) : 0;
+        return ~(~0u << count);
     }
 
     // By how much the chunks of a row are moved about. turn(i + j) = turn(i) ^ turn(j) where i + j = i | j.
@@ -75,26 +88,26 @@ template <class T, class S, bool ALONG_K, unsigned LINES> struct Copier {
         return ALONG_K ? row / 2 % 4 : sizeof(T) == 4 ? row % 4 * 2 : row % 8;
     }
 
-    // Copies this step's part to `stage`, and goes on to the next.
-    __device__ __forceinline__ void copy(unsigned stage) {
+    // Copies this step's part to the stage that is so many bytes behind the first, and goes on to the next.
+    __device__ __forceinline__ void copy(unsigned stage, bool is_last) {
+        unsigned inside = is_last ? last : whole;
 #pragma unroll
         for (unsigned i = 0; i < COUNT; i++) {
-            bool inside = (int)(i * ROWS) < rows_left;
-            unit(stage + (to ^ turn(i * ROWS) * 16) + i * ROWS * ROW_BYTES, at + leap * i, inside ? columns_left : 0);
+            unsigned place = (to ^ turn(i * ROWS) * 16) + stage + i * ROWS * ROW_BYTES;
+            if (UNIT == 16 || words) {
+                copy_async<UNIT>(place, at + leap * i, inside, 1u << i);
+            } else {
+                int count = inside >> i & 1 ? (is_last ? last_elements : whole_elements) : 0;
+                copy_elements(place, at + leap * i, count);
+            }
         }
-        at += advance;
-        if (ALONG_K) columns_left -= DEPTH;
-        else rows_left -= DEPTH;
+        at += ALONG_K ? DEPTH : leap * COUNT;
     }
 
-    // Copies the elements of a unit that there are; zeros for the rest.
-    __device__ __forceinline__ void unit(unsigned to, const T* from, int count) const {
-        if (UNIT == 16 || words) {
-            copy_async<UNIT>(to, from, count > 0);
-        } else {
-            unsigned low = count > 0 ? *(const unsigned short*)from : 0, high = count > 1 ? *((const unsigned short*)from + 1) : 0;
-            store_shared(to, low | high << 16);
-        }
+    // Copies one or two 16-bit elements, or none; zeros for the rest of a word.
+    static __device__ __forceinline__ void copy_elements(unsigned to, const T* from, int count) {
+        unsigned low = count > 0 ? *(const unsigned short*)from : 0, high = count > 1 ? *((const unsigned short*)from + 1) : 0;
+        store_shared(to, low | high << 16);
     }
 };
 
@@ -106,7 +119,7 @@ template <class T, class S, bool ALONG_K, bool IS_A, unsigned LINES, unsigned TI
     static const unsigned PLACES = ALONG_K ? 2 : 4;
     unsigned at[PLACES];
 
-    __device__ __forceinline__ Reader(unsigned first) {
+    __device__ __forceinline__ Reader(unsigned first, unsigned memory) {
         unsigned lane = threadIdx.x % 32;
         // The lane's row of 16, and which half of the 32 bytes across: matrices 0..3 are (row, half) (0, 0), (8, 0), (0, 1), (8, 1)
         // for A, and (0, 0), (0, 1), (8, 0), (8, 1) for B; with rows of depth it is the other way about.
@@ -116,12 +129,12 @@ template <class T, class S, bool ALONG_K, bool IS_A, unsigned LINES, unsigned TI
 #pragma unroll
         for (unsigned i = 0; i < PLACES; i++) {
             if (ALONG_K) {
-                at[i] = (first + row) * ROW_BYTES + ((2 * i + half) ^ (row / 2 % 4)) * 16;
+                at[i] = memory + (first + row) * ROW_BYTES + ((2 * i + half) ^ (row / 2 % 4)) * 16;
             } else if (sizeof(T) == 2) {
-                at[i] = row * ROW_BYTES + ((first / 8 + 2 * i + half) ^ (row % 8)) * 16;
+                at[i] = memory + row * ROW_BYTES + ((first / 8 + 2 * i + half) ^ (row % 8)) * 16;
             } else {
-                unsigned line = lane / 4, k = lane % 4;
-                at[i] = k * ROW_BYTES + (first / 4 + ((2 * i) ^ (2 * k)) + line / 4) * 16 + line % 4 * 4;
+                unsigned line = lane / 4 * (IS_A ? 2 : 1), k = lane % 4;
+                at[i] = memory + k * ROW_BYTES + (first / 4 + ((2 * i + line / 4) ^ (2 * k))) * 16 + line % 4 * 4;
             }
         }
     }
@@ -130,20 +143,31 @@ template <class T, class S, bool ALONG_K, bool IS_A, unsigned LINES, unsigned TI
     __device__ __forceinline__ void read(unsigned (&words)[TILES][4], unsigned stage, unsigned k) const {
 #pragma unroll
         for (unsigned tile = 0; tile < TILES; tile++) {
-            if (ALONG_K) {
-                load_matrices(words[tile], stage + at[k] + tile * 16 * ROW_BYTES);
-            } else if (sizeof(T) == 2) {
-                load_transposed(words[tile], stage + at[tile % PLACES] + k * 16 * ROW_BYTES);
-            } else {
+            if (ALONG_K) load_matrices(words[tile], at[k] + (stage + tile * 16 * ROW_BYTES));
+            else if (sizeof(T) == 2) load_transposed(words[tile], at[tile % PLACES] + (stage + k * 16 * ROW_BYTES));
+            else read_words(words[tile], stage + k * 8 * ROW_BYTES, tile);
+        }
+    }
+
+    // f32 in rows of depth: no instruction transposes these. A lane has lines p and p + 8 of a tile, at depths k and k + 4. Of A it reads
+    // two neighbours at a time, and takes them for p and p + 8 (line_of).
+    __device__ __forceinline__ void read_words(unsigned (&words)[4], unsigned stage, unsigned tile) const {
+        if (IS_A) {
+            unsigned from = at[tile % 2 * 2] + (stage + tile / 2 * 128);
+            load_shared(words[0], words[1], from);
+            load_shared(words[2], words[3], from + 4 * ROW_BYTES);
+        } else {
 #pragma unroll
-                for (unsigned i = 0; i < 4; i++) { // A: lines 0, 8, 0, 8; depths 0, 0, 4, 4. B: the other way about
-                    unsigned eight = tile * 2 + (IS_A ? i % 2 : i / 2), four = IS_A ? i / 2 : i % 2;
-                    words[tile][i] = load_shared(stage + at[eight % 4] + eight / 4 * 128 + (k * 8 + four * 4) * ROW_BYTES);
-                }
+            for (unsigned i = 0; i < 4; i++) { // lines p, p, p + 8, p + 8
+                unsigned eight = tile * 2 + i / 2;
+                load_shared(words[i], at[eight % PLACES] + (stage + eight / 4 * 128 + i % 2 * 4 * ROW_BYTES));
             }
         }
     }
 };
+
+// The row of 16 that read_words puts into row `place` of a fragment of A.
+__device__ __forceinline__ unsigned line_of(unsigned place) { return place % 8 * 2 + place / 8; }
 
 // ---- sums of the rows of A, beside the product
 
@@ -181,7 +205,9 @@ template <class S> struct RowSums<float, S> {
 #pragma unroll
         for (unsigned row = 0; row < Layout::DEPTH; row++) {
             unsigned place = (threadIdx.x / 4 ^ Layout::turn(row)) * 16 + threadIdx.x % 4 * 4;
-            sum += __uint_as_float(load_shared(stage + row * Layout::ROW_BYTES + place));
+            unsigned word;
+            load_shared(word, stage + row * Layout::ROW_BYTES + place);
+            sum += __uint_as_float(word);
         }
     }
     template <class Give> __device__ __forceinline__ void give(Give give) const { give(threadIdx.x, sum); }
@@ -189,8 +215,8 @@ template <class S> struct RowSums<float, S> {
 
 // ---- the product
 
-// What a warp has summed: tiles of 16 x 8, as multiply() leaves them.
-template <class S> struct Sums {
+// What a warp has summed: tiles of 16 x 8, as multiply() leaves them; MOVED: the row line_of(i) of 16 in the place of row i.
+template <class S, bool MOVED = false> struct Sums {
     static const unsigned DOWN = S::WARP_ROWS / 16, ACROSS = S::WARP_COLUMNS / 8;
     float of[DOWN][ACROSS][4] = {};
 };
@@ -205,11 +231,12 @@ __device__ __forceinline__ void multiply_step(
     }
 }
 
-template <unsigned TILES> __device__ __forceinline__ void round_to_tf32(unsigned (&words)[TILES][4]) {
+// Rounds fragments of A (IS_A) or B: words of the same line are 0, 2 and 1, 3, or 0, 1 and 2, 3.
+template <bool IS_A, unsigned TILES> __device__ __forceinline__ void round_to_tf32(unsigned (&words)[TILES][4]) {
 #pragma unroll
     for (unsigned i = 0; i < TILES; i++) {
-#pragma unroll
-        for (unsigned j = 0; j < 4; j++) words[i][j] = to_tf32(words[i][j]);
+        round_to_tf32(words[i][0], words[i][IS_A ? 2 : 1]);
+        round_to_tf32(words[i][IS_A ? 1 : 2], words[i][3]);
     }
 }
 
@@ -217,62 +244,71 @@ template <unsigned TILES> __device__ __forceinline__ void round_to_tf32(unsigned
 // again. add_rows(fragments of A, stage, half of the step) is called for each half of a step. All threads must arrive.
 template <class S, bool A_ALONG_K, bool B_ALONG_K, class T, class Rows>
 __device__ __forceinline__ void product(
-    Sums<S>& sums, const Operand<T>& a, const Operand<T>& b, const Part& part, unsigned memory, Rows add_rows) {
-    const unsigned DOWN = Sums<S>::DOWN, PAIRS = Sums<S>::ACROSS / 2, DEPTH = S::STEP / sizeof(T);
+    Sums<S, sizeof(T) == 4 && !A_ALONG_K>& sums, const Operand<T>& a, const Operand<T>& b, const Part& part, unsigned memory,
+    Rows add_rows) {
+    const unsigned DOWN = Sums<S>::DOWN, PAIRS = Sums<S>::ACROSS / 2, DEPTH = S::STEP / sizeof(T), AHEAD = S::STAGES - 1;
     const unsigned ROWS = S::ROWS, COLUMNS = S::COLUMNS;
     unsigned warp = threadIdx.x / 32, across = COLUMNS / S::WARP_COLUMNS;
-    Copier<T, S, A_ALONG_K, ROWS> copy_a(a, part.row, part.begin, part.end);
-    Copier<T, S, B_ALONG_K, COLUMNS> copy_b(b, part.column, part.begin, part.end);
-    copy_b.to += ROWS * S::STEP;
-    Reader<T, S, A_ALONG_K, true, ROWS, DOWN> read_a(warp / across * S::WARP_ROWS);
-    Reader<T, S, B_ALONG_K, false, COLUMNS, PAIRS> read_b(warp % across * S::WARP_COLUMNS);
+    Copier<T, S, A_ALONG_K, ROWS> copy_a(a, part.row, part.begin, part.end, memory);
+    Copier<T, S, B_ALONG_K, COLUMNS> copy_b(b, part.column, part.begin, part.end, memory + ROWS * S::STEP);
+    Reader<T, S, A_ALONG_K, true, ROWS, DOWN> read_a(warp / across * S::WARP_ROWS, memory);
+    Reader<T, S, B_ALONG_K, false, COLUMNS, PAIRS> read_b(warp % across * S::WARP_COLUMNS, memory + ROWS * S::STEP);
 
-    unsigned steps = (part.end - part.begin + DEPTH - 1) / DEPTH, end = memory + S::BYTES;
-    for (unsigned step = 0; step < S::STAGES - 1; step++) {
-        if (step < steps) {
-            copy_a.copy(memory + step * S::STAGE_BYTES);
-            copy_b.copy(memory + step * S::STAGE_BYTES);
+    unsigned left = (part.end - part.begin + DEPTH - 1) / DEPTH; // steps that are not yet multiplied
+    if (left == 0) return;
+#pragma unroll
+    for (unsigned place = 0; place < AHEAD; place++) {
+        if (left > place) {
+            copy_a.copy(place * S::STAGE_BYTES, left == place + 1);
+            copy_b.copy(place * S::STAGE_BYTES, left == place + 1);
         }
         copies_commit();
     }
-    copies_wait<S::STAGES - 2>();
-    __syncthreads();
 
     unsigned fragments_a[2][DOWN][4], fragments_b[2][PAIRS][4];
-    unsigned reading = memory, writing = memory + (S::STAGES - 1) * S::STAGE_BYTES;
-    read_a.read(fragments_a[0], reading, 0);
-    read_b.read(fragments_b[0], reading + ROWS * S::STEP, 0);
-#pragma unroll 1
-    for (unsigned step = 0; step < steps; step++) {
-#pragma unroll
-        for (unsigned k = 0; k < 2; k++) {
-            if (k == 1) {
-                // The next step has come, for all threads, and all have read the last fragments of this one: its place is free. Behind
-                // the last step there is none: then this one is read again, for nothing.
-                copies_wait<S::STAGES - 2>();
-                __syncthreads();
-                unsigned next = reading + S::STAGE_BYTES == end ? memory : reading + S::STAGE_BYTES;
-                reading = step + 1 < steps ? next : reading;
-            }
-            read_a.read(fragments_a[1 - k], reading, 1 - k);
-            read_b.read(fragments_b[1 - k], reading + ROWS * S::STEP, 1 - k);
-            if (k == 0) {
-                if (step + S::STAGES - 1 < steps) {
-                    copy_a.copy(writing);
-                    copy_b.copy(writing);
-                    writing = writing + S::STAGE_BYTES == end ? memory : writing + S::STAGE_BYTES;
-                }
-                copies_commit();
-            }
-            add_rows(fragments_a[k], reading, k);
-            if (sizeof(T) == 4) {
-                round_to_tf32(fragments_a[k]);
-                round_to_tf32(fragments_b[k]);
-            }
-            multiply_step<T>(sums.of, fragments_a[k], fragments_b[k]);
+    auto read = [&](unsigned stage, unsigned k) {
+        read_a.read(fragments_a[k], stage, k);
+        read_b.read(fragments_b[k], stage, k);
+    };
+    auto arrive = [&](unsigned stage) { // the next step has come, for all threads, and all have read what will be written over next
+        copies_wait<AHEAD - 1>();
+        __syncthreads();
+        read(stage, 0);
+    };
+    auto multiply = [&](unsigned stage, unsigned k) {
+        add_rows(fragments_a[k], memory + stage, k);
+        if (sizeof(T) == 4) {
+            round_to_tf32<true>(fragments_a[k]);
+            round_to_tf32<false>(fragments_b[k]);
         }
+        multiply_step<T>(sums.of, fragments_a[k], fragments_b[k]);
+    };
+    arrive(0);
+    // All but the second half of the last step, which is left for behind the loop.
+    auto step = [&](unsigned place) {
+        unsigned next = place + 1 < S::STAGES ? place + 1 : 0, free = place > 0 ? place - 1 : AHEAD;
+        read(place * S::STAGE_BYTES, 1);
+        if (left > AHEAD) {
+            copy_a.copy(free * S::STAGE_BYTES, left == AHEAD + 1);
+            copy_b.copy(free * S::STAGE_BYTES, left == AHEAD + 1);
+        }
+        copies_commit();
+        multiply(place * S::STAGE_BYTES, 0);
+        if (--left == 0) return false;
+        arrive(next * S::STAGE_BYTES);
+        multiply(place * S::STAGE_BYTES, 1);
+        return true;
+    };
+    unsigned place = 0;
+    if (S::ALIGNED) { // in turn, so that each place is a constant: addresses need no arithmetic
+        static_assert(S::STAGES == 3, "a step for each place");
+#pragma unroll 1
+        while (step(0) && step(1) && step(2)) {}
+    } else {
+#pragma unroll 1
+        while (step(place)) place = place + 1 < S::STAGES ? place + 1 : 0;
     }
-    copies_wait<0>();
+    multiply(0, 1);
     __syncthreads();
 }
 
@@ -308,9 +344,9 @@ __device__ __forceinline__ void give_rows(const Finish& finish, unsigned row, un
 
 // Calls finish for every result of this warp: finish.take<W>(row, column, values) with W neighbours of a row at a time, W = finish.W if
 // `wide`, else 1. Sums go through shared memory, 16 rows at a time, so that a row's 64 results leave together. 4608 bytes a warp.
-template <class S, class Finish>
+template <class S, bool MOVED, class Finish>
 __device__ __forceinline__ void write_sums(
-    const Sums<S>& sums, const Part& part, unsigned rows, unsigned columns, float* memory, bool wide, const Finish& finish) {
+    const Sums<S, MOVED>& sums, const Part& part, unsigned rows, unsigned columns, float* memory, bool wide, const Finish& finish) {
     const unsigned ROW = SLAB_ROW, MIDDLE = 32, GAP = 4, W = Finish::W;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = S::COLUMNS / S::WARP_COLUMNS;
     unsigned first_row = part.row + warp / across * S::WARP_ROWS, first_column = part.column + warp % across * S::WARP_COLUMNS;
@@ -332,12 +368,13 @@ __device__ __forceinline__ void write_sums(
         unsigned row = first_row + tile * 16;
         if (wide || WholeWarps<Finish>::VALUE) {
             const unsigned LANES = S::WARP_COLUMNS / W, STEP = 32 / LANES; // of a row; rows at a time
+            static_assert(!MOVED || STEP == 2, "of moved rows, neighbours are eight apart, and every second lies beside the other");
             unsigned column = lane % LANES * W;
-            const float* from = memory + lane / LANES * ROW + slab_place(column);
+            const float* from = memory + lane / LANES * (MOVED ? 8 : 1) * ROW + slab_place(column);
             auto fetch = [=](float (&values)[W], unsigned i) {
 #pragma unroll
                 for (unsigned e = 0; e < W; e += 4) {
-                    float4 four = *(const float4*)(from + i * STEP * ROW + e);
+                    float4 four = *(const float4*)(from + i * (MOVED ? 1 : STEP) * ROW + e);
                     values[e] = four.x, values[e + 1] = four.y, values[e + 2] = four.z, values[e + 3] = four.w;
                 }
             };
@@ -346,10 +383,10 @@ __device__ __forceinline__ void write_sums(
         } else if constexpr (!WholeWarps<Finish>::VALUE) {
 #pragma unroll 1
             for (unsigned r = 0; r < 32; r++) {
-                unsigned column = r % 2 * MIDDLE + lane;
-                if (row + r / 2 >= rows || first_column + column >= columns) continue;
+                unsigned column = r % 2 * MIDDLE + lane, at = row + (MOVED ? line_of(r / 2) : r / 2);
+                if (at >= rows || first_column + column >= columns) continue;
                 float values[1] = {memory[r / 2 * ROW + column + r % 2 * GAP]};
-                finish.template take<1>(row + r / 2, first_column + column, values);
+                finish.template take<1>(at, first_column + column, values);
             }
         }
         __syncwarp();

@@ -7,14 +7,19 @@
 
 __device__ __forceinline__ unsigned shared_address(const void* at) { return (unsigned)__cvta_generic_to_shared(at); }
 
-// Copies BYTES (4 or 16; both addresses multiples of it), or writes zeros: then nothing is read.
-template <unsigned BYTES> __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside) {
-    unsigned bytes = inside ? BYTES : 0;
+// Copies BYTES (4 or 16; both addresses multiples of it) if `inside` has `bit`; else writes zeros, and reads nothing. Bits of a word,
+// because one instruction makes predicates of several.
+template <unsigned BYTES>
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, unsigned inside, unsigned bit = 1) {
     if (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+        asm volatile("{.reg .pred outside; .reg .b32 one; and.b32 one, %2, %3; setp.eq.u32 outside, one, 0;"
+                     "cp.async.cg.shared.global [%0], [%1], 16, outside;}" ::"r"(to),
+                     "l"(__cvta_generic_to_global(from)), "r"(inside), "r"(bit)
                      : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+        asm volatile("{.reg .pred outside; .reg .b32 one; and.b32 one, %2, %3; setp.eq.u32 outside, one, 0;"
+                     "cp.async.ca.shared.global [%0], [%1], 4, outside;}" ::"r"(to),
+                     "l"(__cvta_generic_to_global(from)), "r"(inside), "r"(bit)
                      : "memory");
     }
 }
@@ -29,10 +34,11 @@ __device__ __forceinline__ void store_shared(unsigned to, unsigned word) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
 }
 
-__device__ __forceinline__ unsigned load_shared(unsigned from) {
-    unsigned word;
+__device__ __forceinline__ void load_shared(unsigned& word, unsigned from) {
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
-    return word;
+}
+__device__ __forceinline__ void load_shared(unsigned& low, unsigned& high, unsigned from) {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(from) : "memory");
 }
 
 // ---- fragments
@@ -76,9 +82,18 @@ __device__ __forceinline__ void multiply(float, float (&sums)[4], const unsigned
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Rounds to the 10 bits of mantissa that tensor cores look at, ties away from zero.
-__device__ __forceinline__ unsigned to_tf32(unsigned x) {
-    unsigned y;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
-    return y;
+// Rounds two words, of the same row of A or column of B, to the 10 bits of mantissa that tensor cores look at.
+//
+// sm_90 and newer have an instruction for it, to nearest even. Before, half of the last bit that counts is added, so that ties go away from
+// zero; what is below is not looked at. A NaN might wrap around to a number, so nothing is added if either is one: what the other is
+// multiplied into is NaN whatever it is. Volatile, else it moves ahead of the branch behind a step, where it takes more instructions.
+__device__ __forceinline__ void round_to_tf32(unsigned& x, unsigned& y) {
+#if __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(x) : "f"(__uint_as_float(x)));
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(y)));
+#else
+    asm volatile("{.reg .pred nan; setp.nan.f32 nan, %2, %3; @!nan add.u32 %0, %0, 0x1000; @!nan add.u32 %1, %1, 0x1000;}"
+        : "+r"(x), "+r"(y)
+        : "f"(__uint_as_float(x)), "f"(__uint_as_float(y)));
+#endif
 }
