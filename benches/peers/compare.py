@@ -142,7 +142,7 @@ def cell(number, digits=2):
 
 def steps_table(cases, dtypes, options):
     print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX |", end="")
-    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | memory: ours, tuned |")
+    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | memory: ours `direct`, `nodes`, tuned |")
     print("|" + " --- |" * 12)
     for case in cases:
         for dtype in dtypes:
@@ -155,7 +155,7 @@ def steps_table(cases, dtypes, options):
                 ratio(times, same, "ours nodes"),
                 ratio(times, "jax", "ours nodes"),
             ]
-            mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", tuned]]
+            mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", "ours nodes", tuned]]
             columns = [case, dtype, ms["ours direct"], ms["ours nodes"]]
             columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", ms.get("stock", "-"), ms.get("jax", "-")]
             columns += [cell(r) for r in ratios] + [", ".join(mib)]
