@@ -8,9 +8,7 @@
 //! the key is Philox of (seed, stream).
 
 use crate::device::Arch;
-
-const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+use crate::device::normal::{Counters, GROUP, LANES, MULTIPLIERS, WEYL, unit};
 
 /// Returns the four random words of `counter` under `key`: ten rounds.
 #[inline(always)]
@@ -143,7 +141,7 @@ impl Draw {
     /// Fills the rows (R, width) of `out` with standard normal numbers; row i is that of `address(i)`, a pair
     /// (sample, replica), from element `4·first_block` on.
     ///
-    /// Sixteen counters go through the ten rounds, the logarithms and the sines together, in vector registers.
+    /// Sixteen counters are evaluated together: those of one row where it is long enough, else of several rows.
     #[inline(always)]
     pub fn fill_normal_rows(
         self,
@@ -153,25 +151,63 @@ impl Draw {
         first_block: u32,
         address: impl Fn(usize) -> (u64, u32),
     ) {
-        let per_row = width.div_ceil(4);
-        let total = out.len().checked_div(width).unwrap_or(0) * per_row;
-        for group in (0..total).step_by(LANES) {
-            let lanes = LANES.min(total - group);
-            let mut c = [[0u32; LANES]; 4];
-            for lane in 0..lanes {
-                let (row, block) = ((group + lane) / per_row, (group + lane) % per_row);
-                let (sample, replica) = address(row);
+        if width < GROUP {
+            return self.fill_short_rows(arch, out, width, first_block, address);
+        }
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            let (sample, replica) = address(row);
+            let counter = |block: u32| self.counter(sample, replica, first_block + block);
+            let (groups, rest) = out.as_chunks_mut::<GROUP>();
+            arch.normals_from(groups, counter(0), self.key);
+            if !rest.is_empty() {
+                let mut last = [[0.0; GROUP]];
+                arch.normals_from(&mut last, counter((groups.len() * LANES) as u32), self.key);
+                rest.copy_from_slice(&last[0][..rest.len()]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fill_short_rows(
+        self,
+        arch: Arch,
+        out: &mut [f32],
+        width: usize,
+        first_block: u32,
+        address: impl Fn(usize) -> (u64, u32),
+    ) {
+        let mut counters = Counters::default();
+        let mut blocks: [&mut [f32]; LANES] = Default::default();
+        let mut lane = 0;
+        for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            let (sample, replica) = address(row);
+            for (block, out) in out.chunks_mut(4).enumerate() {
                 let counter = self.counter(sample, replica, first_block + block as u32);
-                for (c, word) in c.iter_mut().zip(counter) {
-                    c[lane] = word;
+                for (words, word) in counters.0.iter_mut().zip(counter) {
+                    words[lane] = word;
+                }
+                blocks[lane] = out;
+                lane += 1;
+                if lane == LANES {
+                    self.fill_blocks(arch, &mut blocks, &counters);
+                    lane = 0;
                 }
             }
-            let values = normals(arch, c, self.key);
-            for lane in 0..lanes {
-                let (row, block) = ((group + lane) / per_row, (group + lane) % per_row);
-                let at = row * width + 4 * block;
-                let count = 4.min(width - 4 * block);
-                out[at..at + count].copy_from_slice(&values[lane][..count]);
+        }
+        if lane > 0 {
+            self.fill_blocks(arch, &mut blocks[..lane], &counters);
+        }
+    }
+
+    /// Fills `blocks`, of at most four numbers each, from their counters.
+    #[inline(always)]
+    fn fill_blocks(self, arch: Arch, blocks: &mut [&mut [f32]], counters: &Counters) {
+        let mut values = [0.0; GROUP];
+        arch.normals(&mut values, counters, self.key);
+        for (block, values) in blocks.iter_mut().zip(values.as_chunks::<4>().0) {
+            match block.as_mut_array() {
+                Some(block) => *block = *values,
+                None => block.iter_mut().zip(values).for_each(|(block, value)| *block = *value),
             }
         }
     }
@@ -224,50 +260,8 @@ impl Draw {
     }
 }
 
-/// Counters that are evaluated together.
-const LANES: usize = 16;
-
 /// Normal numbers held on the stack at a time, the most that [`Draw::for_each_normal_row`] hands out at once.
 pub const NORMAL_TILE: usize = 1024;
-
-/// Returns the four normal numbers of each of sixteen counters.
-#[inline(always)]
-fn normals(arch: Arch, mut c: [[u32; LANES]; 4], key: [u32; 2]) -> [[f32; 4]; LANES] {
-    let mut k = key;
-    for _ in 0..10 {
-        for lane in 0..LANES {
-            let p0 = MULTIPLIERS[0] as u64 * c[0][lane] as u64;
-            let p1 = MULTIPLIERS[1] as u64 * c[2][lane] as u64;
-            c[0][lane] = (p1 >> 32) as u32 ^ c[1][lane] ^ k[0];
-            c[1][lane] = p1 as u32;
-            c[2][lane] = (p0 >> 32) as u32 ^ c[3][lane] ^ k[1];
-            c[3][lane] = p0 as u32;
-        }
-        k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
-    }
-    let mut values = [[0.0f32; 4]; LANES];
-    for lane in 0..LANES {
-        let [x, y] = normal_pair(arch, c[0][lane], c[1][lane]);
-        let [z, w] = normal_pair(arch, c[2][lane], c[3][lane]);
-        values[lane] = [x, y, z, w];
-    }
-    values
-}
-
-/// Maps a word to [0, 1) with 24 bits.
-#[inline(always)]
-pub fn unit(word: u32) -> f32 {
-    (word >> 8) as f32 * (1.0 / 16_777_216.0)
-}
-
-/// Maps two words to two independent standard normal numbers: √(−2 ln u)·(cos, sin)(2πw), u in (0, 1].
-#[inline(always)]
-fn normal_pair(arch: Arch, a: u32, b: u32) -> [f32; 2] {
-    let u = ((a >> 8) + 1) as f32 * (1.0 / 16_777_216.0);
-    let radius = (-2.0 * arch.ln(u)).max(0.0).sqrt();
-    let (sin, cos) = arch.sin_cos_turns(unit(b));
-    [radius * cos, radius * sin]
-}
 
 #[cfg(test)]
 mod tests {

@@ -156,7 +156,7 @@ def cell(number, digits=2):
 
 def steps_table(cases, dtypes, options, rust):
     print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX | candle | burn |", end="")
-    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | best Rust / `nodes` | memory: ours, tuned |")
+    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | best Rust / `nodes` | memory: ours `direct`, `nodes`, tuned |")
     print("|" + " --- |" * 15)
     for case in cases:
         for dtype in dtypes:
@@ -170,7 +170,7 @@ def steps_table(cases, dtypes, options, rust):
                 ratio(times, "jax", "ours nodes"),
                 min((r for r in (ratio(times, name, "ours nodes") for name in rust) if r), default=None),
             ]
-            mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", tuned]]
+            mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", "ours nodes", tuned]]
             columns = [case, dtype, ms["ours direct"], ms["ours nodes"]]
             columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", *(ms.get(name, "-") for name in ["stock", "jax", "candle", "burn"])]
             columns += [cell(r) for r in ratios] + [", ".join(mib)]

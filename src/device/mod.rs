@@ -3,6 +3,7 @@
 pub(crate) mod combine;
 pub mod cpu;
 pub mod cuda;
+pub(crate) mod normal;
 pub mod simd;
 pub mod survey;
 mod team;

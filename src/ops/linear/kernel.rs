@@ -58,6 +58,9 @@ pub(super) struct Block<'a> {
     pub next: Panel<'a>,
     /// The B panel, `[units][width]`.
     pub b: &'a [u32],
+    /// What is fetched into the second cache level meanwhile, two lines for every 16 units: this call's share of the B panel after
+    /// this one.
+    pub ahead: &'a [u32],
     /// 16, 32 or 48.
     pub width: usize,
     /// Depth in units.
@@ -97,7 +100,9 @@ impl Block<'_> {
                 let next = self.next.lines();
                 // SAFETY: the asserts above are the kernels' bounds; the features are present, because `Cpu::new`
                 // refuses an instruction set above the detected one.
-                unsafe { kernel(&rows, a.step, b, units, (c, stride), next, self.first) }
+                unsafe {
+                    kernel(&rows, a.step, (b, self.ahead.as_ptr()), units, (c, stride), next, self.first)
+                }
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => self.run_portable(rows, sums, stride),
@@ -175,7 +180,7 @@ mod x86 {
             pub(super) unsafe fn $name<const V: usize>(
                 rows: &[*const u32; ROWS],
                 step: usize,
-                mut b: *const u32,
+                (mut b, mut ahead): (*const u32, *const u32),
                 units: usize,
                 (c, stride): (*mut f32, usize),
                 (mut next, line, chunk): (*const u32, usize, usize),
@@ -191,6 +196,9 @@ mod x86 {
                             _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(i * line).cast());
                         }
                         next = next.wrapping_add(chunk);
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(LANES).cast());
+                        ahead = ahead.wrapping_add(2 * LANES);
                     }
                     // SAFETY: see the macro: `at` is at most (units − 1)·step.
                     unsafe {
@@ -241,7 +249,7 @@ mod x86 {
     pub(super) unsafe fn single_avx2<const V: usize>(
         rows: &[*const u32; ROWS],
         step: usize,
-        b: *const u32,
+        (b, _ahead): (*const u32, *const u32),
         units: usize,
         (c, stride): (*mut f32, usize),
         _next: (*const u32, usize, usize),
@@ -423,7 +431,7 @@ pub(super) mod tests {
                 let (a, b) = (vec![0x3f80_3f80; units * ROWS], vec![0x3f80_3f80; units * COLS]);
                 let mut sums = vec![0.0; ROWS * COLS];
                 let a = Panel { data: &a, rows: ROWS, row, step };
-                let block = Block { format, a, next: a, b: &b, width, units, first: true };
+                let block = Block { format, a, next: a, b: &b, ahead: &[], width, units, first: true };
                 let seconds = fastest(|| {
                     for _ in 0..10 {
                         std::hint::black_box(&block).run(Isa::detect(), &mut sums, COLS);

@@ -17,10 +17,10 @@ use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS}
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
 
-/// Depth of a block in units. 256 × 48 × 4 bytes of B are 48 KiB, read 32 times from the first two cache levels, and
-/// 256 rows of A are 256 KiB of the second; longer blocks were not faster, shorter ones pay for loading the sums.
-const BLOCK: usize = 256;
-/// Panels of a tile: 256 rows × 192 columns of sums are 192 KiB and a block of A 256 KiB, under half of a 1 MiB second level.
+/// Depth of a block in units. 512 × 48 × 4 bytes of B are 96 KiB, read 32 times from the second cache level while the next are
+/// fetched, and 256 rows of A are 512 KiB of it; shorter blocks pay for loading the sums, longer ones leave no room for them.
+const BLOCK: usize = 512;
+/// Panels of a tile: 256 rows × 192 columns of sums are 192 KiB: with a block of A and two panels of B, less than a second level of 1 MiB.
 const TILE_ROWS: usize = 32;
 const TILE_COLS: usize = 4;
 /// Multiply-adds below which one more tile costs more in overhead than it gains in balance (about 20 µs).
@@ -130,7 +130,7 @@ pub(super) fn by_rows<A: FloatX, B: FloatX, F: Finish>(
 /// Computes `dw += a · b` in passes over the depth (both row-major, summed over their rows).
 pub(super) fn by_depth<A: FloatX, B: FloatX>(cpu: &Cpu, a: Operand<A>, b: Operand<B>, dw: &mut [f32]) {
     let passes = (a.depth * a.across.max(b.across)).div_ceil(PASS).max(1);
-    let depth = a.depth.div_ceil(passes).next_multiple_of(2 * BLOCK).max(1);
+    let depth = a.depth.div_ceil(passes).next_multiple_of(BLOCK).max(1);
     for start in (0..a.depth).step_by(depth) {
         let end = a.depth.min(start + depth);
         let a = Operand { data: &a.data[start * a.stride..end * a.stride], depth: end - start, ..a };
@@ -295,14 +295,19 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
         (sums, stride): (&mut [f32], usize),
     ) {
         let (plan, units) = (&self.plan, self.plan.units(i));
-        for (j, (q, b)) in tile.col_panels.clone().zip(b.chunks(COLS * plan.block)).enumerate() {
-            let width = Side::B.width(plan.grid.cols, q);
+        let (panel, cols) = (COLS * plan.block, tile.col_panels.len());
+        for (j, q) in tile.col_panels.clone().enumerate() {
+            let (width, b) = (Side::B.width(plan.grid.cols, q), &b[j * panel..]);
+            // The panel after this one, or behind the last the first one of the next block. Each call fetches its share.
+            let after = if j + 1 < cols { panel } else { plan.period(Side::B) - j * panel };
+            let share = panel / tile.row_panels.len();
             for (k, p) in tile.row_panels.clone().enumerate() {
-                let after = (k + 1) % tile.row_panels.len();
-                let next = self.a_panel(a, i, tile.row_panels.start + after, after);
+                let ahead = b.get(after + k * share..).unwrap_or_default();
+                let below = (k + 1) % tile.row_panels.len();
+                let next = self.a_panel(a, i, tile.row_panels.start + below, below);
                 let a = self.a_panel(a, i, p, k);
-                let block =
-                    Block { format: plan.format, a, next, b, width, units: units.len(), first: i == 0 };
+                let (format, units) = (plan.format, units.len());
+                let block = Block { format, a, next, b, ahead, width, units, first: i == 0 };
                 block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
             }
         }
