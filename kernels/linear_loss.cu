@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(64) linear_loss_64x64(
     on_tensor_cores<Tile64x64, true, true>(a, b, c, partial, each, nullptr, finish);
 }
 
-extern "C" __global__ void __launch_bounds__(64, 5) linear_loss_any(
+extern "C" __global__ void __launch_bounds__(64, 4) linear_loss_any(
     float* __restrict__ loss, float* __restrict__ sums, floatX* __restrict__ dv, const floatX* __restrict__ x, const floatX* __restrict__ w,
     const floatX* __restrict__ bias, float* __restrict__ partial, unsigned each, const float* __restrict__ data,
     const float* __restrict__ t, unsigned key0, unsigned key1, unsigned long long step,
