@@ -149,6 +149,14 @@ impl<'a, X: FloatX> HostNorm<'a, X> {
         }
     }
 
+    /// Fetches the scale alone, into `out` (rows, C).
+    #[inline(always)]
+    fn fetch_scale(&self, arch: Arch, out: &mut [f32], first: usize) {
+        if let Some((modulation, offset)) = &self.modulation {
+            modulation.fetch(arch, out, first, *offset + self.c, self.c);
+        }
+    }
+
     /// n = x̂·gamma + beta, in place.
     #[inline(always)]
     fn apply_affine(&self, arch: Arch, n: &mut [f32]) {
@@ -254,9 +262,9 @@ fn normalise(arch: Arch, row: &mut [f32], stats: &mut [f32]) {
     stats.copy_from_slice(&[mean, rstd]);
 }
 
-/// Work space of one backward block, in rows of C: x̂, n, dn, MOD_ROWS rows of (shift, scale) and of (dshift, dscale),
-/// then the partial sums of dgamma and dbeta.
-const BACKWARD_ROWS: usize = 3 + 4 * MOD_ROWS + 2;
+/// Work space of one backward block, in rows of C: x̂, n, dn, MOD_ROWS rows of scale and of (dshift, dscale), then the partial
+/// sums of dgamma and dbeta.
+const BACKWARD_ROWS: usize = 3 + 3 * MOD_ROWS + 2;
 
 #[allow(clippy::too_many_arguments)] // the arguments of the public function, and the device
 fn backward_cpu<X: FloatX>(
@@ -351,14 +359,14 @@ impl<X: FloatX> BackwardBlock<'_, X> {
         let (x_hat, rest) = scratch.split_at_mut(c);
         let (n, rest) = rest.split_at_mut(c);
         let (dn, rest) = rest.split_at_mut(c);
-        let (modulation, rest) = rest.split_at_mut(2 * MOD_ROWS * c);
+        let (scales, rest) = rest.split_at_mut(MOD_ROWS * c);
         let (dmod, affine_sums) = rest.split_at_mut(2 * MOD_ROWS * c);
         affine_sums.fill(0.0);
         let offset = norm.modulation.as_ref().map_or(0, |(_, offset)| *offset);
         let total = dx.len() / c;
         for at in (0..total).step_by(MOD_ROWS) {
             let count = MOD_ROWS.min(total - at);
-            norm.fetch(arch, &mut modulation[..count * 2 * c], self.first + at);
+            norm.fetch_scale(arch, &mut scales[..count * c], self.first + at);
             for i in 0..count {
                 let row = at + i;
                 let span = row * c..(row + 1) * c;
@@ -368,7 +376,7 @@ impl<X: FloatX> BackwardBlock<'_, X> {
                 n.copy_from_slice(x_hat);
                 norm.apply_affine(arch, n);
                 if norm.modulation.is_some() {
-                    let scale = &modulation[i * 2 * c + c..(i + 1) * 2 * c];
+                    let scale = &scales[i * c..(i + 1) * c];
                     modulate_backward(dn, n, scale, &mut dmod[i * 2 * c..(i + 1) * 2 * c]);
                 }
                 if let Some((gamma, _)) = norm.affine() {
