@@ -6,6 +6,7 @@
 
 pub mod chebyshev;
 pub mod elementwise;
+pub mod embedding;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;
@@ -17,6 +18,7 @@ pub mod modulation;
 pub mod mse;
 pub mod normalize;
 pub mod optimizer;
+pub mod patchify;
 pub mod step_control;
 pub mod timestep_embedding;
 

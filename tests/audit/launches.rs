@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use cuda_emulator::audit::measured::{self, Measured};
 use flowprior::ops::chebyshev::chebyshev_weights;
 use flowprior::ops::elementwise::{axpy, cast};
+use flowprior::ops::embedding::{LabelDrop, Labels, add_rows, embedding_backward, embedding_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
-use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
+use flowprior::ops::gather::{
+    Affine, Index, Mirror, Sampling, Stored, gather_backward, gather_forward, gather_samples_to,
+};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
@@ -21,6 +24,7 @@ use flowprior::ops::normalize::{
     batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
 };
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::patchify::{Patches, patchify, patchify_backward, unpatchify, unpatchify_backward};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
@@ -61,6 +65,7 @@ fn launch(device: &Device) -> Result<()> {
     rows(device)?;
     flow(device)?;
     elements(device)?;
+    images(device)?;
     optimizer(device)?;
     products(device)?;
     step(device)?;
@@ -127,12 +132,34 @@ fn elements(device: &Device) -> Result<()> {
     gather_forward::<f32, bf16>(&wide, &index, Affine::IDENTITY)?;
     gather_forward::<bf16, f32>(&narrow, &index, Affine::IDENTITY)?;
     gather_backward(back.view_mut(), &narrow, &index, Affine::IDENTITY)?;
+    let mirror = Some(Mirror { draw: Draw::new(1, Stream::Flip, 2), width: 32 });
+    let sampling = Sampling { stored: Stored::Drawn(Draw::new(1, Stream::Moments, 2)), mirror, scale: 0.18215 };
+    gather_samples_to(&mut back, &filled::<bf16>(device, N, 2 * C)?, &index, &sampling)?;
     standardize_forward(&wide, batch_stats(&wide)?)?;
     std_penalty(&mut back, &wide, 1.0)?;
     unit_norm_forward(&wide)?;
     unit_norm_backward(&back, &wide)?;
     grad_norm(&wide, 1.0)?;
     Ok(())
+}
+
+/// Latents of 4 × 64 × 64 in patches of 2 × 2, and rows of ten classes.
+fn images(device: &Device) -> Result<()> {
+    let patches = Patches { channels: 4, height: 64, width: 64, patch: 2 };
+    let x = filled::<bf16>(device, N * C / patches.sample(), patches.sample())?;
+    let tokens = patchify(&x, patches)?;
+    patchify_backward(&tokens, patches)?;
+    unpatchify(&tokens, patches, 4)?;
+    unpatchify_backward(&x, patches, 4)?;
+
+    let classes: Vec<u32> = (0..N as u32).map(|i| i * i % 10).collect();
+    let labels = Labels::new(device, &classes, 10)?;
+    let drop = LabelDrop { probability: 0.1, draw: Draw::new(1, Stream::LabelDrop, 2) };
+    let table = filled::<bf16>(device, 11, C)?;
+    let (mut y, chosen) = embedding_forward(table.view(), &labels, Rows::plain(N), Some(drop))?;
+    let mut dtable = Tensor::<f32>::zeros(device, [11, C]);
+    embedding_backward(dtable.view_mut(), &y, &chosen)?;
+    add_rows(&mut y, filled(device, 64, C)?.view())
 }
 
 fn optimizer(device: &Device) -> Result<()> {

@@ -7,6 +7,7 @@ mod support;
 
 mod chebyshev;
 mod elementwise;
+mod embedding;
 mod flow_loss;
 mod flow_path;
 mod gated_residual;
@@ -17,5 +18,6 @@ mod linear;
 mod mse;
 mod normalize;
 mod optimizer;
+mod patchify;
 mod step_control;
 mod timestep_embedding;
