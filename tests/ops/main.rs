@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
 mod chebyshev;
 mod elementwise;
 mod embedding;
@@ -19,5 +20,6 @@ mod mse;
 mod normalize;
 mod optimizer;
 mod patchify;
+mod qk_norm;
 mod step_control;
 mod timestep_embedding;
