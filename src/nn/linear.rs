@@ -11,7 +11,8 @@ use crate::ops::linear::{
 use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
 
-/// Weight (out, in) and bias (out).
+/// Weight (out, in) and bias (out). The weight of a convolution whose kernel is its stride, (out, channels, p, p), is taken as
+/// the matrix that it is for patches.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     weight: ParamId,
@@ -21,14 +22,29 @@ pub struct Linear {
 impl Linear {
     /// Adds `name.weight` and `name.bias` (zero) to the layout.
     pub fn new(layout: &mut Layout, name: &str, inputs: usize, outputs: usize, init: Init) -> Self {
-        let weight = layout.add(format!("{name}.weight"), [outputs, inputs], init);
-        let bias = layout.add(format!("{name}.bias"), [outputs], Init::Zeros);
+        Self::shaped(layout, name, [outputs, inputs], init)
+    }
+
+    /// Adds a convolution of square patches, `[outputs, channels, patch, patch]`, to the layout.
+    pub fn patches(
+        layout: &mut Layout,
+        name: &str,
+        [channels, patch]: [usize; 2],
+        outputs: usize,
+        init: Init,
+    ) -> Self {
+        Self::shaped(layout, name, [outputs, channels, patch, patch], init)
+    }
+
+    fn shaped<const R: usize>(layout: &mut Layout, name: &str, shape: [usize; R], init: Init) -> Self {
+        let weight = layout.add(format!("{name}.weight"), shape, init);
+        let bias = layout.add(format!("{name}.bias"), [shape[0]], Init::Zeros);
         Self { weight, bias }
     }
 
     /// Returns the weight.
     pub fn weight<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
-        params.view(self.weight)
+        params.view(self.weight).matrix()
     }
 
     /// Returns the bias.
@@ -44,7 +60,7 @@ impl Linear {
         add: Option<&Tensor<A>>,
         act: Activation,
     ) -> Result<(Tensor<A>, Option<Tensor<A>>)> {
-        linear_forward(x, params.view(self.weight), Some(params.view(self.bias)), add, act)
+        linear_forward(x, self.weight(params), Some(params.view(self.bias)), add, act)
     }
 
     /// `x: (N, in)`, `h: (N, out)` → `h + gate·u` with `u = x·Wᵀ + b`, and u if it is kept; gates begin at column `offset` of the table.
@@ -56,7 +72,7 @@ impl Linear {
         (table, offset): (&Modulation<'_, X>, usize),
         branch: Branch,
     ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
-        linear_gated_forward(x, params.view(self.weight), params.view(self.bias), h, (table, offset), branch)
+        linear_gated_forward(x, self.weight(params), params.view(self.bias), h, (table, offset), branch)
     }
 
     /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`.
@@ -66,7 +82,7 @@ impl Linear {
         x: &Tensor<X>,
         target: &Target<'_>,
     ) -> Result<Tensor<f32>> {
-        linear_loss_forward(x, params.view(self.weight), params.view(self.bias), target)
+        linear_loss_forward(x, self.weight(params), params.view(self.bias), target)
     }
 
     /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`, and `dv: (N, out)`, times `scale`.
@@ -77,7 +93,7 @@ impl Linear {
         target: &Target<'_>,
         scale: Scale,
     ) -> Result<(Tensor<f32>, Tensor<X>)> {
-        linear_loss_backward(x, params.view(self.weight), params.view(self.bias), target, scale)
+        linear_loss_backward(x, self.weight(params), params.view(self.bias), target, scale)
     }
 
     /// `dz: (N, out)` → dx `(N, in)`, through the activation that produced x when given with its pre-activation.
@@ -87,12 +103,12 @@ impl Linear {
         dz: &Tensor<A>,
         through: Option<(Activation, &Tensor<A>)>,
     ) -> Result<Tensor<A>> {
-        linear_backward_input(dz, params.view(self.weight), through)
+        linear_backward_input(dz, self.weight(params), through)
     }
 
     /// Accumulates the gradients of weight and bias from `dz: (N, out)` and `x: (N, in)`.
     pub fn backward_params<A: FloatX>(&self, grads: &mut Grads, dz: &Tensor<A>, x: &Tensor<A>) -> Result<()> {
         let [dw, db] = grads.views_mut([self.weight, self.bias]);
-        linear_backward_weight(dw, Some(db), dz, x)
+        linear_backward_weight(dw.matrix(), Some(db), dz, x)
     }
 }

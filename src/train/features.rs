@@ -58,6 +58,31 @@ impl Standardise {
     }
 }
 
+/// What a row of data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowShape {
+    /// Values.
+    pub width: usize,
+    /// Channels, height and width of a row that is an image, where the data set says so.
+    pub image: Option<[usize; 3]>,
+}
+
+impl RowShape {
+    /// Returns that of a source.
+    pub fn of(source: &Source) -> Self {
+        let image = match source {
+            Source::Dataset(dataset) => dataset.image_shape(),
+            Source::Memory(_) | Source::Toy(_) => None,
+        };
+        Self { width: source.width(), image }
+    }
+
+    /// Describes rows of which only the width is known.
+    pub fn vectors(width: usize) -> Self {
+        Self { width, image: None }
+    }
+}
+
 /// The features of a run.
 pub struct Features {
     source: Arc<Source>,
@@ -104,6 +129,11 @@ impl Features {
     /// Returns the number of columns.
     pub fn width(&self) -> usize {
         self.source.width()
+    }
+
+    /// Returns what a row is.
+    pub fn rows(&self) -> RowShape {
+        RowShape::of(&self.source)
     }
 
     /// Returns the source.
