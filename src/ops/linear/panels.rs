@@ -174,3 +174,65 @@ fn panels(columns: usize) -> impl Iterator<Item = Range<usize>> {
     let split = Split { count: lanes, parts: lanes.div_ceil(COLS / LANES) };
     (0..split.parts).map(move |i| split.part(i)).map(|lanes| lanes.start * LANES..lanes.end * LANES)
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    /// Small whole numbers: their sums are exact.
+    fn filled<X: FloatX>(n: usize) -> Vec<X> {
+        (0..n).map(|i| X::from_f32((i * 37 % 11) as f32 - 5.0)).collect()
+    }
+
+    fn check<X: FloatX>(isa: Isa, (m, n, k): (usize, usize, usize)) {
+        let multiplier = Multiplier::of::<X>(isa);
+        let (a, rows, columns) = (filled::<X>(m * k), filled::<X>(n * k), filled::<X>(k * n));
+        let expected = |i: usize, j: usize, b: &dyn Fn(usize) -> X| -> f32 {
+            (0..k).map(|d| a[i * k + d].to_f32() * b(d).to_f32()).sum::<f32>() + j as f32
+        };
+        let mut units = vec![u32::MAX; m.next_multiple_of(ROW_STEP) * multiplier.deep(k)];
+        let left = multiplier.copy(&mut units, Matrix { data: &a, rows: m, columns: k, stride: k });
+        let stride = n.next_multiple_of(COLUMN_STEP) + COLUMN_STEP;
+        let mut packed = vec![u32::MAX; multiplier.space(n, k)];
+        for by_rows in [true, false] {
+            match by_rows {
+                true => {
+                    multiplier.pack_rows(&mut packed, Matrix { data: &rows, rows: n, columns: k, stride: k })
+                }
+                false => multiplier
+                    .pack_columns(&mut packed, Matrix { data: &columns, rows: k, columns: n, stride: n }),
+            }
+            let mut sums: Vec<f32> = (0..left.rows * stride).map(|i| (i % stride) as f32).collect();
+            let right = multiplier.right(&packed, n, k);
+            let out = Sums { sums: &mut sums, stride, first: false };
+            multiplier.multiply(out, left, right, 0..multiplier.units(k));
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let b = |d: usize| if by_rows { rows[j * k + d] } else { columns[d * n + j] };
+                assert_eq!(sums[i * stride + j], expected(i, j, &b), "{isa:?} {m}x{n}x{k} at {i}, {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn kept_operands_multiply_as_plain_sums_do() {
+        let isas = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        for isa in isas.into_iter().filter(|isa| *isa <= Isa::detect()) {
+            for shape in [(1, 1, 2), (8, 16, 32), (9, 33, 30), (24, 64, 64), (17, 100, 72), (3, 257, 18)] {
+                check::<f32>(isa, shape);
+                check::<bf16>(isa, shape);
+            }
+            check::<f32>(isa, (5, 7, 9));
+        }
+    }
+
+    #[test]
+    fn panels_are_even() {
+        let widths = |columns| panels(columns).map(|p| p.len()).collect::<Vec<_>>();
+        assert_eq!(widths(1), [16]);
+        assert_eq!(widths(64), [32, 32]);
+        assert_eq!(widths(72), [32, 48]);
+        assert_eq!(widths(256), [32, 48, 48, 32, 48, 48]);
+    }
+}
