@@ -81,6 +81,7 @@ fn token_counts_beside_a_block_are_right_at_every_head_width() {
 #[test]
 fn samples_of_many_blocks_are_right() {
     check(&[(1, 257, 1, 32), (2, 130, 1, 18)]);
+    check(&[(16, 129, 1, 2)]); // so many heads that no task takes a part of one
 }
 
 #[test]
