@@ -8,8 +8,8 @@
 //! Which labels are dropped is a pure function of (seed, step, sample, replica): the same on every device, in every
 //! micro-batch, and in a step that is captured once and launched many times. Kernels: `kernels/embedding.cu`.
 
-use crate::device::cuda::{Grid, Read};
 use crate::device::Device;
+use crate::device::cuda::{Grid, Read};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::kernels;
@@ -134,15 +134,32 @@ pub fn embedding_forward<X: FloatX>(
         }
         Device::Cuda(queue) => {
             let drop = drop.filter(|drop| drop.probability > 0.0);
-            let ([key0, key1], step, counter) = drop.map_or(([0; 2], 0, Read::none()), |LabelDrop { draw, .. }| {
-                (draw.key(), draw.step(), Read::at(draw.added()))
-            });
+            let ([key0, key1], step, counter) = drop
+                .map_or(([0; 2], 0, Read::none()), |LabelDrop { draw, .. }| {
+                    (draw.key(), draw.step(), Read::at(draw.added()))
+                });
             let probability = drop.map_or(0.0, |drop| drop.probability);
             let (grid, first, none) = (warp_grid::<X>(n, c, 1), rows.first, labels.classes as u32);
             let (n, b, c) = (n as u32, rows.samples as u32, c as u32);
-            let (y, chosen, table, labels) = (y.write()?, chosen.write()?, table.read()?, labels.numbers.read());
+            let (y, chosen, table, labels) =
+                (y.write()?, chosen.write()?, table.read()?, labels.numbers.read());
             kernels::embedding_forward(
-                queue, grid, y, chosen, table, labels, key0, key1, step, counter, first, probability, none, n, b, c,
+                queue,
+                grid,
+                y,
+                chosen,
+                table,
+                labels,
+                key0,
+                key1,
+                step,
+                counter,
+                first,
+                probability,
+                none,
+                n,
+                b,
+                c,
             )?;
         }
     }

@@ -204,13 +204,15 @@ pub fn gather_samples_to<S: FloatX>(
                 Stored::Mean => (1, [0; 2], 0),
                 Stored::Drawn(draw) => (2, draw.key(), draw.step()),
             };
-            let mirror = sampling.mirror.map(|Mirror { draw, width }| (draw.key(), draw.step(), width as u32));
+            let mirror =
+                sampling.mirror.map(|Mirror { draw, width }| (draw.key(), draw.step(), width as u32));
             let ([flip0, flip1], flip_step, width) = mirror.unwrap_or_default();
             let (n, grid) = (index.numbers.len(), warp_grid::<S>(index.numbers.len(), d, 4));
             let (y, table, index) = (y.write()?, table.read()?, index.read());
             let (n, d, scale) = (n as u32, d as u32, sampling.scale);
             kernels::gather_samples(
-                queue, grid, y, table, index, key0, key1, step, flip0, flip1, flip_step, kind, width, n, d, scale,
+                queue, grid, y, table, index, key0, key1, step, flip0, flip1, flip_step, kind, width, n, d,
+                scale,
             )?;
         }
     }

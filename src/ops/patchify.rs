@@ -129,7 +129,8 @@ pub fn patchify_beside<X: FloatX>(
             let at = Channels { first: 0, of: all.channels };
             to_tokens_cpu(cpu, tokens.host_mut()?, x.host()?, patches, at);
             if let Some(Beside { image, channels }) = beside {
-                let (at, patches) = (Channels { first: patches.channels, ..at }, Patches { channels, ..patches });
+                let (at, patches) =
+                    (Channels { first: patches.channels, ..at }, Patches { channels, ..patches });
                 to_tokens_cpu(cpu, tokens.host_mut()?, image.host()?, patches, at);
             }
         }
@@ -184,7 +185,8 @@ pub fn unpatchify<X: FloatX>(y: &Tensor<X>, patches: Patches, out_channels: usiz
             to_image_cuda(queue, &mut x, y, patches, Channels { first: 0, of: 1 })?;
         }
         Device::Cuda(queue) => {
-            let (grid, run) = lanes::<X>(samples, out_channels * patches.area(), plane_run::<X>(patches, out_channels));
+            let (grid, run) =
+                lanes::<X>(samples, out_channels * patches.area(), plane_run::<X>(patches, out_channels));
             let (x, y, [c, h, w, p]) = (x.write()?, y.read()?, sizes(patches));
             kernels::unpatchify(queue, grid, x, y, run, c, out_channels as u32, h, w, p)?;
         }
@@ -209,7 +211,8 @@ pub fn unpatchify_backward<X: FloatX>(
     match dx.device() {
         Device::Cpu(cpu) => from_planes_cpu(cpu, dy.host_mut()?, dx.host()?, patches, out_channels),
         Device::Cuda(queue) => {
-            let (grid, run) = lanes::<X>(samples, out_channels * patches.area(), plane_run::<X>(patches, out_channels));
+            let (grid, run) =
+                lanes::<X>(samples, out_channels * patches.area(), plane_run::<X>(patches, out_channels));
             let (dy, dx, [c, h, w, p]) = (dy.write()?, dx.read()?, sizes(patches));
             kernels::unpatchify_backward(queue, grid, dy, dx, run, c, out_channels as u32, h, w, p)?;
         }
@@ -278,9 +281,9 @@ fn plane_run<X: FloatX>(patches: Patches, out_channels: usize) -> u32 {
     if out_channels.is_multiple_of(pack) {
         return 1;
     }
-    let pixels = [pack / 2, pack / 4].into_iter().find(|pixels| {
-        pixels * out_channels == pack && patches.patch.is_multiple_of(*pixels)
-    });
+    let pixels = [pack / 2, pack / 4]
+        .into_iter()
+        .find(|pixels| pixels * out_channels == pack && patches.patch.is_multiple_of(*pixels));
     pixels.unwrap_or(0) as u32
 }
 

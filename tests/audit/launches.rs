@@ -133,7 +133,8 @@ fn elements(device: &Device) -> Result<()> {
     gather_forward::<bf16, f32>(&narrow, &index, Affine::IDENTITY)?;
     gather_backward(back.view_mut(), &narrow, &index, Affine::IDENTITY)?;
     let mirror = Some(Mirror { draw: Draw::new(1, Stream::Flip, 2), width: 32 });
-    let sampling = Sampling { stored: Stored::Drawn(Draw::new(1, Stream::Moments, 2)), mirror, scale: 0.18215 };
+    let sampling =
+        Sampling { stored: Stored::Drawn(Draw::new(1, Stream::Moments, 2)), mirror, scale: 0.18215 };
     gather_samples_to(&mut back, &filled::<bf16>(device, N, 2 * C)?, &index, &sampling)?;
     standardize_forward(&wide, batch_stats(&wide)?)?;
     std_penalty(&mut back, &wide, 1.0)?;

@@ -99,7 +99,11 @@ struct AddRows {
 impl Case for AddRows {
     fn inputs(&self) -> Inputs {
         let rows = (0..self.t * self.c).map(|i| (i % 16) as f64 / 8.0 - 1.0).collect();
-        Inputs::default().stored("h", [self.samples * self.t, self.c]).constant("rows", [self.t, self.c], rows)
+        Inputs::default().stored("h", [self.samples * self.t, self.c]).constant(
+            "rows",
+            [self.t, self.c],
+            rows,
+        )
     }
 
     fn reference(&self, x: &Values) -> Vec<Vec<f64>> {

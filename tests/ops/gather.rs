@@ -101,7 +101,10 @@ impl Case for Samples {
             let mut y = row[..d].to_vec();
             if let Stored::Drawn(draw) = sampling.stored {
                 let noise = normals(draw, i as u64, 0, d);
-                y.iter_mut().zip(&row[d..]).zip(noise).for_each(|((y, lv), noise)| *y += (lv / 2.0).exp() * noise);
+                y.iter_mut()
+                    .zip(&row[d..])
+                    .zip(noise)
+                    .for_each(|((y, lv), noise)| *y += (lv / 2.0).exp() * noise);
             }
             y.iter_mut().for_each(|y| *y *= sampling.scale as f64);
             match sampling.mirror {
@@ -139,7 +142,8 @@ fn mirror(width: usize) -> Option<Mirror> {
 #[test]
 fn rows_are_drawn_and_mirrored() {
     // Images of whole packs, of half ones, of odd widths, and rows longer than the noise that is drawn at a time.
-    let shapes = [(1, 1, 1, 1), (3, 6, 3, 9), (5, 32, 8, 11), (4, 48, 12, 7), (2, 2100, 50, 3), (9, 1024, 32, 18)];
+    let shapes =
+        [(1, 1, 1, 1), (3, 6, 3, 9), (5, 32, 8, 11), (4, 48, 12, 7), (2, 2100, 50, 3), (9, 1024, 32, 18)];
     let cases = shapes.into_iter().flat_map(|(v, d, width, n)| {
         [Stored::Values, Stored::Mean, Stored::Drawn(moments())].into_iter().flat_map(move |stored| {
             [None, mirror(width)].map(|mirror| Samples {
@@ -181,7 +185,10 @@ fn tables_without_moments_and_images_of_another_width_are_refused() -> Result<()
     let message = refused(&drawn).to_string();
     assert_eq!(message, "gather_samples: `table` has shape [3, 6], expected shape [3, 12]");
     let narrow = Sampling { stored: Stored::Values, mirror: mirror(4), scale: 1.0 };
-    assert_eq!(refused(&narrow).to_string(), "gather_samples: `mirror` has 4, expected a width that divides 6");
+    assert_eq!(
+        refused(&narrow).to_string(),
+        "gather_samples: `mirror` has 4, expected a width that divides 6"
+    );
     Ok(())
 }
 

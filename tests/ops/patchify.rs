@@ -1,8 +1,8 @@
 //! Images as rows of tokens and back: both are permutations, and each is the other's backward.
 
 use flowprior::ops::patchify::{
-    Beside, Channels, Patches, patchify, patchify_backward, patchify_backward_of, patchify_beside, unpatchify,
-    unpatchify_backward,
+    Beside, Channels, Patches, patchify, patchify_backward, patchify_backward_of, patchify_beside,
+    unpatchify, unpatchify_backward,
 };
 use flowprior::{FloatX, Result, Tensor};
 
@@ -170,5 +170,7 @@ fn images_that_patches_do_not_cover_are_refused() {
     let message = unpatchify(&y, image(2, 2, 2, 1), 3).unwrap_err().to_string();
     assert_eq!(message, "unpatchify: `y` has shape [7, 3], expected shape [4, 3]");
     let at = Channels { first: 2, of: 3 };
-    assert!(patchify_backward_of(&y, at, image(2, 2, 2, 1)).unwrap_err().to_string().contains("the first at 2"));
+    assert!(
+        patchify_backward_of(&y, at, image(2, 2, 2, 1)).unwrap_err().to_string().contains("the first at 2")
+    );
 }
