@@ -135,7 +135,7 @@ fn data(config: &Config) -> Result<(usize, u64)> {
         Source::Dataset(dataset) => dataset.dtype().bytes() as u64,
         Source::Toy(_) | Source::Memory(_) => F32,
     };
-    Ok((width, width as u64 * bytes))
+    Ok((width, source.stored_width() as u64 * bytes))
 }
 
 /// Lays out what the run trains.
