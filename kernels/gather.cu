@@ -80,14 +80,15 @@ extern "C" __global__ void __launch_bounds__(256) gather_samples(
     float* __restrict__ y, const floatX* __restrict__ table, const unsigned* __restrict__ index, unsigned key0, unsigned key1,
     unsigned long long step, unsigned flip0, unsigned flip1, unsigned long long flip_step, unsigned kind, unsigned width,
     unsigned rows, unsigned d, float scale) {
-    unsigned each = d % EACH == 0 ? EACH : 4;
+    bool packs = d % EACH == 0;
+    unsigned each = packs ? EACH : 4;
     Place at = place(d, each);
     if (at.row >= rows) return; // whole warps
     bool mirrored = width > 0 && unit(philox(philox_at(flip0, flip1, flip_step, nullptr), at.row, 0, 0).x) < 0.5f;
     Philox draw = philox_at(key0, key1, step, nullptr);
     table += (unsigned long long)index[at.row] * (kind == 0 ? d : 2 * d);
     y += (unsigned long long)at.row * d;
-    if (each == EACH && width % EACH == 0) { // a pack's mirror image is a pack
+    if (packs && width % EACH == 0) { // a pack's mirror image is a pack
         bool active = at.column < d;
         unsigned from = active ? at.column : 0;
         if (mirrored && active) from += width - EACH - 2 * (at.column % width);

@@ -150,6 +150,7 @@ fn draw_images(rows: &Rows, path: &Path) -> Result<bool> {
     let figure = ImageGrid {
         title: "",
         images: &images,
+        channels: 1,
         width,
         height,
         columns: 12,

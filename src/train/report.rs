@@ -281,6 +281,7 @@ impl Page<'_> {
         let figure = ImageGrid {
             title: &format!("Autoencoder of {}, aligned to its prior", self.source()),
             images: &images,
+            channels: 1,
             width,
             height,
             columns,

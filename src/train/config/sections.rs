@@ -149,6 +149,10 @@ pub struct DataConfig {
     pub builtin: Option<Builtin>,
     /// Subtracts the mean and divides by the standard deviation of each column, from the dataset's statistics.
     pub standardise: bool,
+    /// Mirrors images left to right with probability ½, anew in every step; the data set must say that its rows are images.
+    pub flip: bool,
+    /// Whether rows that are stored as means and log-variances are drawn anew in every step; else their means are taken.
+    pub sample_moments: bool,
     /// Batches that the loader reads ahead; 0 reads each when it is asked for. Never changes their order.
     pub prefetch: usize,
     /// Whether a CUDA device keeps all rows and gathers batches itself: `auto` (if they take at most half of its free memory),
@@ -163,6 +167,8 @@ impl Default for DataConfig {
             path: None,
             builtin: None,
             standardise: false,
+            flip: false,
+            sample_moments: true,
             prefetch: 2,
             on_device: OnDevice::Auto,
         }

@@ -139,7 +139,7 @@ fn data(config: &Config) -> Result<(RowShape, u64)> {
         Source::Dataset(dataset) => dataset.dtype().bytes() as u64,
         Source::Toy(_) | Source::Memory(_) => F32,
     };
-    Ok((RowShape::of(&source), source.width() as u64 * bytes))
+    Ok((RowShape::of(&source), source.stored_width() as u64 * bytes))
 }
 
 /// Lays out what the run trains.
