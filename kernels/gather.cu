@@ -3,10 +3,13 @@
 //
 // Forward: one lane covers 16 bytes of floatX, or one element where d is no multiple of a pack; a warp stays in one row. Bytes
 // moved per element: one element of either type.
+// gather_samples: y[i] = scale*x, scale*mean or scale*(mean + exp(logvar/2)*noise) from rows [mean | logvar], perhaps mirrored: a lane as in
+// the forward, of the row that is stored; its noise never reaches memory. Bytes moved per element: 4, and one or two elements of the table.
 // Backward: one block for each row i and 256 columns. Only the first row with its index works; it looks through the
 // later ones, 32 at a time, and adds those with the same index in order: no atomics, the same bits always. Bytes moved: dy once,
 // dtable's rows twice, and the indices (4*rows) once a block, from the cache.
 #include "common.cuh"
+#include "philox.cuh"
 
 __device__ __forceinline__ float mapped(float x, float shift, float scale) { return (x - shift) * scale; }
 
@@ -65,6 +68,58 @@ extern "C" __global__ void __launch_bounds__(256) gather_to_f32(
     float* __restrict__ y, const floatX* __restrict__ table, const unsigned* __restrict__ index, unsigned rows, unsigned d,
     float shift, float scale) {
     gather(y, table, index, rows, d, shift, scale);
+}
+
+// What becomes of one number. kind: 0 values, 1 means, 2 drawn.
+__device__ __forceinline__ float sampled(float x, float log_variance, float noise, unsigned kind, float scale) {
+    return (kind == 2 ? fmaf(expf(0.5f * log_variance), noise, x) : x) * scale;
+}
+
+// width: pixels across an image that may be mirrored, or 0. Row i is sample i of the batch.
+extern "C" __global__ void __launch_bounds__(256) gather_samples(
+    float* __restrict__ y, const floatX* __restrict__ table, const unsigned* __restrict__ index, unsigned key0, unsigned key1,
+    unsigned long long step, unsigned flip0, unsigned flip1, unsigned long long flip_step, unsigned kind, unsigned width,
+    unsigned rows, unsigned d, float scale) {
+    bool packs = d % EACH == 0;
+    unsigned each = packs ? EACH : 4;
+    Place at = place(d, each);
+    if (at.row >= rows) return; // whole warps
+    bool mirrored = width > 0 && unit(philox(philox_at(flip0, flip1, flip_step, nullptr), at.row, 0, 0).x) < 0.5f;
+    Philox draw = philox_at(key0, key1, step, nullptr);
+    table += (unsigned long long)index[at.row] * (kind == 0 ? d : 2 * d);
+    y += (unsigned long long)at.row * d;
+    if (packs && width % EACH == 0) { // a pack's mirror image is a pack
+        bool active = at.column < d;
+        unsigned from = active ? at.column : 0;
+        if (mirrored && active) from += width - EACH - 2 * (at.column % width);
+        float x[EACH], log_variance[EACH], noise[EACH], out[EACH];
+        read(x, table + from);
+#pragma unroll
+        for (unsigned j = 0; j < EACH; j++) log_variance[j] = noise[j] = 0.0f;
+        if (kind == 2) {
+            read(log_variance, table + d + from);
+            noise_at(noise, draw, at.row, 0, from);
+        }
+#pragma unroll
+        for (unsigned j = 0; j < EACH; j++) x[j] = sampled(x[j], log_variance[j], noise[j], kind, scale);
+#pragma unroll
+        for (unsigned j = 0; j < EACH; j++) out[j] = mirrored ? x[EACH - 1 - j] : x[j];
+        write_floats(y + at.column, out, active);
+        return;
+    }
+#pragma unroll 1
+    for (unsigned column = at.column; column < at.column + each && column < d; column += 4) {
+        float noise[4] = {};
+        if (kind == 2) noise_at(noise, draw, at.row, 0, column);
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++) {
+            unsigned from = column + j;
+            if (from >= d) continue;
+            float log_variance = kind == 2 ? to_float(table[d + from]) : 0.0f;
+            unsigned to = mirrored ? from + width - 1 - 2 * (from % width) : from;
+            y[to] = sampled(to_float(table[from]), log_variance, noise[j], kind, scale);
+        }
+    }
 }
 
 // Grid: rows, times the blocks of 256 columns.

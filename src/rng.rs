@@ -48,6 +48,12 @@ pub enum Stream {
     Projection = 9,
     /// Evaluation: fresh draws, apart from those of training.
     Evaluation = 10,
+    /// Labels that are dropped in training.
+    LabelDrop = 11,
+    /// Images that are mirrored.
+    Flip = 12,
+    /// Noise of rows that are stored as mean and log-variance.
+    Moments = 13,
 }
 
 /// The largest replica number, plus one.

@@ -40,6 +40,14 @@ impl Shape {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Returns the shape of a matrix of the same elements: first size, product of the others.
+    fn matrix(self) -> Self {
+        match self.dims() {
+            [first, rest @ ..] if !rest.is_empty() => Self::from([*first, rest.iter().product()]),
+            _ => self,
+        }
+    }
 }
 
 impl<const R: usize> From<[usize; R]> for Shape {

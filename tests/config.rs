@@ -7,7 +7,7 @@ use flowprior::Error;
 use flowprior::optim::schedule::ScheduleKind;
 use flowprior::optim::{OptimKind, Rounding};
 use flowprior::train::config::{
-    Activation, Builtin, Config, DataSource, Gradient, Modulation, Reduction, Sources, Stage, Target,
+    Activation, Builtin, Config, DataSource, Gradient, Kind, Modulation, Reduction, Sources, Stage, Target,
     TimeSampling, Toy, Weight,
 };
 use flowprior::train::preset;
@@ -152,6 +152,20 @@ fn the_reference_presets_have_the_reference_sizes() -> Outcome {
 }
 
 #[test]
+fn a_published_size_decides_width_depth_and_heads() -> Outcome {
+    for (size, sizes) in [("S", (384, 12, 6)), ("xl", (1152, 28, 16))] {
+        let c = sets(&["model.kind=dit", &format!("model.size={size}")])?;
+        assert_eq!((c.model.width, c.model.depth, c.model.heads), sizes);
+        // What a run folder keeps says the same.
+        let (_dir, resolved) = file(&c.to_toml()?)?;
+        assert_eq!(load(&resolved, &[])?, c);
+    }
+    let c = load(&of(Stage::Pretrain, "fashion"), &[])?;
+    assert_eq!((c.model.kind, c.model.patch, c.model.classes), (Kind::Dit, 4, 10));
+    Ok(())
+}
+
+#[test]
 fn a_table_for_one_stage_does_not_touch_the_other() -> Outcome {
     let (_dir, mut sources) = file("[train]\nsteps = 5\n[for.align.train]\nsteps = 6\n")?;
     for (stage, steps) in [(None, 5), (Some(Stage::Pretrain), 5), (Some(Stage::Align), 6)] {
@@ -281,6 +295,29 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
         (&["model.modulation=groups=0"], "the number of groups must divide the 512 rows"),
         (&["model.modulation=groups=7"], "the number of groups must divide the 512 rows"),
         (&["model.modulation=groups=512", "train.micro_batches=2"], "divide the 256 rows of a micro-batch"),
+        (
+            &["model.classes=10"],
+            "model.classes is for model.kind = \"dit\"; labels of an MLP are a condition",
+        ),
+        (&["model.qk_norm=true"], "model.qk_norm is for model.kind = \"dit\""),
+        (&["model.kind=dit", "model.cond=3"], "a DiT takes labels: set model.classes"),
+        (&["model.kind=dit", "model.post_norm=true"], "model.post_norm is for model.kind = \"mlp\""),
+        (&["model.kind=dit", "model.modulation=nodes"], "a DiT evaluates its modulation once a sample"),
+        (&["model.kind=dit", "model.classes=2", "model.modulation=groups=2"], "would share a label"),
+        (&["model.kind=dit", "model.width=96", "model.heads=5"], "into heads of an even width"),
+        (&["model.kind=dit", "model.width=96", "model.heads=32"], "into heads of an even width"),
+        (
+            &["model.kind=dit", "model.label_dropout=1.0"],
+            "model.label_dropout must be from 0 to 0.999, but is 1",
+        ),
+        (&["model.kind=dit", "model.patch=0"], "model.patch must be at least 1"),
+        (&["model.kind=dit", "model.image=[1,28,30]", "model.patch=4"], "sides that model.patch = 4 divides"),
+        (
+            &["model.kind=dit", "model.image=[1,8,8]", "model.tokens=4"],
+            "model.image as images: set one of them",
+        ),
+        (&["model.kind=dit", "model.cond_channels=1", "flow.norm_target=true"], "leave one of them out"),
+        (&["model.kind=dit", "model.size=S", "model.width=512"], "has width 384, but model.width is 512"),
         (&["flow.flow_mul=0"], "flow.flow_mul must be at least 1"),
         (&["flow.flow_mul=4097"], "flow.flow_mul must be at most 4096, but is 4097"),
         (&["flow.time_min=-0.1"], "flow.time_min must be from 0 to 1, but is -0.1"),

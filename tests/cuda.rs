@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use flowprior::device::cuda::{Nvrtc, Source};
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Want};
-use flowprior::nn::{Grads, Keep, Params};
+use flowprior::nn::{Condition, Grads, Keep, Params};
 use flowprior::ops::elementwise::axpy;
 use flowprior::ops::flow_loss::{Target, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
@@ -23,7 +23,7 @@ use flowprior::train::checkpoint;
 use flowprior::train::pretrain::Pretrain;
 use flowprior::{Device, FloatX, Tensor};
 use half::bf16;
-use run::{Kind, Outcome, assert_same, normals, random_prior, records, series, tensors};
+use run::{DIT, Kind, Outcome, assert_same, normals, random_prior, records, series, tensors};
 
 /// A small run: launches are what costs here, not rows.
 const SMALL: &[&str] = &["train.batch=32", "align.latents=32", "flow.flow_mul=1", "threads=1"];
@@ -93,6 +93,32 @@ fn two_hundred_steps_follow_the_cpu() -> Outcome {
     Ok(())
 }
 
+/// Labels come from the host, or belong to rows that the device keeps; a captured step finds those of each batch.
+#[test]
+fn a_dit_with_labels_follows_the_cpu_and_is_captured() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let of = |name: &str, sets: &[&str]| -> Outcome<PathBuf> {
+        let place = dir.path().join(name);
+        let sets = [DIT, &["train.steps=10", "train.micro_batches=2"], sets].concat();
+        train(Kind::Pretrain, Path::new(""), &place, &sets)?;
+        Ok(place)
+    };
+    let cpu = losses(&of("cpu", &["device=cpu"])?)?;
+    let kept = of("kept", &["device=cuda", "data.on_device=yes"])?;
+    for (step, (a, b)) in cpu.iter().zip(losses(&kept)?).enumerate() {
+        assert!((a - b).abs() <= 1e-4 * a, "step {step}: {a} on the CPU, {b} on the device");
+    }
+    for (name, set) in [("read", "data.on_device=no"), ("launched", "train.graph=false")] {
+        let other = of(name, &["device=cuda", set])?;
+        assert_same(&tensors(&kept, 10)?, &tensors(&other, 10)?, name);
+        assert_eq!(records(&kept)?, records(&other)?, "{name}");
+    }
+    let narrow = losses(&of("narrow", &["device=cuda", "dtype=bf16", "model.qk_norm=true"])?)?;
+    let same = losses(&of("wide", &["device=cpu", "model.qk_norm=true"])?)?;
+    assert!(same.iter().zip(&narrow).all(|(a, b)| (a - b).abs() <= 0.02 * a), "{same:?} {narrow:?}");
+    Ok(())
+}
+
 /// Evaluates the objective by the operations that it fuses, one after the other; returns the loss and the gradient of the latents.
 fn plain<X: FloatX>(
     objective: &Objective,
@@ -107,7 +133,7 @@ fn plain<X: FloatX>(
     let t = draw_times(data.device(), time, rows, TimeSampler::Uniform, objective.time_range)?;
     let x_t = interpolate::<X>(data, &t, noise, rows)?;
     let (net, params) = (velocity.net, velocity.params);
-    let modulations = net.modulations(params, objective.form, &t, rows.share, None)?;
+    let modulations = net.modulations(params, objective.form, &t, rows, Condition::default(), None)?;
     let (v, saved) = net.forward(params, x_t, modulations, Keep::All)?;
     let target = Target { data, t: &t, noise, rows, weight: objective.weight, control_variate: false };
     let divisor = (rows.len() * d) as f64;
@@ -136,7 +162,7 @@ fn trained<X: FloatX>(device: &Device, fused: bool) -> Outcome<([Vec<f64>; 2], V
         grads.clear()?;
         losses[0].push(match fused {
             true => {
-                let batch = Batch { data: &data, cond: None, first: 0 };
+                let batch = Batch { data: &data, cond: Condition::default(), first: 0 };
                 let (draws, want) = (Draws::training(SEED, step), Want::Params(&mut grads));
                 objective.evaluate(velocity, batch, draws, 1.0, want)?.loss()?
             }
@@ -152,7 +178,7 @@ fn trained<X: FloatX>(device: &Device, fused: bool) -> Outcome<([Vec<f64>; 2], V
         let velocity = Velocity { net: &task.net, params, tables: None };
         let (loss, dy) = match fused {
             true => {
-                let batch = Batch { data: &y, cond: None, first: 0 };
+                let batch = Batch { data: &y, cond: Condition::default(), first: 0 };
                 let (draws, want) = (Draws::training(SEED, step), Want::Latents(LatentGradient::Full));
                 let outcome = objective.evaluate(velocity, batch, draws, 1.0, want)?;
                 (outcome.loss()?, outcome.dy.ok_or("no gradient")?)

@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use flowprior::device::Isa;
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, Objective, Reduction, Times, Want, Weight};
-use flowprior::nn::{Form, Grads, Keep, Mlp, MlpConfig, Params};
+use flowprior::nn::{Condition, Form, Grads, Keep, Mlp, MlpConfig, Params, VelocityNet};
 use flowprior::ops::chebyshev::{chebyshev_nodes, chebyshev_weights};
 use flowprior::ops::flow_loss::{Target, flow_loss_backward};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
@@ -91,7 +91,8 @@ fn trained() -> Result<Case> {
     assert_eq!((task.objective.form, task.notes.len()), (Form::Nodes(16), 0), "{:?}", task.notes);
     let flat = engine.optimizer.params.flat().to_f32_vec().unwrap();
     let params = Params::from_flat(&engine::device(None)?, task.net.layout().clone(), &flat)?;
-    Ok(Case { name: "trained".into(), net: task.net, params })
+    let VelocityNet::Mlp(net) = task.net else { panic!("the preset's network is an MLP") };
+    Ok(Case { name: "trained".into(), net, params })
 }
 
 fn initial(post_norm: bool, seed: u64) -> Result<Case> {
@@ -208,6 +209,8 @@ fn objective(form: Form, samples: usize, flow_mul: usize) -> Objective {
         weight: Weight::Uniform,
         reduction: Reduction::MeanAll,
         form,
+        label_dropout: 0.0,
+        recompute: false,
     }
 }
 
@@ -217,8 +220,9 @@ fn loss_and_gradients(case: &Case, objective: Objective) -> Result<(f64, Outputs
     let d = case.net.config().channels;
     let data = engine::matrix(device, d, &inputs(case, objective.samples).x_t)?;
     let mut grads = Grads::zeros(device, case.net.layout().clone());
-    let velocity = Velocity { net: &case.net, params: &case.params, tables: None };
-    let batch = Batch { data: &data, cond: None, first: 0 };
+    let net = case.net.clone().into();
+    let velocity = Velocity { net: &net, params: &case.params, tables: None };
+    let batch = Batch { data: &data, cond: Condition::default(), first: 0 };
     let want = Want::Params(&mut grads);
     let loss = objective.evaluate(velocity, batch, Draws::training(7, 3), 1.0, want)?.loss()?;
     Ok((loss, outputs_of(&grads)?))
@@ -259,7 +263,7 @@ fn smooth_networks_pass_the_guard() -> Result<()> {
     for case in SMOOTH.iter() {
         let error = case.net.node_error(&case.params, 16)?;
         assert!(error < 1e-7, "{}: {error:.2e}", case.name);
-        let unchanged = Guard::check(&case.net, &case.params, Form::Nodes(16))?;
+        let unchanged = Guard::check(&case.net.clone().into(), &case.params, Form::Nodes(16))?;
         assert_eq!(unchanged, (Form::Nodes(16), None), "{}", case.name);
     }
     Ok(())
@@ -274,7 +278,7 @@ fn rough_networks_trip_the_guard_and_would_have_been_wrong() -> Result<()> {
         assert!(error > 1e-3, "{}: f32: {error:.2e} is not rough", case.name);
         assert!(case.net.node_error(&case.params, 16)? > 1e-5, "{}", case.name);
 
-        let (form, note) = Guard::check(&case.net, &case.params, Form::Nodes(16))?;
+        let (form, note) = Guard::check(&case.net.clone().into(), &case.params, Form::Nodes(16))?;
         let note = note.unwrap_or_default();
         assert!(
             note.starts_with("modulation: error ") && note.contains(" at 16 nodes, going on with "),
@@ -286,7 +290,7 @@ fn rough_networks_trip_the_guard_and_would_have_been_wrong() -> Result<()> {
             let (error, name) = worst(&found, &in_f64(&case, Modulation::Direct));
             assert!(error <= 1e-5, "{}: {name}: {error:.2e} at {more} nodes", case.name);
         }
-        assert_eq!(Guard::check(&case.net, &case.params, Form::Direct)?, (Form::Direct, None));
+        assert_eq!(Guard::check(&case.net.clone().into(), &case.params, Form::Direct)?, (Form::Direct, None));
     }
     Ok(())
 }
@@ -303,9 +307,12 @@ fn a_network_that_is_rough_from_the_start_trips_the_guard_at_once() -> Result<()
         0.0,
         "only the last layer has a gradient"
     );
-    let (form, note) = Guard::check(&rough.net, &rough.params, Form::Nodes(16))?;
+    let (form, note) = Guard::check(&rough.net.clone().into(), &rough.params, Form::Nodes(16))?;
     assert!(form != Form::Nodes(16) && note.is_some(), "{form}");
-    assert_eq!(Guard::check(&smooth.net, &smooth.params, Form::Nodes(16))?, (Form::Nodes(16), None));
+    assert_eq!(
+        Guard::check(&smooth.net.clone().into(), &smooth.params, Form::Nodes(16))?,
+        (Form::Nodes(16), None)
+    );
     Ok(())
 }
 
@@ -339,7 +346,7 @@ fn an_alignment_run_says_when_its_prior_is_too_rough_for_nodes() -> Result<()> {
     let dir = tempfile::tempdir().unwrap();
     let aligned = |case: &Case, name: &str| -> Result<String> {
         let prior = dir.path().join(format!("{name}.safetensors"));
-        write_network(&prior, &case.net, case.params.flat().host()?, None)?;
+        write_network(&prior, &case.net.clone().into(), case.params.flat().host()?, None)?;
         let run = dir.path().join(name);
         let (prior, run) = (prior.to_str().unwrap(), run.to_str().unwrap());
         let arguments = ["align", "--preset", "toy-gaussians", "--prior", prior, "--run", run];
@@ -359,11 +366,11 @@ fn a_frozen_rough_prior_is_never_interpolated_at_too_few_nodes() -> Result<()> {
         let name = case.name.clone();
         let expected = in_f64(&case, Modulation::Direct);
         let inputs = inputs(&case, 203);
-        let prior = Prior::freeze(case.net, case.params, None, "rough".into())?;
+        let prior = Prior::freeze(case.net.into(), case.params, None, "rough".into())?;
         let Some(tables) = &prior.tables else { continue };
         let device = prior.params.flat().device();
         let modulations = prior.net.modulations_from(tables, &engine::vector(device, &inputs.t)?)?;
-        let x_t = engine::matrix(device, prior.net.config().channels, &inputs.x_t)?;
+        let x_t = engine::matrix(device, prior.net.data_width(), &inputs.x_t)?;
         let (v, _) = prior.net.forward(&prior.params, x_t, modulations, Keep::Nothing)?;
         let error = relative_error(&wide(v.host()?), &expected["v"]);
         assert!(error <= 1e-5, "{name}: {error:.2e}");

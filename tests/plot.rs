@@ -385,6 +385,7 @@ fn image_grid_draws_crisp_squares_where_they_belong() {
     let figure = ImageGrid {
         title: "Digits: originals, reconstructions, decoded prior samples",
         images: &images,
+        channels: 1,
         width: 8,
         height: 8,
         columns: 10,
@@ -413,6 +414,7 @@ fn a_short_last_row_and_no_captions_are_fine() {
     let figure = ImageGrid {
         title: "",
         images: &images,
+        channels: 1,
         width: 16,
         height: 4,
         columns: 4,
@@ -421,6 +423,38 @@ fn a_short_last_row_and_no_captions_are_fine() {
     };
     image_grid(&path, &figure).unwrap();
     Picture::read(&path).assert_white_border();
+}
+
+#[test]
+fn a_row_of_the_grid_shows_each_class_in_colour() {
+    let (red, blue) = ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]);
+    let flat = |colour: [f32; 3]| colour.iter().flat_map(|c| vec![*c; 16]).collect::<Vec<f32>>();
+    let images = [red, blue, red, red].map(flat).concat();
+    let names = ["coat", "bag"].map(str::to_owned);
+    let path = target("class_grid.png");
+    let figure = ClassGrid {
+        title: "Samples",
+        images: &images,
+        shape: [3, 4, 4],
+        labels: &[0, 7, 0, 0],
+        names: &names,
+        columns: 2,
+        range: (0.0, 1.0),
+    };
+    class_grid(&path, &figure).unwrap();
+    let picture = Picture::read(&path);
+    picture.assert_white_border();
+    // Two images of class 0 (the third is left out), one of class 7 below the first, and nothing beside it.
+    let pixels = |colour: [u8; 3]| {
+        let all = (0..picture.height).flat_map(|y| (0..picture.width).map(move |x| (x, y)));
+        all.filter(|(x, y)| picture.at(*x, *y) == colour).count()
+    };
+    let (red, blue) = (pixels([255, 0, 0]), pixels([0, 0, 255]));
+    assert!(blue > 1000 && red.abs_diff(2 * blue) < red / 20, "{red} red, {blue} blue");
+    let message = class_grid("c.png", &ClassGrid { labels: &[0], ..figure }).unwrap_err().to_string();
+    assert_eq!(message, "c.png: labels: expected 1 images, found 4");
+    let message = class_grid("c.png", &ClassGrid { shape: [2, 4, 6], ..figure }).unwrap_err().to_string();
+    assert_eq!(message, "c.png: channels: expected 1 (grey) or 3 (red, green, blue), found 2");
 }
 
 #[test]
@@ -461,6 +495,7 @@ fn messages_name_the_file_the_list_and_its_length() {
     let grid = ImageGrid {
         title: "",
         images: &[image],
+        channels: 1,
         width: 2,
         height: 2,
         columns: 1,

@@ -2,7 +2,7 @@
 
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Reduction, Times, Want, Weight};
-use flowprior::nn::{Form, Grads, Keep, Mlp, MlpConfig, Params};
+use flowprior::nn::{Condition, Form, Grads, Keep, Mlp, MlpConfig, Params, VelocityNet};
 use flowprior::ops::flow_loss::{Target, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::rng::{Draw, Stream};
@@ -26,6 +26,8 @@ fn objective(flow_mul: usize) -> Objective {
         weight: Weight::Uniform,
         reduction: Reduction::MeanAll,
         form: Form::Nodes(16),
+        label_dropout: 0.0,
+        recompute: false,
     }
 }
 
@@ -45,8 +47,8 @@ type Found = [Vec<f32>; 3];
 fn in_strips<X: FloatX>(device: &Device, net: &Mlp, objective: &Objective) -> Outcome<Found> {
     let params = Params::<X>::from_flat(device, net.layout().clone(), &numbers(net.layout().len()))?;
     let data = Tensor::from_f32(device, [SAMPLES, CHANNELS], &numbers(SAMPLES * CHANNELS))?;
-    let velocity = Velocity { net, params: &params, tables: None };
-    let batch = Batch { data: &data, cond: None, first: 0 };
+    let velocity = Velocity { net: &VelocityNet::Mlp(net.clone()), params: &params, tables: None };
+    let batch = Batch { data: &data, cond: Condition::default(), first: 0 };
     let mut grads = Grads::zeros(device, net.layout().clone());
     let evaluate =
         |want: Want<'_>| objective.evaluate(velocity, batch, Draws::training(SEED, STEP), 1.0, want);

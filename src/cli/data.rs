@@ -11,10 +11,24 @@ use flowprior::data::writer::NonFinite;
 use flowprior::{DType, Error, Result};
 use serde_json::{Value, json};
 
+/// What users import most.
+const EXAMPLES: &str = "\
+Examples:
+  Features, projected to 32 dimensions of unit variance:
+    flowprior data import features.npy --out features --centre --scale auto --project random:32
+  Fashion-MNIST of Debian's package dataset-fashion-mnist, 60,000 images padded to 32 x 32, values from -1 to 1:
+    D=/usr/share/datasets/fashion-mnist
+    flowprior data import $D/train-images-idx3-ubyte.gz --labels $D/train-labels-idx1-ubyte.gz --out fashion \\
+      --pad 32,32 --shift 127.5 --scale 0.007843137 \\
+      --class-names T-shirt,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Boot
+  Means and log-variances of a VAE, (N, 8, 32, 32), whose samples are multiplied by 0.18215:
+    flowprior data import moments.npy --out latents --moments --latent-scale 0.18215";
+
 /// Makes, describes and checks data sets.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     /// Turn npy, npz, safetensors, IDX(.gz) or .pt files into a data set folder
+    #[command(after_help = EXAMPLES)]
     Import(Box<ImportArgs>),
     /// Describe a data set folder, or a lone .npy or .safetensors file
     Info(DatasetArgs),
@@ -43,6 +57,24 @@ pub struct ImportArgs {
     /// Number of classes; labels must be below it [default: the largest label plus one]
     #[arg(long, value_name = "N")]
     classes: Option<u32>,
+    /// Names of the classes, in order
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    class_names: Vec<String>,
+    /// Channels, height and width of a row [default: the input's, where it has more than two dimensions]
+    #[arg(long, value_name = "C,H,W")]
+    shape: Option<String>,
+    /// Pad images to this height and width, on all sides alike
+    #[arg(long, value_name = "H,W")]
+    pad: Option<String>,
+    /// Pad with this value, before shift and scale
+    #[arg(long, value_name = "X", allow_hyphen_values = true, default_value_t = 0.0, requires = "pad")]
+    background: f32,
+    /// Rows are means and their log-variances, (2·C, H, W): samples are drawn when they are read
+    #[arg(long)]
+    moments: bool,
+    /// Multiply samples by this number when they are read, and divide by it when they are written; rows are stored as they are
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    latent_scale: Option<f32>,
     /// Storage type: f32, bf16 or f16 [default: the input's, or f32 when anything is computed]
     #[arg(long)]
     dtype: Option<String>,
@@ -103,6 +135,12 @@ fn import(args: ImportArgs) -> Result<()> {
             None => LabelSource::Files(args.labels),
         },
         classes: args.classes,
+        class_names: args.class_names,
+        shape: args.shape.as_deref().map(|text| parse_sizes("--shape", "C,H,W", text)).transpose()?,
+        pad: args.pad.as_deref().map(|text| parse_sizes("--pad", "H,W", text)).transpose()?,
+        background: args.background,
+        moments: args.moments,
+        latent_scale: args.latent_scale,
         dtype: args.dtype.map(|d| d.parse::<DType>()).transpose()?,
         shard_rows: args.shard_rows,
         shift: if args.centre { Shift::Mean } else { Shift::Value(args.shift.unwrap_or(0.0)) },
@@ -115,6 +153,17 @@ fn import(args: ImportArgs) -> Result<()> {
     let dataset = import::import(&args.inputs, &options, &args.out)?;
     print_text(&dataset, dataset.stats());
     Ok(())
+}
+
+/// Reads `S` sizes, none of them 0.
+fn parse_sizes<const S: usize>(option: &str, form: &str, text: &str) -> Result<[usize; S]> {
+    let expected = || Error::Usage(format!("{option} `{text}`: expected {form}, whole numbers above 0"));
+    let sizes: Vec<usize> =
+        text.split(',').filter_map(|n| n.trim().parse().ok()).filter(|n| *n > 0).collect();
+    match text.split(',').count() {
+        count if count == S => sizes.try_into().map_err(|_| expected()),
+        _ => Err(expected()),
+    }
 }
 
 fn parse_scale(text: &str) -> Result<Scale> {
@@ -168,11 +217,13 @@ fn describe(dataset: &Dataset, stats: Option<&Stats>) -> Value {
         "rows": dataset.rows(),
         "width": dataset.width(),
         "shape": dataset.image_shape(),
+        "latents": dataset.latents(),
         "dtype": dataset.dtype().name(),
         "shards": dataset.shards().len(),
-        "bytes": dataset.rows() * (dataset.width() * dataset.dtype().bytes()) as u64,
+        "bytes": dataset.rows() * (dataset.stored_width() * dataset.dtype().bytes()) as u64,
         "has_labels": dataset.has_labels(),
         "classes": dataset.classes().map(|c| c.classes),
+        "class_names": dataset.classes().map(|c| &c.names),
         "projection": projection,
         "stats": stats,
     })
@@ -184,7 +235,10 @@ fn print_text(dataset: &Dataset, stats: Option<&Stats>) {
     println!("rows        {} of {}{shape} {} values", dataset.rows(), dataset.width(), dataset.dtype());
     println!("shards      {}", dataset.shards().len());
     match dataset.classes() {
-        Some(classes) => println!("labels      {} classes", classes.classes),
+        Some(classes) => {
+            let colon = if classes.names.is_empty() { "" } else { ": " };
+            println!("labels      {} classes{colon}{}", classes.classes, classes.names.join(", "));
+        }
         None if dataset.has_labels() => println!("labels      yes"),
         None => println!("labels      none"),
     }
@@ -194,6 +248,10 @@ fn print_text(dataset: &Dataset, stats: Option<&Stats>) {
             "projection  {} from {}, scale {}, mean shift {}{seed}",
             p.kind, p.input_width, p.scale, p.shift
         );
+    }
+    if let Some(latents) = dataset.latents() {
+        let moments = if latents.moments { ", stored as means and log-variances" } else { "" };
+        println!("latents     scale {}{moments}", latents.scale);
     }
     match stats {
         Some(s) => println!(

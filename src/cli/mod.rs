@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// A named configuration: toy-gaussians, toy-grid, toy-moons, toy-rings, toy-spiral, toy-swissroll,
-    /// reference-prior, reference-align, demo
+    /// reference-prior, reference-align, reference-dit, fashion, demo
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// A TOML file, laid over the preset

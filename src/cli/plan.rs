@@ -2,7 +2,7 @@
 //!
 //! With `--json` it prints one object: `stage`, `dtype`, `modulation`, `samples_per_step`, `rows_per_step`, `steps`;
 //! `parameters` with `total`, `frozen` and `groups`; `flop` with `forward`, `input_gradient`, `weight_gradient`,
-//! `interpolation`, `per_step` and `total`; `bytes` with `weights`, `gradients`, `moments`, `averages`, `master`,
+//! `attention`, `interpolation`, `per_step` and `total`; `bytes` with `weights`, `gradients`, `moments`, `averages`, `master`,
 //! `prior`, `activations`, `scratch` and `total`; `data_bytes_per_step`; `seconds`, null without `--gflops`.
 
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let config = load(&args.config, args.stage.map(Into::into))?;
     let path = args.prior.as_ref().or(config.align.prior.as_ref());
     let prior = path
-        .map(|path| Ok::<_, Error>(*open_prior::<f32>(&Device::cpu()?, path, true)?.net.config()))
+        .map(|path| Ok::<_, Error>(open_prior::<f32>(&Device::cpu()?, path, true)?.net.config()))
         .transpose()?;
     let plan = Plan::new(&config, prior)?;
     let seconds = args.gflops.map(|rate| plan.seconds(rate));
@@ -75,6 +75,7 @@ fn report(stage: &str, dtype: &str, plan: &Plan, seconds: Option<f64>) -> Value 
             "forward": plan.cost.forward,
             "input_gradient": plan.cost.input_gradient,
             "weight_gradient": plan.cost.weight_gradient,
+            "attention": plan.cost.attention,
             "interpolation": plan.cost.interpolation,
             "per_step": plan.cost.total(),
             "total": plan.total_flop(),
@@ -106,6 +107,7 @@ fn print_text(plan: &Plan, seconds: Option<f64>) {
         (cost.forward, "forward"),
         (cost.input_gradient, "input gradients"),
         (cost.weight_gradient, "weight gradients"),
+        (cost.attention, "attention"),
         (cost.interpolation, "interpolation of modulation"),
     ];
     parts.iter().for_each(|(flop, name)| println!("             {:>12.4} {name}", gflop(*flop)));

@@ -27,7 +27,7 @@ pub fn digits() -> Result<Memory> {
     let labels = (0..labels.rows()).map(|row| labels.label(row)).collect::<Result<_>>()?;
     let mut rows = values(&features);
     rows.iter_mut().for_each(|x| *x /= 16.0);
-    Memory::new(rows, features.width(), Some(labels))
+    Memory::new(rows, features.width(), Some(labels))?.with_shape([1, DIGIT_SIDE, DIGIT_SIDE])
 }
 
 /// Returns 30,522 token embeddings of MiniLM, scaled to unit variance and projected to 16 dimensions; no labels.

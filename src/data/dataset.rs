@@ -1,7 +1,8 @@
 //! A stored data set: a folder with a manifest and mapped shards, or one lone array file.
 //!
-//! Opening checks every length, header, type and shape, so that reading rows later cannot fail or leave the mapping.
-//! It reads no values: [`Dataset::verify`] reads them all and compares checksums and statistics.
+//! Opening checks every length, header, type and shape, and that labels are below the number of classes, so that reading rows
+//! later cannot fail or leave the mapping. It reads no features: [`Dataset::verify`] reads them all and compares checksums
+//! and statistics.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use crate::data::array::Array;
 use crate::data::formats::safetensors::File;
 use crate::data::formats::{self, Format};
-use crate::data::manifest::{Classes, FILE, Manifest, ShardInfo, checksum};
+use crate::data::manifest::{Classes, FILE, Latents, Manifest, ShardInfo, checksum};
 use crate::data::map::Map;
 use crate::data::projection::Projection;
 use crate::data::stats::{Moments, Stats};
@@ -135,7 +136,9 @@ impl Dataset {
         }
         let dtype = manifest.dtype(&path.join(FILE))?;
         let (width, rows) = (manifest.width, manifest.rows);
-        Ok(Self { path: path.to_owned(), manifest: Some(manifest), dtype, width, rows, shards })
+        let dataset = Self { path: path.to_owned(), manifest: Some(manifest), dtype, width, rows, shards };
+        dataset.check_labels()?;
+        Ok(dataset)
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -155,7 +158,9 @@ impl Dataset {
         };
         let (width, rows) = (features.width(), features.rows() as u64);
         let shards = vec![Shard { first: 0, map, features, labels }];
-        Ok(Self { path: path.to_owned(), manifest: None, dtype, width, rows, shards })
+        let dataset = Self { path: path.to_owned(), manifest: None, dtype, width, rows, shards };
+        dataset.check_labels()?;
+        Ok(dataset)
     }
 
     /// Returns the path it was opened by.
@@ -168,9 +173,19 @@ impl Dataset {
         self.rows
     }
 
-    /// Returns the number of values in a row.
+    /// Returns the number of values in a sample.
     pub fn width(&self) -> usize {
+        Latents::sample_width(self.latents(), self.width)
+    }
+
+    /// Returns the number of values that are stored of a row: with moments, twice those of a sample.
+    pub fn stored_width(&self) -> usize {
         self.width
+    }
+
+    /// Returns how stored latents become samples, where rows are latents.
+    pub fn latents(&self) -> Option<Latents> {
+        self.manifest.as_ref().and_then(|m| m.latents)
     }
 
     /// Returns channels, height and width, where rows are images or feature maps.
@@ -193,7 +208,7 @@ impl Dataset {
         self.manifest.as_ref()
     }
 
-    /// Returns the recorded statistics; a lone file has none.
+    /// Returns the recorded statistics of the stored values; a lone file has none.
     pub fn stats(&self) -> Option<&Stats> {
         self.manifest.as_ref().map(|m| &m.stats)
     }
@@ -217,15 +232,41 @@ impl Dataset {
         info.map(|info| Projection::read(&self.path, info, self.width)).transpose()
     }
 
-    /// Copies the rows `ids` as f32 to `out` (ids, width).
+    /// Copies the samples `ids` as f32 to `out` (ids, width): of moments the means, of latents multiplied by their scale factor.
     ///
     /// # Errors
     /// A row that is not there, a buffer of the wrong size.
     pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        if out.len() != ids.len() * self.width {
-            let expected = format!("{} rows of {} values", ids.len(), self.width);
-            return Err(Error::argument("gather", "out", expected, format!("{} values", out.len())));
+        let Some(Latents { moments, scale }) = self.latents() else { return self.gather_stored(ids, out) };
+        let width = self.width();
+        if moments {
+            self.check_out(ids, out, width)?;
+            let mut stored = vec![0.0; ids.len() * self.width];
+            self.gather_stored(ids, &mut stored)?;
+            for (mean, row) in out.chunks_exact_mut(width).zip(stored.chunks_exact(self.width)) {
+                mean.copy_from_slice(&row[..width]);
+            }
+        } else {
+            self.gather_stored(ids, out)?;
         }
+        out.iter_mut().for_each(|x| *x *= scale);
+        Ok(())
+    }
+
+    fn check_out(&self, ids: &[u64], out: &[f32], width: usize) -> Result<()> {
+        if out.len() == ids.len() * width {
+            return Ok(());
+        }
+        let expected = format!("{} rows of {width} values", ids.len());
+        Err(Error::argument("gather", "out", expected, format!("{} values", out.len())))
+    }
+
+    /// Copies the rows `ids` as they are stored, as f32, to `out` (ids, stored width).
+    ///
+    /// # Errors
+    /// A row that is not there, a buffer of the wrong size.
+    pub fn gather_stored(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        self.check_out(ids, out, self.width)?;
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.width)) {
             let (shard, row) = self.locate(*id)?;
             shard.features.read_row(row, out);
@@ -262,6 +303,14 @@ impl Dataset {
         Ok(Some(all))
     }
 
+    /// Checks that every label is one, and below the number of classes.
+    fn check_labels(&self) -> Result<()> {
+        for shard in &self.shards {
+            (0..shard.rows()).try_for_each(|row| shard.label(row, self.classes()).map(|_| ()))?;
+        }
+        Ok(())
+    }
+
     /// Reads everything: checksums, finite values, statistics, labels, projection.
     ///
     /// # Errors
@@ -282,13 +331,19 @@ impl Dataset {
                     let field = format!("row {}, column {}", first + at / self.width, at % self.width);
                     return Err(shard.features.error(field, "a finite number", rows[at]));
                 }
+                let bad = self.latents().and_then(|latents| latents.bad_log_variance(rows, self.width));
+                if let Some((row, at)) = bad {
+                    let field = format!("row {}, log-variance {at}", first + row);
+                    let found = rows[row * self.width + self.width / 2 + at];
+                    return Err(shard.features.error(field, format!("at most {}", Latents::MOST), found));
+                }
                 moments.push(rows);
                 Ok(())
             })?;
         }
         let stats = moments.stats();
         self.compare_stats(&stats)?;
-        self.labels()?;
+        self.check_labels()?;
         let projection = self.projection()?;
         let bytes = self.shards.iter().map(|s| s.map.bytes().len() as u64).sum();
         Ok(Verified { files: infos.len() + projection.is_some() as usize, bytes, stats })

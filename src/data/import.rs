@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::data::array::Array;
 use crate::data::dataset::Dataset;
 use crate::data::formats;
-use crate::data::manifest::Classes;
+use crate::data::manifest::{Classes, Latents};
 use crate::data::pca::Covariance;
 use crate::data::projection::{Kind, Projection};
 use crate::data::stats::Moments;
@@ -57,8 +57,20 @@ pub struct Options {
     pub key: Option<String>,
     /// Where labels come from.
     pub labels: LabelSource,
-    /// The number of classes; `None` takes the largest label plus one.
+    /// The number of classes; `None` takes the number of names or the largest label plus one.
     pub classes: Option<u32>,
+    /// A name for each class, or none at all.
+    pub class_names: Vec<String>,
+    /// Channels, height and width of a row; `None` takes those of inputs that have them.
+    pub shape: Option<[usize; 3]>,
+    /// Height and width that images are padded to, on all sides alike.
+    pub pad: Option<[usize; 2]>,
+    /// What they are padded with, before shift and scale.
+    pub background: f32,
+    /// A row is a mean and its log-variances.
+    pub moments: bool,
+    /// What samples are multiplied by when they are read; rows are stored as they are.
+    pub latent_scale: Option<f32>,
     /// The storage type; `None` keeps the input's where nothing is computed, else f32.
     pub dtype: Option<DType>,
     /// Rows in a shard; `None` takes about 64 MiB of them.
@@ -83,6 +95,12 @@ impl Default for Options {
             key: None,
             labels: LabelSource::None,
             classes: None,
+            class_names: Vec::new(),
+            shape: None,
+            pad: None,
+            background: 0.0,
+            moments: false,
+            latent_scale: None,
             dtype: None,
             shard_rows: None,
             shift: Shift::Value(0.0),
@@ -107,16 +125,13 @@ pub fn import(inputs: &[PathBuf], options: &Options, out: &Path) -> Result<Datas
     let dtype = options.dtype.or(kept.filter(|_| projection.is_none())).unwrap_or(DType::F32);
     let spec = Spec {
         width: projection.as_ref().map_or(table.width, Projection::width),
-        shape: table.image_shape().filter(|_| projection.as_ref().is_none_or(|p| p.weight.is_none())),
+        shape: table.shape.filter(|_| projection.as_ref().is_none_or(|p| p.weight.is_none())),
         dtype,
         shard_rows: options.shard_rows,
-        labels: match (&options.labels, options.classes) {
-            (LabelSource::None, _) => Labels::None,
-            (_, None) => Labels::Count,
-            (_, Some(classes)) => Labels::Classes(Classes { classes, names: Vec::new() }),
-        },
+        labels: labels(options)?,
         non_finite: options.non_finite,
         projection: projection.clone(),
+        latents: options.latents(),
     };
     let width = spec.width;
     let mut writer = DatasetWriter::create(out, spec)?;
@@ -130,6 +145,50 @@ pub fn import(inputs: &[PathBuf], options: &Options, out: &Path) -> Result<Datas
         }
     })?;
     writer.finish()
+}
+
+impl Options {
+    /// Returns what turns rows into samples, where they are latents.
+    fn latents(&self) -> Option<Latents> {
+        let scale = self.latent_scale.unwrap_or(1.0);
+        (self.moments || self.latent_scale.is_some()).then_some(Latents { moments: self.moments, scale })
+    }
+
+    /// Checks what does not depend on the inputs.
+    fn check(&self) -> Result<()> {
+        let computed = self.shift != Shift::Value(0.0)
+            || self.scale != Scale::Value(1.0)
+            || self.projection.is_some()
+            || self.pad.is_some();
+        if self.moments && computed {
+            let why = "means and log-variances are stored as they are: shift, scale, projection and padding would change \
+                       the variances too (a latent scale multiplies samples)";
+            return Err(Error::Usage(why.to_owned()));
+        }
+        match self.latent_scale {
+            Some(scale) if !scale.is_finite() || scale == 0.0 => Err(Error::Usage(format!(
+                "the latent scale must be a finite number other than 0, not {scale}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns what the options say about labels.
+fn labels(options: &Options) -> Result<Labels> {
+    let (names, unlabelled) = (options.class_names.clone(), options.labels == LabelSource::None);
+    match options.classes.or((!names.is_empty()).then_some(names.len() as u32)) {
+        _ if unlabelled && names.is_empty() => Ok(Labels::None),
+        _ if unlabelled => {
+            Err(Error::Usage("class names need labels: give label files or their key".to_owned()))
+        }
+        None => Ok(Labels::Count),
+        Some(classes) if ![0, classes as usize].contains(&names.len()) => {
+            let names = names.len();
+            Err(Error::Usage(format!("{names} class names for {classes} classes: give one for each")))
+        }
+        Some(classes) => Ok(Labels::Classes(Classes { classes, names })),
+    }
 }
 
 /// Measures what the options leave to the data, and builds the map from input rows to stored rows.
@@ -186,7 +245,18 @@ fn fit(table: &Table, options: &Options) -> Result<Option<Projection>> {
 /// The rows of several arrays, one after the other.
 struct Table {
     parts: Vec<Part>,
+    /// Values in a row, padding included.
     width: usize,
+    /// Channels, height and width of a sample, padding included.
+    shape: Option<[usize; 3]>,
+    padding: Option<Padding>,
+}
+
+/// Puts images in the middle of larger ones.
+struct Padding {
+    image: [usize; 3],
+    to: [usize; 2],
+    background: f32,
 }
 
 struct Part {
@@ -198,6 +268,7 @@ struct Part {
 
 impl Table {
     fn open(inputs: &[PathBuf], options: &Options) -> Result<Self> {
+        options.check()?;
         if let LabelSource::Files(files) = &options.labels
             && files.len() != inputs.len()
         {
@@ -224,15 +295,47 @@ impl Table {
             None => Err(Error::Usage("no input files were given".to_owned())),
             Some(0) => Err(parts[0].features.error("width", "at least one value per row", 0)),
             Some(_) if rows == 0 => Err(parts[0].features.error("rows", "at least one row", 0)),
-            Some(width) => Ok(Self { parts, width }),
+            Some(width) => Self { parts, width, shape: None, padding: None }.shaped(options),
         }
     }
 
-    /// Returns (C, H, W) where every input has the same: rows of shape (H, W) have one channel.
-    fn image_shape(&self) -> Option<[usize; 3]> {
+    /// Finds the shape of a sample, and pads it as asked.
+    fn shaped(mut self, options: &Options) -> Result<Self> {
+        let features = &self.parts[0].features;
+        if options.moments && !self.width.is_multiple_of(2) {
+            let expected = "an even number: as many log-variances as means";
+            return Err(features.error("width", expected, self.width));
+        }
+        let sample = Latents::sample_width(options.latents(), self.width);
+        self.shape = match options.shape {
+            Some(shape) if shape.iter().try_fold(1usize, |p, n| p.checked_mul(*n)) != Some(sample) => {
+                let [c, h, w] = shape;
+                return Err(features.error("width", format!("{c} × {h} × {w} values"), sample));
+            }
+            Some(shape) => Some(shape),
+            None => self.image_shape(options.moments),
+        };
+        let Some(to) = options.pad else { return Ok(self) };
+        let Some(image @ [channels, height, width]) = self.shape else {
+            let found = format!("{:?}", features.shape());
+            return Err(features.error("shape", "images, to be padded (`--shape C,H,W` says which)", found));
+        };
+        if to[0] < height || to[1] < width {
+            let expected = format!("at least {height} × {width} pixels to pad to");
+            return Err(features.error("padding", expected, format!("{} × {}", to[0], to[1])));
+        }
+        self.shape = Some([channels, to[0], to[1]]);
+        self.width = channels * to[0] * to[1];
+        self.padding = Some(Padding { image, to, background: options.background });
+        Ok(self)
+    }
+
+    /// Returns (C, H, W) where every input has the same: rows of shape (H, W) have one channel, moments half as many as rows.
+    fn image_shape(&self, moments: bool) -> Option<[usize; 3]> {
         let shape = |part: &Part| match part.features.shape() {
-            [_, h, w] => Some([1, *h, *w]),
-            [_, c, h, w] => Some([*c, *h, *w]),
+            [_, h, w] if !moments => Some([1, *h, *w]),
+            [_, c, h, w] if !moments => Some([*c, *h, *w]),
+            [_, c, h, w] if c.is_multiple_of(2) => Some([c / 2, *h, *w]),
             _ => None,
         };
         let first = shape(self.parts.first()?)?;
@@ -254,9 +357,9 @@ impl Table {
                 block
                     .par_chunks_exact_mut(self.width)
                     .enumerate()
-                    .for_each(|(i, row)| part.features.read_row(first + i, row));
+                    .for_each(|(i, row)| part.read_row(first + i, row, self.padding.as_ref()));
                 if non_finite == NonFinite::Refuse {
-                    part.check_finite(first, &block)?;
+                    part.check_finite(first, &block, self.padding.as_ref())?;
                 }
                 f(&mut block, part.labels(first, count)?.as_deref())?;
             }
@@ -284,10 +387,32 @@ impl Part {
         Ok(Self { features, labels, classes: options.classes, rows })
     }
 
-    fn check_finite(&self, first: usize, rows: &[f32]) -> Result<()> {
+    fn read_row(&self, row: usize, out: &mut [f32], padding: Option<&Padding>) {
+        let Some(Padding { image: [_, height, width], to: [to_height, to_width], background }) = padding
+        else {
+            return self.features.read_row(row, out);
+        };
+        let mut image = vec![0.0; self.features.width()];
+        self.features.read_row(row, &mut image);
+        out.fill(*background);
+        let corner = (to_height - height) / 2 * to_width + (to_width - width) / 2;
+        for (plane, out) in image.chunks_exact(height * width).zip(out.chunks_exact_mut(to_height * to_width))
+        {
+            for (y, pixels) in plane.chunks_exact(*width).enumerate() {
+                out[corner + y * to_width..][..*width].copy_from_slice(pixels);
+            }
+        }
+    }
+
+    fn check_finite(&self, first: usize, rows: &[f32], padding: Option<&Padding>) -> Result<()> {
         let Some(at) = rows.iter().position(|x| !x.is_finite()) else { return Ok(()) };
-        let width = self.features.width();
-        let field = format!("row {}, column {}", first + at / width, at % width);
+        let (width, of) = match padding {
+            None => (self.features.width(), ""),
+            Some(Padding { image: [channels, ..], to: [height, width], .. }) => {
+                (channels * height * width, " of the padded image")
+            }
+        };
+        let field = format!("row {}, column {}{of}", first + at / width, at % width);
         let expected = "a number that is finite in f32 (`--allow-non-finite` takes others too)";
         Err(self.features.error(field, expected, rows[at]))
     }

@@ -1,6 +1,6 @@
 //! A background thread that prepares batches ahead of the step that needs them.
 //!
-//! It decides nothing: batch k is [`Source::fill`] of k. `depth` batches are ready at most; buffers that the training
+//! It decides nothing: batch k is [`Source::fill_stored`] of k. `depth` batches are ready at most; buffers that the training
 //! loop hands back are filled again, so that a long run allocates nothing.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub struct Batch {
     /// The number of the batch since the beginning of the run.
     pub index: u64,
-    /// The rows, (batch, width).
+    /// The rows as they are stored, (batch, stored width).
     pub features: Vec<f32>,
     /// One label per row, where the source has them.
     pub labels: Option<Vec<u32>>,
@@ -24,7 +24,7 @@ pub struct Batch {
 impl Batch {
     fn empty(source: &Source, batch: usize) -> Self {
         let labels = source.has_labels().then(|| vec![0; batch]);
-        Self { index: 0, features: vec![0.0; batch * source.width()], labels }
+        Self { index: 0, features: vec![0.0; batch * source.stored_width()], labels }
     }
 }
 
@@ -96,11 +96,11 @@ fn produce(
     ready: &SyncSender<Result<Batch>>,
     used: &Receiver<Batch>,
 ) {
-    let fits = |b: &Batch| b.features.len() == batch * source.width();
+    let fits = |b: &Batch| b.features.len() == batch * source.stored_width();
     for index in first.. {
         let mut next = used.try_recv().ok().filter(fits).unwrap_or_else(|| Batch::empty(source, batch));
         next.index = index;
-        let filled = source.fill(seed, index, batch, &mut next.features, next.labels.as_deref_mut());
+        let filled = source.fill_stored(seed, index, batch, &mut next.features, next.labels.as_deref_mut());
         let last = filled.is_err();
         if ready.send(filled.map(|()| next)).is_err() || last {
             return;
@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn an_error_reaches_the_reader() {
-        let source = Arc::new(Source::Memory(Memory { rows: Vec::new(), width: 2, labels: None }));
+        let source =
+            Arc::new(Source::Memory(Memory { rows: Vec::new(), width: 2, labels: None, shape: None }));
         let mut loader = Loader::start(source, 0, 4, 0, 2).unwrap();
         let first = loader.next_batch().unwrap_err().to_string();
         assert_eq!(first, "permutation: `rows` has 0, expected between 1 and 2⁶² rows");

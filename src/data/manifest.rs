@@ -3,7 +3,7 @@
 //! ```json
 //! {"format": "flowprior-dataset", "version": 1, "dtype": "bf16", "width": 16, "shape": null, "rows": 30522,
 //!  "shards": [{"file": "part-00000.safetensors", "rows": 30522, "bytes": 976792, "crc32c": "89abcdef"}],
-//!  "stats": {…}, "labels": {"classes": 10, "names": []},
+//!  "stats": {…}, "labels": {"classes": 10, "names": []}, "latents": {"moments": false, "scale": 1.0},
 //!  "projection": {"kind": "random", "seed": 0, "input_width": 384, "scale": 17.978, "shift": 0.0,
 //!                 "file": "projection.safetensors", "bytes": 26256, "crc32c": "01234567"}}
 //! ```
@@ -34,9 +34,9 @@ pub struct Manifest {
     version: u32,
     /// The storage type: `f32`, `bf16` or `f16`.
     pub dtype: String,
-    /// Values in a row.
+    /// Values that are stored of a row: with moments, twice those of a sample.
     pub width: usize,
-    /// Channels, height and width of a row that is an image or a feature map.
+    /// Channels, height and width of a sample that is an image or a feature map.
     #[serde(default)]
     pub shape: Option<[usize; 3]>,
     /// Rows in all shards.
@@ -51,6 +51,46 @@ pub struct Manifest {
     /// How the rows were made from wider features.
     #[serde(default)]
     pub projection: Option<ProjectionInfo>,
+    /// How an encoder's latents become samples.
+    #[serde(default)]
+    pub latents: Option<Latents>,
+}
+
+/// Latents of an encoder, stored in its units: a sample is `scale · x`, or `scale · (mean + exp(½·logvar)·ε)`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latents {
+    /// A row is a mean and the logarithms of the variances around it, (mean, logvar).
+    #[serde(default)]
+    pub moments: bool,
+    /// What samples are multiplied by, so that they have about unit variance: 0.18215 for the first Stable Diffusion.
+    pub scale: f32,
+}
+
+impl Latents {
+    /// The largest log-variance that is accepted: where diffusers clamps, a deviation of 22,026.
+    pub const MOST: f32 = 20.0;
+
+    /// Brings samples back to the encoder's units, in place: for its decoder.
+    pub fn restore(&self, samples: &mut [f32]) {
+        samples.iter_mut().for_each(|x| *x /= self.scale);
+    }
+
+    /// Returns the values of a sample whose row has `width`.
+    pub fn sample_width(latents: Option<Self>, width: usize) -> usize {
+        if latents.is_some_and(|latents| latents.moments) { width / 2 } else { width }
+    }
+
+    /// Finds the first log-variance of `rows` (.., width) that is NaN or too large.
+    pub fn bad_log_variance(&self, rows: &[f32], width: usize) -> Option<(usize, usize)> {
+        let half = width / 2;
+        let rows = rows.chunks_exact(width.max(1)).filter(|_| self.moments).enumerate();
+        let bad = |(i, row): (usize, &[f32])| {
+            // Not `x > MOST`, which NaN is not either.
+            row[half..].iter().position(|x| !(*x <= Self::MOST)).map(|at| (i, at))
+        };
+        rows.map(bad).find_map(|found| found)
+    }
 }
 
 /// One shard: a safetensors file with `features` (rows, width) and, with labels, `labels` (rows).
@@ -114,6 +154,7 @@ impl Manifest {
             stats,
             labels: None,
             projection: None,
+            latents: None,
         }
     }
 
@@ -158,10 +199,20 @@ impl Manifest {
             let found = format!("{} rows of {} values", self.rows, self.width);
             return bad("rows", "at least one row of one value".into(), found);
         }
+        if let Some(Latents { moments, scale }) = self.latents {
+            if !scale.is_finite() || scale == 0.0 {
+                return bad("latents.scale", "a finite number other than 0".into(), scale.to_string());
+            }
+            if moments && !self.width.is_multiple_of(2) {
+                let expected = "an even number: as many log-variances as means";
+                return bad("width", expected.into(), self.width.to_string());
+            }
+        }
         if let Some(shape) = self.shape {
             let product = shape.iter().try_fold(1usize, |p, n| p.checked_mul(*n));
-            if product != Some(self.width) {
-                return bad("shape", format!("a product of {}", self.width), format!("{shape:?}"));
+            let width = Latents::sample_width(self.latents, self.width);
+            if product != Some(width) {
+                return bad("shape", format!("a product of {width}"), format!("{shape:?}"));
             }
         }
         for (field, n) in

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::data::dataset::Dataset;
+use crate::data::manifest::Latents;
 use crate::data::permutation::Permutation;
 use crate::data::toy::Toy;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub struct Memory {
     pub width: usize,
     /// One label per row.
     pub labels: Option<Vec<u32>>,
+    /// Channels, height and width, where rows are images.
+    pub shape: Option<[usize; 3]>,
 }
 
 impl Memory {
@@ -38,7 +41,19 @@ impl Memory {
             let found = format!("{} labels", labels.len());
             return Err(Error::argument("memory", "labels", format!("{count} labels"), found));
         }
-        Ok(Self { rows, width, labels })
+        Ok(Self { rows, width, labels, shape: None })
+    }
+
+    /// Says that rows are images of this shape.
+    ///
+    /// # Errors
+    /// A shape of another width.
+    pub fn with_shape(self, shape: [usize; 3]) -> Result<Self> {
+        if shape.iter().product::<usize>() != self.width {
+            let expected = format!("a product of {}", self.width);
+            return Err(Error::argument("memory", "shape", expected, format!("{shape:?}")));
+        }
+        Ok(Self { shape: Some(shape), ..self })
     }
 
     /// Copies the rows `ids` to `out` (ids, width).
@@ -62,12 +77,74 @@ pub enum Source {
 }
 
 impl Source {
-    /// Returns the number of values in a row.
+    /// Returns the number of values in a sample.
     pub fn width(&self) -> usize {
         match self {
             Self::Dataset(dataset) => dataset.width(),
             Self::Toy(_) => 2,
             Self::Memory(memory) => memory.width,
+        }
+    }
+
+    /// Returns the number of values that are stored of a row: with moments, twice those of a sample.
+    pub fn stored_width(&self) -> usize {
+        match self {
+            Self::Dataset(dataset) => dataset.stored_width(),
+            _ => self.width(),
+        }
+    }
+
+    /// Returns how stored latents become samples, where rows are latents.
+    pub fn latents(&self) -> Option<Latents> {
+        match self {
+            Self::Dataset(dataset) => dataset.latents(),
+            _ => None,
+        }
+    }
+
+    /// Returns channels, height and width, where samples are known to be images or feature maps.
+    pub fn image_shape(&self) -> Option<[usize; 3]> {
+        match self {
+            Self::Dataset(dataset) => dataset.image_shape(),
+            Self::Toy(_) => None,
+            Self::Memory(memory) => memory.shape,
+        }
+    }
+
+    /// Returns the number of classes that labels are below, where rows have labels: as recorded, else one more than the largest
+    /// label.
+    pub fn classes(&self) -> Option<u32> {
+        let all = match self {
+            Self::Dataset(dataset) if dataset.classes().is_some() => {
+                return dataset.classes().map(|c| c.classes);
+            }
+            Self::Dataset(dataset) => dataset.labels().ok().flatten()?, // checked when it was opened
+            Self::Toy(_) => return None,
+            Self::Memory(memory) => memory.labels.clone()?,
+        };
+        all.iter().max().map(|label| label.saturating_add(1))
+    }
+
+    /// Returns the names of the classes; none where they have none.
+    pub fn class_names(&self) -> &[String] {
+        match self {
+            Self::Dataset(dataset) => dataset.classes().map_or(&[], |classes| &classes.names),
+            _ => &[],
+        }
+    }
+
+    /// Checks that rows have labels, all of them classes of a network that knows `classes`; `name` is the source's.
+    ///
+    /// # Errors
+    /// No labels, or classes that the network lacks.
+    pub fn expect_classes(&self, classes: usize, name: &str) -> Result<()> {
+        match self.classes() {
+            None => Err(Error::data(name, "labels", format!("a label below {classes} for each row"), "none")),
+            Some(found) if found as usize > classes => {
+                let expected = format!("at most {classes} classes, as the network has");
+                Err(Error::data(name, "labels", expected, format!("{found} classes")))
+            }
+            Some(_) => Ok(()),
         }
     }
 
@@ -119,7 +196,7 @@ impl Source {
         out: &mut [f32],
         labels: Option<&mut [u32]>,
     ) -> Result<()> {
-        self.check(batch, out, labels.as_deref())?;
+        self.check(batch, out.len(), self.width(), labels.as_deref())?;
         if let Self::Toy(toy) = self {
             let draw = Draw::new(seed, Stream::Toy, batch_index);
             for (i, row) in out.chunks_exact_mut(2).enumerate() {
@@ -131,12 +208,44 @@ impl Source {
         self.gather(&ids, out, labels)
     }
 
-    /// Copies stored rows by number: `out` (ids, width), `labels` (ids).
+    /// Does the same with rows as they are stored, `out` (batch, stored width).
+    ///
+    /// # Errors
+    /// As [`Source::fill`].
+    pub fn fill_stored(
+        &self,
+        seed: u64,
+        batch_index: u64,
+        batch: usize,
+        out: &mut [f32],
+        labels: Option<&mut [u32]>,
+    ) -> Result<()> {
+        if self.latents().is_none() {
+            return self.fill(seed, batch_index, batch, out, labels);
+        }
+        self.check(batch, out.len(), self.stored_width(), labels.as_deref())?;
+        let ids = self.ids(seed, batch_index, batch)?;
+        self.gather_stored(&ids, out)?;
+        labels.map_or(Ok(()), |labels| self.gather_labels(&ids, labels))
+    }
+
+    /// Copies rows by number as they are stored: `out` (ids, stored width).
+    ///
+    /// # Errors
+    /// As [`Source::gather`].
+    pub fn gather_stored(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Dataset(dataset) => dataset.gather_stored(ids, out),
+            _ => self.gather(ids, out, None),
+        }
+    }
+
+    /// Copies samples by number: `out` (ids, width), `labels` (ids); of moments the means.
     ///
     /// # Errors
     /// A toy, which has no stored rows; a row that is not there; buffers of the wrong size.
     pub fn gather(&self, ids: &[u64], out: &mut [f32], labels: Option<&mut [u32]>) -> Result<()> {
-        self.check(ids.len(), out, labels.as_deref())?;
+        self.check(ids.len(), out.len(), self.width(), labels.as_deref())?;
         self.check_ids(ids)?;
         match self {
             Self::Dataset(dataset) => dataset.gather(ids, out)?,
@@ -179,10 +288,10 @@ impl Source {
         }
     }
 
-    fn check(&self, batch: usize, out: &[f32], labels: Option<&[u32]>) -> Result<()> {
-        if out.len() != batch * self.width() {
-            let expected = format!("{batch} rows of {} values", self.width());
-            return Err(Error::argument("fill", "out", expected, format!("{} values", out.len())));
+    fn check(&self, batch: usize, out: usize, width: usize, labels: Option<&[u32]>) -> Result<()> {
+        if out != batch * width {
+            let expected = format!("{batch} rows of {width} values");
+            return Err(Error::argument("fill", "out", expected, format!("{out} values")));
         }
         match labels {
             Some(_) if !self.has_labels() => {

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::data::dataset::Dataset;
-use crate::data::manifest::{Classes, FILE, Manifest, ShardInfo, checksum};
+use crate::data::manifest::{Classes, FILE, Latents, Manifest, ShardInfo, checksum};
 use crate::data::projection::Projection;
 use crate::data::stats::Moments;
 use crate::error::{Error, Result};
@@ -22,9 +22,9 @@ pub const SHARD_BYTES: usize = 64 << 20;
 /// Says what a data set is to look like.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Values in a row.
+    /// Values that are stored of a row: with moments, twice those of a sample.
     pub width: usize,
-    /// Channels, height, width, where a row is an image; their product is the width.
+    /// Channels, height, width, where a sample is an image; their product is its width.
     pub shape: Option<[usize; 3]>,
     /// The storage type.
     pub dtype: DType,
@@ -36,13 +36,16 @@ pub struct Spec {
     pub non_finite: NonFinite,
     /// How the rows were made.
     pub projection: Option<Projection>,
+    /// How stored latents become samples.
+    pub latents: Option<Latents>,
 }
 
 impl Spec {
     /// Describes f32 rows without labels.
     pub fn new(width: usize) -> Self {
         let (dtype, labels, non_finite) = (DType::F32, Labels::None, NonFinite::Refuse);
-        Self { width, shape: None, dtype, shard_rows: None, labels, non_finite, projection: None }
+        let (shape, shard_rows, projection, latents) = (None, None, None, None);
+        Self { width, shape, dtype, shard_rows, labels, non_finite, projection, latents }
     }
 }
 
@@ -89,9 +92,16 @@ impl DatasetWriter {
     /// A width or shard size of 0, an `out` that exists, a folder that cannot be made.
     pub fn create(out: impl AsRef<Path>, spec: Spec) -> Result<Self> {
         let out = out.as_ref();
-        if spec.width == 0 || spec.shape.is_some_and(|s| s.iter().product::<usize>() != spec.width) {
+        let moments = spec.latents.is_some_and(|latents| latents.moments);
+        let sample = Latents::sample_width(spec.latents, spec.width);
+        let odd = moments && !spec.width.is_multiple_of(2);
+        if sample == 0 || odd || spec.shape.is_some_and(|s| s.iter().product::<usize>() != sample) {
+            let expected = match moments {
+                false => "at least 1, the product of the shape",
+                true => "means and as many log-variances, each the product of the shape",
+            };
             let found = format!("width {}, shape {:?}", spec.width, spec.shape);
-            return Err(Error::argument("data set", "width", "at least 1, the product of the shape", found));
+            return Err(Error::argument("data set", "width", expected, found));
         }
         let row_bytes = spec.width * spec.dtype.bytes();
         let shard_rows = spec.shard_rows.unwrap_or((SHARD_BYTES / row_bytes).max(1));
@@ -189,6 +199,12 @@ impl DatasetWriter {
             let expected = format!("a number that is finite in {}", self.spec.dtype);
             return Err(Error::data(&self.out, field, expected, row[column]));
         }
+        let bad = self.spec.latents.and_then(|latents| latents.bad_log_variance(&self.rounded, row.len()));
+        if let Some((_, at)) = bad {
+            let field = format!("row {}, log-variance {at}", self.rows);
+            let found = row[row.len() / 2 + at];
+            return Err(Error::data(&self.out, field, format!("at most {}", Latents::MOST), found));
+        }
         self.moments.push(&self.rounded);
         Ok(())
     }
@@ -232,6 +248,7 @@ impl DatasetWriter {
         }
         let mut manifest = Manifest::new(self.spec.dtype, self.spec.width, self.moments.stats());
         manifest.shape = self.spec.shape;
+        manifest.latents = self.spec.latents;
         manifest.rows = self.rows;
         manifest.shards = std::mem::take(&mut self.shards);
         manifest.labels = match &self.spec.labels {

@@ -15,7 +15,9 @@ use crate::device::{Device, Isa};
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::flow::objective::Velocity;
-use crate::nn::mlp::Keep;
+use crate::nn::Keep;
+use crate::nn::velocity::Condition;
+use crate::ops::flow_path::Rows;
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
 
@@ -52,7 +54,7 @@ impl Landscape {
     /// # Errors
     /// Points of another width than the network's.
     pub fn evaluate<X: FloatX>(&self, velocity: Velocity<'_, X>, points: &[f32]) -> Result<Vec<f64>> {
-        let d = velocity.net.config().channels;
+        let d = velocity.net.data_width();
         let shared = self.shared(velocity.params.flat().device(), d)?;
         let batches = points.chunks((ROWS / self.draws).max(1) * d).map(|points| shared.at(velocity, points));
         Ok(batches.collect::<Result<Vec<_>>>()?.concat())
@@ -105,7 +107,14 @@ impl Shared {
         let t = Tensor::from_f32(&self.device, [rows], &self.times.repeat(points.len() / d))?;
         let modulations = match velocity.tables {
             Some(tables) => net.modulations_from(tables, &t)?,
-            None => net.modulations(params, net.default_form(), &t, 1, None)?,
+            None => net.modulations(
+                params,
+                net.default_form(),
+                &t,
+                Rows::plain(rows),
+                Condition::default(),
+                None,
+            )?,
         };
         let (v, _) = net.forward(params, x_t, modulations, Keep::Nothing)?;
         let v = v.on_host()?;
@@ -196,7 +205,7 @@ mod tests {
             post_norm: false,
             time_scale: 1.0,
         };
-        let net = crate::nn::Mlp::new(config).unwrap();
+        let net = crate::nn::VelocityNet::from(crate::nn::Mlp::new(config).unwrap());
         let params = net.init::<f32>(&device, 0).unwrap();
         let velocity = Velocity { net: &net, params: &params, tables: None };
         let landscape = Landscape { estimate: Estimate::UniformLoss, draws: 512, truncation: 0.95, seed: 0 };

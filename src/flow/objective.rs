@@ -11,9 +11,11 @@
 
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::nn::mlp::{Keep, Mlp};
+use crate::nn::Keep;
 use crate::nn::modulation_path::{Form, NodeTables};
 use crate::nn::params::{Grads, Params};
+use crate::nn::velocity::{Condition, Input, VelocityNet, tiled};
+use crate::ops::embedding::LabelDrop;
 use crate::ops::flow_loss::{Scale, Target, Weight, latent_gradient};
 use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use crate::rng::{Draw, Stream};
@@ -61,6 +63,10 @@ pub struct Objective {
     pub reduction: Reduction,
     /// The form in which modulation is computed.
     pub form: Form,
+    /// Probability that a row's label is dropped in training.
+    pub label_dropout: f32,
+    /// Keeps the input of each block alone and computes the rest again: less memory, more time, the same bits.
+    pub recompute: bool,
 }
 
 /// A micro-batch: some consecutive samples of the global batch.
@@ -68,8 +74,8 @@ pub struct Objective {
 pub struct Batch<'a, X: FloatX> {
     /// (B, D): data, or latents.
     pub data: &'a Tensor<f32>,
-    /// (B, z): conditions, for a conditional network.
-    pub cond: Option<&'a Tensor<X>>,
+    /// What the network is told about each sample.
+    pub cond: Condition<'a, X>,
     /// Number of the first sample in the global batch.
     pub first: u64,
 }
@@ -79,23 +85,28 @@ pub struct Batch<'a, X: FloatX> {
 pub struct Draws {
     pub(super) noise: Draw,
     pub(super) time: Draw,
+    /// Which labels are dropped; none are in an evaluation.
+    labels: Option<Draw>,
 }
 
 impl Draws {
     /// Returns those of a training step.
     pub fn training(seed: u64, step: u64) -> Self {
-        Self { noise: Draw::new(seed, Stream::Noise, step), time: Draw::new(seed, Stream::Time, step) }
+        let [noise, time, labels] =
+            [Stream::Noise, Stream::Time, Stream::LabelDrop].map(|stream| Draw::new(seed, stream, step));
+        Self { noise, time, labels: Some(labels) }
     }
 
     /// Returns the same for kernels that add the number at the device address `counter` to the step; 0 for none.
     pub(crate) fn counted(self, counter: u64) -> Self {
-        Self { noise: self.noise.counted(counter), time: self.time.counted(counter) }
+        let counted = |draw: Draw| draw.counted(counter);
+        Self { noise: counted(self.noise), time: counted(self.time), labels: self.labels.map(counted) }
     }
 
     /// Returns those of an evaluation: never those of any training step.
     pub fn evaluation(seed: u64, step: u64) -> Self {
         let draw = |step| Draw::new(seed, Stream::Evaluation, step);
-        Self { noise: draw(2 * step), time: draw(2 * step + 1) }
+        Self { noise: draw(2 * step), time: draw(2 * step + 1), labels: None }
     }
 }
 
@@ -144,7 +155,7 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Velocity<'a, X: FloatX> {
     /// Layers.
-    pub net: &'a Mlp,
+    pub net: &'a VelocityNet,
     /// Parameters.
     pub params: &'a Params<X>,
     /// Modulation tables that stay valid: the network is frozen.
@@ -177,7 +188,7 @@ impl Objective {
     ///
     /// # Errors
     /// Micro-batches that do not divide the batch, groups that do not divide a micro-batch, a form the network refuses.
-    pub fn check(&self, net: &Mlp, micro_batches: usize) -> Result<()> {
+    pub fn check(&self, net: &VelocityNet, micro_batches: usize) -> Result<()> {
         if micro_batches == 0 || !self.samples.is_multiple_of(micro_batches) {
             let why = format!(
                 "train.micro_batches = {micro_batches} does not divide the batch of {}",
@@ -205,6 +216,7 @@ impl Objective {
         loss_scale: impl Into<Scale>,
         want: Want<'_>,
     ) -> Result<Outcome> {
+        let Velocity { net, params, .. } = velocity;
         let (samples, d) = batch.data.rows_cols();
         let scale = loss_scale.into().times((2.0 / self.divisor(d)) as f32);
         if let Some(strips) = self.strips(&velocity, &batch, &want) {
@@ -223,29 +235,31 @@ impl Objective {
         };
         let keep = match &want {
             Want::Loss | Want::Latents(LatentGradient::Detached) => Keep::Nothing,
+            Want::Params(_) if self.recompute => Keep::BlockInputs,
             Want::Params(_) => Keep::All,
             Want::Latents(LatentGradient::Full) => Keep::Inputs,
         };
         let modulations = match velocity.tables {
-            Some(tables) => velocity.net.modulations_from(tables, &t)?,
+            Some(tables) => net.modulations_from(tables, &t)?,
             None => {
-                let cond = batch.cond.map(|z| tiled(z, self.flow_mul)).transpose()?;
-                velocity.net.modulations(velocity.params, self.form, &t, rows.share, cond)?
+                let drop = draws.labels.map(|draw| LabelDrop { probability: self.label_dropout, draw });
+                net.modulations(params, self.form, &t, rows, batch.cond, drop)?
             }
         };
-        let to_head = velocity.net.forward_to_head(velocity.params, x_t, modulations, keep)?;
-        let (head, divisor) = (velocity.net.head(), self.divisor(d));
+        let image = batch.cond.image.map(|image| tiled(image, self.flow_mul)).transpose()?;
+        let to_head = net.forward_to_head(params, Input { x_t, image }, modulations, keep)?;
+        let divisor = self.divisor(d);
         if matches!(want, Want::Loss) {
-            return Ok(Outcome { rows: head.loss(velocity.params, &to_head.m, &target)?, divisor, dy: None });
+            return Ok(Outcome { rows: net.loss(params, &to_head, &target)?, divisor, dy: None });
         }
-        let (rows_loss, dv) = head.loss_and_gradient(velocity.params, &to_head.m, &target, scale)?;
+        let (rows_loss, dv) = net.loss_and_gradient(params, &to_head, &target, scale)?;
         let dy = match (want, to_head.into_saved()) {
             (Want::Params(grads), Some(saved)) => {
-                velocity.net.backward(velocity.params, saved, &dv, Some(grads))?;
+                net.backward(params, saved, &dv, Some(grads))?;
                 None
             }
             (Want::Latents(_), saved) => {
-                let dx_t = saved.map(|s| velocity.net.backward(velocity.params, s, &dv, None)).transpose()?;
+                let dx_t = saved.map(|s| net.backward(params, s, &dv, None)).transpose()?;
                 Some(latent_gradient(&dv, dx_t.as_ref(), &t, rows, 1.0)?)
             }
             _ => None,
@@ -274,15 +288,4 @@ impl Objective {
 /// Adds row losses in order, in f64.
 pub(crate) fn total(rows: &Tensor<f32>) -> Result<f64> {
     Ok(rows.on_host()?.iter().map(|x| *x as f64).sum())
-}
-
-/// `z: (B, z)` → `(B·m, z)`, the order of `Rows`.
-fn tiled<X: FloatX>(z: &Tensor<X>, m: usize) -> Result<Tensor<X>> {
-    let (b, width) = z.rows_cols();
-    let mut out = Tensor::uninit(z.device(), [b * m, width]);
-    for copy in 0..m {
-        let [mut part] = out.view_mut().parts([(copy * b * width, z.shape())]);
-        part.copy_from(z.view())?;
-    }
-    Ok(out)
 }

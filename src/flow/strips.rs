@@ -9,9 +9,10 @@ use crate::device::{Cpu, Device};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::objective::{Batch, Draws, LatentGradient, Objective, Outcome, Velocity, Want};
-use crate::nn::mlp::Keep;
 use crate::nn::modulation_path::Form;
 use crate::nn::strips::StripGrads;
+use crate::nn::velocity::{Saved, VelocityNet};
+use crate::nn::{Keep, Mlp};
 use crate::ops::flow_loss::{Scale, Target, latent_gradient};
 use crate::ops::flow_path::{Rows, draw_times, interpolate};
 use crate::tensor::Tensor;
@@ -30,6 +31,8 @@ const SMALL: [usize; 2] = [1 << 23, 1 << 26];
 #[derive(Clone, Copy)]
 pub(super) struct Strips<'a> {
     cpu: &'a Cpu,
+    /// The network: no other is cut.
+    mlp: &'a Mlp,
     /// Nodes of the modulation tables.
     nodes: usize,
     /// Samples of a strip; the last one may have fewer.
@@ -55,17 +58,18 @@ impl Objective {
     /// Returns how the batch is cut into strips; `None` for one that is not.
     pub(super) fn strips<'a, X: FloatX>(
         &self,
-        velocity: &Velocity<'_, X>,
+        velocity: &Velocity<'a, X>,
         batch: &Batch<'a, X>,
         want: &Want<'_>,
     ) -> Option<Strips<'a>> {
         let (Device::Cpu(cpu), Form::Nodes(nodes)) = (batch.data.device(), self.form) else { return None };
-        let (samples, width) = (batch.data.rows_cols().0, velocity.net.config().width);
+        let VelocityNet::Mlp(mlp) = velocity.net else { return None };
+        let (samples, width) = (batch.data.rows_cols().0, mlp.config().width);
         let rows = ROWS.max((samples * self.flow_mul).div_ceil(MOST));
         let each = (rows / self.flow_mul.max(1)).next_multiple_of(UNIT).max(UNIT);
         let small = if let Want::Params(_) = want { SMALL[0] } else { SMALL[1] };
         let is_small = samples * self.flow_mul * width * width <= small;
-        (is_small && each < samples && batch.cond.is_none()).then_some(Strips { cpu, nodes, each })
+        (is_small && each < samples && batch.cond.vectors.is_none()).then_some(Strips { cpu, mlp, nodes, each })
     }
 
     /// Does what [`Objective::evaluate`] does, in strips.
@@ -79,11 +83,11 @@ impl Objective {
         want: Want<'_>,
     ) -> Result<Outcome> {
         let (samples, d) = batch.data.rows_cols();
-        velocity.net.pack_for_strips(velocity.params)?;
+        strips.mlp.pack_for_strips(velocity.params)?;
         let (tables, path) = match velocity.tables {
             Some(tables) => (tables.clone(), None),
             None => {
-                let (tables, path) = velocity.net.tables_at_nodes(velocity.params, strips.nodes)?;
+                let (tables, path) = strips.mlp.tables_at_nodes(velocity.params, strips.nodes)?;
                 (tables, Some(path))
             }
         };
@@ -96,20 +100,22 @@ impl Objective {
         let mut results: Vec<_> = (0..samples.div_ceil(strips.each)).map(|_| None).collect();
         strips.cpu.each_apart(results.iter_mut().enumerate(), |(i, result)| {
             let range = i * strips.each..samples.min((i + 1) * strips.each);
-            *result = Some(self.strip(velocity, batch, range, draws, scale, purpose));
+            *result = Some(self.strip(strips.mlp, velocity, batch, range, draws, scale, purpose));
         });
         let results = results.into_iter().flatten().collect::<Result<Vec<_>>>()?;
         let outcome = self.joined(&batch, strips.each, &results, self.divisor(d))?;
         if let (Want::Params(grads), Some(path)) = (want, path) {
             let parts: Vec<_> = results.into_iter().filter_map(|strip| strip.grads).collect();
-            velocity.net.add_strips(strips.cpu, velocity.params, &path, &parts, grads)?;
+            strips.mlp.add_strips(strips.cpu, velocity.params, &path, &parts, grads)?;
         }
         Ok(outcome)
     }
 
     /// Evaluates samples `range` of the batch.
+    #[allow(clippy::too_many_arguments)] // those of `evaluate`, and which samples
     fn strip<X: FloatX>(
         &self,
+        mlp: &Mlp,
         velocity: Velocity<'_, X>,
         batch: Batch<'_, X>,
         range: Range<usize>,
@@ -138,15 +144,15 @@ impl Objective {
         let target = Target { data, t, noise, rows, weight, control_variate: false };
         if let Purpose::Loss = purpose {
             return Ok(Strip {
-                losses: net.head().loss(params, &to_head.m, &target)?,
+                losses: net.loss(params, &to_head, &target)?,
                 dy: None,
                 grads: None,
             });
         }
-        let (losses, dv) = net.head().loss_and_gradient(params, &to_head.m, &target, scale)?;
+        let (losses, dv) = net.loss_and_gradient(params, &to_head, &target, scale)?;
         let (mut dy, mut grads) = (None, None);
         match (purpose, to_head.into_saved()) {
-            (Purpose::Params, Some(saved)) => grads = Some(net.backward_strip(params, saved, &dv)?),
+            (Purpose::Params, Some(Saved::Mlp(saved))) => grads = Some(mlp.backward_strip(params, saved, &dv)?),
             (_, saved) => {
                 let dx_t = saved.map(|saved| net.backward(params, saved, &dv, None)).transpose()?;
                 dy = Some(latent_gradient(&dv, dx_t.as_ref(), t, rows, 1.0)?);

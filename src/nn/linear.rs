@@ -11,7 +11,8 @@ use crate::ops::linear::{
 use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
 
-/// Weight (out, in) and bias (out).
+/// Weight (out, in) and bias (out). The weight of a convolution whose kernel is its stride, (out, channels, p, p), is taken as
+/// the matrix that it is for patches.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     weight: ParamId,
@@ -21,14 +22,29 @@ pub struct Linear {
 impl Linear {
     /// Adds `name.weight` and `name.bias` (zero) to the layout.
     pub fn new(layout: &mut Layout, name: &str, inputs: usize, outputs: usize, init: Init) -> Self {
-        let weight = layout.add(format!("{name}.weight"), [outputs, inputs], init);
-        let bias = layout.add(format!("{name}.bias"), [outputs], Init::Zeros);
+        Self::shaped(layout, name, [outputs, inputs], init)
+    }
+
+    /// Adds a convolution of square patches, `[outputs, channels, patch, patch]`, to the layout.
+    pub fn patches(
+        layout: &mut Layout,
+        name: &str,
+        [channels, patch]: [usize; 2],
+        outputs: usize,
+        init: Init,
+    ) -> Self {
+        Self::shaped(layout, name, [outputs, channels, patch, patch], init)
+    }
+
+    fn shaped<const R: usize>(layout: &mut Layout, name: &str, shape: [usize; R], init: Init) -> Self {
+        let weight = layout.add(format!("{name}.weight"), shape, init);
+        let bias = layout.add(format!("{name}.bias"), [shape[0]], Init::Zeros);
         Self { weight, bias }
     }
 
     /// Returns the weight.
     pub fn weight<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
-        params.view(self.weight)
+        params.view(self.weight).matrix()
     }
 
     /// Returns the places of weight and bias in the layout.
@@ -116,6 +132,6 @@ impl Linear {
     /// Accumulates the gradients of weight and bias from `dz: (N, out)` and `x: (N, in)`.
     pub fn backward_params<A: FloatX>(&self, grads: &mut Grads, dz: &Tensor<A>, x: &Tensor<A>) -> Result<()> {
         let ([dw, db], start) = grads.layer_mut([self.weight, self.bias]);
-        linear_backward_weight_parts(start, dw, Some(db), &[(dz, x)])
+        linear_backward_weight_parts(start, dw.matrix(), Some(db), &[(dz, x)])
     }
 }

@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::nn::Keep;
 use crate::nn::linear::Linear;
-use crate::nn::modulation_path::{EMBEDDING, Form, ModulationPath, Modulations, NodeTables, TableGrads};
+use crate::nn::modulation_path::{
+    Conditioner, EMBEDDING, Form, Given, ModulationPath, Modulations, NodeTables, TableGrads,
+};
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
 use crate::nn::sink::Sink;
 use crate::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
@@ -62,19 +65,6 @@ struct Block {
     post_norm: Option<(ParamId, ParamId)>,
 }
 
-/// What a forward keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// Nothing: no backward follows.
-    Nothing,
-    /// What input gradients need: the network is frozen.
-    Inputs,
-    /// All activations.
-    All,
-    /// The input of each block; the backward computes the block again (`grad_checkpointing`).
-    BlockInputs,
-}
-
 /// What the backward of one forward needs.
 #[derive(Debug)]
 pub struct Saved<X: FloatX> {
@@ -101,20 +91,10 @@ struct BlockInner<X: FloatX> {
     post: Option<(Tensor<X>, RowStats)>,
 }
 
-/// A forward up to the head, the last linear layer.
-#[derive(Debug)]
-pub struct ToHead<X: FloatX> {
-    /// What the head takes, (N, C).
-    pub m: Tensor<X>,
-    saved: Option<Saved<X>>,
-    keeps_m: bool,
-}
-
-impl<X: FloatX> ToHead<X> {
-    /// Returns what the backward needs, if anything was kept.
-    pub fn into_saved(self) -> Option<Saved<X>> {
-        let m = self.keeps_m.then_some(self.m);
-        self.saved.map(|saved| Saved { m, ..saved })
+impl<X: FloatX> Saved<X> {
+    /// Adds what the head took, for its gradient.
+    pub(super) fn with_head_input(self, m: Tensor<X>) -> Self {
+        Self { m: Some(m), ..self }
     }
 }
 
@@ -137,7 +117,10 @@ impl Mlp {
         let l = &mut layout;
         let time1 = Linear::new(l, "time_embed.mlp.0", EMBEDDING, c, Init::Normal(0.02));
         let time2 = Linear::new(l, "time_embed.mlp.2", c, c, Init::Normal(0.02));
-        let cond = (config.cond > 0).then(|| Linear::new(l, "cond_embed", config.cond, c, xavier));
+        let condition = match config.cond {
+            0 => Conditioner::Nothing,
+            z => Conditioner::Vectors(Linear::new(l, "cond_embed", z, c, xavier)),
+        };
         let input = Linear::new(l, "input_proj", config.channels, c, xavier);
         let mut heads = Vec::new();
         let mut blocks = Vec::new();
@@ -152,7 +135,7 @@ impl Mlp {
         }
         heads.push(Linear::new(l, "final_layer.adaLN_modulation.1", c, 2 * c, Init::Zeros));
         let output = Linear::new(l, "final_layer.linear", c, config.channels, Init::Zeros);
-        let path = ModulationPath { time1, time2, cond, heads, time_scale: config.time_scale };
+        let path = ModulationPath { time1, time2, condition, heads, time_scale: config.time_scale };
         Ok(Self { config, layout: Arc::new(layout), path, input, blocks, output })
     }
 
@@ -231,7 +214,7 @@ impl Mlp {
         self.check_form(form, t.len() * share)?;
         match form {
             Form::Nodes(r) if share == 1 => self.path.by_nodes(params, t, r),
-            _ => self.path.by_rows(params, t, share, cond),
+            _ => self.path.by_rows(params, t, share, cond.map_or(Given::Nothing, Given::Vectors)),
         }
     }
 
@@ -265,9 +248,10 @@ impl Mlp {
         modulations: Modulations<X>,
         keep: Keep,
     ) -> Result<(Tensor<X>, Option<Saved<X>>)> {
-        let to_head = self.forward_to_head(params, x_t, modulations, keep)?;
-        let (v, _) = self.output.forward(params, &to_head.m, None, Activation::Identity)?;
-        Ok((v, to_head.into_saved()))
+        let (m, saved) = self.forward_to_head(params, x_t, modulations, keep)?;
+        let v = self.head(params, &m)?;
+        let all = matches!(keep, Keep::All | Keep::BlockInputs);
+        Ok((v, if all { saved.map(|saved| saved.with_head_input(m)) } else { saved }))
     }
 
     /// Returns the layers that every row goes through.
@@ -277,21 +261,26 @@ impl Mlp {
     }
 
     /// Returns the last layer, whose output is v.
-    pub fn head(&self) -> &Linear {
+    pub(super) fn output(&self) -> &Linear {
         &self.output
     }
 
-    /// `x_t: (N, D)` → what the head takes: v, or the loss where that is all that is wanted of v, is the head's.
+    /// `m: (N, C)`, what the head takes → `v: (N, D)`.
+    pub(super) fn head<X: FloatX>(&self, params: &Params<X>, m: &Tensor<X>) -> Result<Tensor<X>> {
+        Ok(self.output.forward(params, m, None, Activation::Identity)?.0)
+    }
+
+    /// `x_t: (N, D)` → what the head takes, (N, C), and what the backward needs, apart from that.
     ///
     /// # Errors
     /// See [`Mlp::forward`].
-    pub fn forward_to_head<X: FloatX>(
+    pub(super) fn forward_to_head<X: FloatX>(
         &self,
         params: &Params<X>,
         x_t: Tensor<X>,
         modulations: Modulations<X>,
         keep: Keep,
-    ) -> Result<ToHead<X>> {
+    ) -> Result<(Tensor<X>, Option<Saved<X>>)> {
         let n = x_t.rows_cols().0;
         x_t.expect("Mlp::forward", "x_t", [n, self.config.channels])?;
         let (mut h, _) = self.input.forward(params, &x_t, None, Activation::Identity)?;
@@ -305,7 +294,7 @@ impl Mlp {
         }
         let (m, stats) = layer_norm_forward(&h, &self.final_norm(&modulations), None)?;
         let saved = (keep != Keep::Nothing).then_some(Saved { x_t, blocks, h, stats, m: None, modulations });
-        Ok(ToHead { m, saved, keeps_m: matches!(keep, Keep::All | Keep::BlockInputs) })
+        Ok((m, saved))
     }
 
     /// `dv: (N, D)` → `dx_t: (N, D)`, and the parameter gradients where `grads` takes them.

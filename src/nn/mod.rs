@@ -1,9 +1,10 @@
-//! Networks: named parameters in one flat buffer, layers without a tape, and the velocity network.
+//! Networks: named parameters in one flat buffer, layers without a tape, and the velocity networks.
 //!
 //! Each `forward` returns its output and what its `backward` needs; `backward` takes that by value. A frozen network is
 //! one for which no [`Grads`] exists.
 
 pub mod autoencoder;
+pub mod dit;
 pub mod linear;
 pub mod mlp;
 pub mod modulation_path;
@@ -11,10 +12,26 @@ pub mod params;
 mod sink;
 pub mod state_dict;
 pub(crate) mod strips;
+pub mod velocity;
 
 pub use autoencoder::{Autoencoder, AutoencoderConfig};
+pub use dit::{Dit, DitConfig};
 pub use linear::Linear;
-pub use mlp::{Keep, Mlp, MlpConfig};
+pub use mlp::{Mlp, MlpConfig};
 pub use modulation_path::{Form, Modulations, NodeTables};
 pub use params::{Grads, Init, Layout, ParamId, Params};
-pub use state_dict::{StateDict, TimeConvention};
+pub use state_dict::{Import, StateDict, TimeConvention};
+pub use velocity::{Condition, Conditioning, VelocityConfig, VelocityNet};
+
+/// What a forward keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: no backward follows.
+    Nothing,
+    /// What input gradients need: the network is frozen.
+    Inputs,
+    /// All activations.
+    All,
+    /// The input of each block; the backward computes the block again (`train.recompute`).
+    BlockInputs,
+}

@@ -1,9 +1,10 @@
-//! The modulation path of the velocity network: from t (and a condition) to the shift, scale and gate of every block.
+//! The modulation path of a velocity network: from t (and a condition) to the shift, scale and gate of every block.
 //!
 //! ```text
-//! c = W2·silu(W1·e(t) + b1) + b2 (+ Wc·z + bc)      table_k = Wa_k·silu(c) + ba_k, k over blocks and the final layer
+//! c = W2·silu(W1·e(t) + b1) + b2 (+ Wc·z + bc, or + the row of a table that the label names)
+//! table_k = Wa_k·silu(c) + ba_k, k over blocks and the final layer
 //! ```
-//! Without a condition this is a function of the scalar t alone, and 60 % of the network's arithmetic (PERFORMANCE
+//! A DiT has one table row for each sample, which serves its tokens. In an MLP each row is a sample, and without a condition this is a function of the scalar t alone, and 60 % of the network's arithmetic (PERFORMANCE
 //! section 5). So it is evaluated in one of three forms:
 //! - `direct`: one table row for each row of the batch: the parity form, and the oracle of the others;
 //! - `nodes`: at r Chebyshev nodes, in f32; each row interpolates at its own t, and gradients return by the exact
@@ -20,8 +21,10 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::nn::linear::Linear;
-use crate::nn::params::{Grads, Params};
+use crate::nn::params::{Grads, ParamId, Params};
 use crate::ops::chebyshev::{chebyshev_coefficients, chebyshev_nodes, chebyshev_weights};
+use crate::ops::embedding::{LabelDrop, Labels, embedding_backward, embedding_forward};
+use crate::ops::flow_path::Rows;
 use crate::ops::linear::Activation;
 use crate::ops::modulation::{Modulation, ModulationGrad};
 use crate::ops::timestep_embedding::timestep_embedding;
@@ -75,10 +78,40 @@ impl FromStr for Form {
 pub(crate) struct ModulationPath {
     pub time1: Linear,
     pub time2: Linear,
-    pub cond: Option<Linear>,
+    pub condition: Conditioner,
     /// One head for each block, then the final layer's.
     pub heads: Vec<Linear>,
     pub time_scale: f32,
+}
+
+/// What adds a condition to c.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Conditioner {
+    /// Nothing: t alone decides.
+    Nothing,
+    /// A linear map of a vector.
+    Vectors(Linear),
+    /// A table with a row for each label.
+    Labels(ParamId),
+}
+
+/// The condition of a batch, for each row of the tables.
+#[derive(Debug)]
+pub(crate) enum Given<'a, X: FloatX> {
+    Nothing,
+    /// (G, z).
+    Vectors(Tensor<X>),
+    /// A label for each sample of `Rows`.
+    Labels(&'a Labels, Rows, Option<LabelDrop>),
+}
+
+/// What the gradient of a condition needs.
+#[derive(Debug)]
+enum Taken<X: FloatX> {
+    Nothing,
+    Vectors(Tensor<X>),
+    /// The rows that were taken of the table, (G).
+    Rows(Tensor<f32>),
 }
 
 /// Tables at the nodes: for a frozen network they are computed once and used in every step.
@@ -91,7 +124,7 @@ pub struct Modulations<X: FloatX>(Inner<X>);
 
 #[derive(Debug)]
 enum Inner<X: FloatX> {
-    Index { tables: Vec<Tensor<X>>, rows: usize, saved: Saved<X> },
+    Index { tables: Vec<Tensor<X>>, rows: usize, saved: Saved<X>, taken: Taken<X> },
     Interpolate { tables: NodeTables, weights: Tensor<f32>, saved: Option<Saved<f32>> },
 }
 
@@ -104,7 +137,6 @@ pub(crate) struct Saved<T: FloatX> {
     c: Option<Tensor<T>>,
     /// silu(c), which all heads take.
     pub(crate) s: Tensor<T>,
-    cond: Option<Tensor<T>>, // (G, z)
 }
 
 impl<X: FloatX> Modulations<X> {
@@ -155,16 +187,27 @@ impl<X: FloatX> TableGrads<X> {
 }
 
 impl ModulationPath {
-    /// Evaluates every row's modulation; each of the `t: (G)` times serves `rows` consecutive rows. `cond: (G, z)`.
+    /// Evaluates every row's modulation; each of the `t: (G)` times serves `rows` consecutive rows.
     pub(crate) fn by_rows<X: FloatX>(
         &self,
         params: &Params<X>,
         t: &Tensor<f32>,
         rows: usize,
-        cond: Option<Tensor<X>>,
+        given: Given<'_, X>,
     ) -> Result<Modulations<X>> {
-        let (tables, saved) = self.forward::<X, X>(params, t, cond)?;
-        Ok(Modulations(Inner::Index { tables, rows, saved }))
+        let (condition, taken) = match (&self.condition, given) {
+            (Conditioner::Vectors(layer), Given::Vectors(z)) => {
+                let (y, _) = layer.forward(params, &z, None, Activation::Identity)?;
+                (Some(y), Taken::Vectors(z))
+            }
+            (Conditioner::Labels(table), Given::Labels(labels, of, drop)) => {
+                let (y, rows) = embedding_forward(params.view(*table), labels, of, drop)?;
+                (Some(y), Taken::Rows(rows))
+            }
+            _ => (None, Taken::Nothing),
+        };
+        let (tables, saved) = self.forward::<X, X>(params, t, condition)?;
+        Ok(Modulations(Inner::Index { tables, rows, saved, taken }))
     }
 
     /// Evaluates at r nodes and interpolates for each of the `t: (N)`.
@@ -196,13 +239,9 @@ impl ModulationPath {
         &self,
         params: &Params<X>,
         t: &Tensor<f32>,
-        cond: Option<Tensor<T>>,
+        condition: Option<Tensor<T>>,
     ) -> Result<(Vec<Tensor<T>>, Saved<T>)> {
         let embedding = timestep_embedding::<T>(t, EMBEDDING, self.time_scale)?;
-        let condition = match (&self.cond, &cond) {
-            (Some(layer), Some(z)) => Some(layer.forward(params, z, None, Activation::Identity)?.0),
-            _ => None,
-        };
         let (a1, z1) = self.time1.forward(params, &embedding, None, Activation::Silu)?;
         let (s, c) = self.time2.forward(params, &a1, condition.as_ref(), Activation::Silu)?;
         let tables: Result<Vec<_>> = self
@@ -210,7 +249,7 @@ impl ModulationPath {
             .iter()
             .map(|head| Ok(head.forward(params, &s, None, Activation::Identity)?.0))
             .collect();
-        Ok((tables?, Saved { embedding, z1, a1, c, s, cond }))
+        Ok((tables?, Saved { embedding, z1, a1, c, s }))
     }
 
     /// Evaluates the tables at r nodes, with what the backward needs.
@@ -233,9 +272,25 @@ impl ModulationPath {
         grads: &mut Grads,
     ) -> Result<()> {
         match (modulations.0, dtables) {
-            (Inner::Index { saved, .. }, TableGrads::Index(d)) => self.backward_in(params, saved, &d, grads),
+            (Inner::Index { saved, taken, .. }, TableGrads::Index(d)) => {
+                let Some(inputs) = self.heads_backward(params, &saved, &d, grads)? else { return Ok(()) };
+                match (&self.condition, &taken) {
+                    (Conditioner::Vectors(layer), Taken::Vectors(z)) => {
+                        layer.backward_params(grads, &inputs[0], z)?;
+                    }
+                    (Conditioner::Labels(table), Taken::Rows(rows)) => {
+                        let [dtable] = grads.views_mut([*table]);
+                        embedding_backward(dtable, &inputs[0], rows)?;
+                    }
+                    _ => {}
+                }
+                self.backward_embedding(&saved, &inputs, grads)
+            }
             (Inner::Interpolate { saved: Some(saved), .. }, TableGrads::Interpolate(d)) => {
-                self.backward_in(params, saved, &d, grads)
+                match self.heads_backward(params, &saved, &d, grads)? {
+                    Some(inputs) => self.backward_embedding(&saved, &inputs, grads),
+                    None => Ok(()),
+                }
             }
             _ => Err(Error::argument(
                 "modulation backward",
@@ -246,20 +301,18 @@ impl ModulationPath {
         }
     }
 
-    fn backward_in<T: FloatX, X: FloatX>(
+    /// Accumulates the gradients of the heads; returns those of c and of z1, `None` without a head.
+    fn heads_backward<T: FloatX, X: FloatX>(
         &self,
         params: &Params<X>,
-        saved: Saved<T>,
+        saved: &Saved<T>,
         dtables: &[Tensor<T>],
         grads: &mut Grads,
-    ) -> Result<()> {
+    ) -> Result<Option<[Tensor<T>; 2]>> {
         for (head, dtable) in self.heads.iter().zip(dtables) {
             head.backward_params(grads, dtable, &saved.s)?;
         }
-        match self.backward_inputs(params, &saved, dtables)? {
-            Some(inputs) => self.backward_embedding(&saved, &inputs, grads),
-            None => Ok(()),
-        }
+        self.backward_inputs(params, saved, dtables)
     }
 
     /// Returns the gradients of c and of z1 from those of the tables; `None` without a head.
@@ -282,16 +335,13 @@ impl ModulationPath {
         Ok(Some([dc, dz1]))
     }
 
-    /// Accumulates the gradients of the layers before c.
+    /// Accumulates the gradients of the layers between the embedding of t and c.
     pub(crate) fn backward_embedding<T: FloatX>(
         &self,
         saved: &Saved<T>,
         [dc, dz1]: &[Tensor<T>; 2],
         grads: &mut Grads,
     ) -> Result<()> {
-        if let (Some(layer), Some(z)) = (&self.cond, &saved.cond) {
-            layer.backward_params(grads, dc, z)?;
-        }
         self.time2.backward_params(grads, dc, &saved.a1)?;
         self.time1.backward_params(grads, dz1, &saved.embedding)
     }

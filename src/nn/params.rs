@@ -29,7 +29,7 @@ pub enum Init {
     Zeros,
     /// All ones.
     Ones,
-    /// Uniform in ±√(6/(fan_in + fan_out)) (Glorot and Bengio, 2010).
+    /// Uniform in ±√(6/(fan_in + fan_out)) (Glorot and Bengio, 2010), of a matrix or of what [`View::matrix`] makes one.
     XavierUniform,
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
@@ -118,7 +118,8 @@ impl Layout {
                     out.iter_mut().for_each(|x| *x *= std);
                 }
                 Init::XavierUniform => {
-                    let fan: usize = entry.shape.dims().iter().sum();
+                    let [outputs, inputs @ ..] = entry.shape.dims() else { continue };
+                    let fan = outputs + inputs.iter().product::<usize>();
                     let bound = (6.0 / fan as f64).sqrt() as f32;
                     draw.fill_uniform(out, i as u64, 0);
                     out.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
@@ -203,7 +204,7 @@ impl<X: FloatX> Params<X> {
 
     /// Returns a weight, with its panels if they were packed.
     pub(crate) fn weight(&self, id: ParamId) -> Weight<'_, X> {
-        Weight::new(self.view(id), self.panels.get().and_then(|panels| panels[id.0].as_ref()))
+        Weight::new(self.view(id).matrix(), self.panels.get().and_then(|panels| panels[id.0].as_ref()))
     }
 
     /// Packs weights for products by the CPU, once until the values change: pays where many small products take each of them.

@@ -1,7 +1,8 @@
 //! State dicts in safetensors files: tensors under the reference's names, with all the prefixes they come with.
 //!
-//! The reference stores the same keys bare, under `net.` (toys), `flow_loss.net.` (stage 1), `diffloss.net.` (MAR), and
-//! any of them under `module.` (DDP) or `_orig_mod.` (compile). The time convention is read from the file's metadata
+//! The reference stores the same keys bare, under `net.` (toys), `flow_loss.net.` (stage 1), `diffloss.net.` (MAR), under
+//! `model.` or `ema.` (DiT and SiT), and any of them under `module.` (DDP) or `_orig_mod.` (compile). Where a file has averaged weights,
+//! under `ema.`, they are the ones that are read. The time convention is read from the file's metadata
 //! (`time_convention`), or must be given: a network trained with noise at t = 1 gives wrong-signed, time-reversed
 //! velocities under ours, with no shape error to warn of it.
 
@@ -15,12 +16,16 @@ use safetensors::{Dtype, SafeTensors};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::nn::dit::Dit;
 use crate::nn::mlp::{Mlp, MlpConfig};
 use crate::nn::modulation_path::EMBEDDING;
 use crate::nn::params::{Layout, Params};
+use crate::nn::velocity::VelocityNet;
 
 /// Prefixes that are stripped, again and again until none is left.
-const PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "flow_loss.", "diffloss.", "net."];
+const PREFIXES: [&str; 7] = ["module.", "_orig_mod.", "flow_loss.", "diffloss.", "net.", "model.", "ema."];
+/// The prefix of averaged weights.
+const AVERAGED: &str = "ema.";
 
 /// Where the data is on the time axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,27 @@ impl FromStr for TimeConvention {
     }
 }
 
+/// What is known of a file beside what it says itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Import {
+    /// Where the data is on the time axis.
+    pub convention: Option<TimeConvention>,
+    /// What t is multiplied by before the embedding, where the file does not say; 1 without.
+    pub time_scale: Option<f32>,
+    /// Attention heads of a DiT.
+    pub heads: Option<usize>,
+    /// Classes of a DiT's label table; a last row beyond them is "no class".
+    pub classes: Option<usize>,
+    /// Height and width of a DiT's images, where the file has no position embedding of a square.
+    pub image: Option<[usize; 2]>,
+}
+
+impl From<Option<TimeConvention>> for Import {
+    fn from(convention: Option<TimeConvention>) -> Self {
+        Self { convention, ..Self::default() }
+    }
+}
+
 /// Named tensors, in f32.
 #[derive(Clone, Debug, Default)]
 pub struct StateDict {
@@ -71,7 +97,8 @@ impl StateDict {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
         let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
         let mut tensors = BTreeMap::new();
-        for (name, view) in file.tensors() {
+        let averaged = file.names().iter().any(|name| name.starts_with(AVERAGED));
+        for (name, view) in file.tensors().into_iter().filter(|(n, _)| !averaged || n.starts_with(AVERAGED)) {
             let values = floats(view.dtype(), view.data()).ok_or_else(|| {
                 Error::data(path, &name, "f64, f32, bf16 or f16", format!("{:?}", view.dtype()))
             })?;
@@ -109,15 +136,20 @@ impl StateDict {
         let cond =
             if self.tensors.contains_key("cond_embed.weight") { matrix("cond_embed.weight")?.1 } else { 0 };
         let post_norm = self.tensors.contains_key("res_blocks.0.post_norm.weight");
-        let time_scale = match self.metadata.get("time_scale") {
-            Some(text) => (text.parse().ok().filter(|s: &f32| s.is_finite() && *s > 0.0))
-                .ok_or_else(|| Error::data(path, "time_scale", "a positive number", text))?,
-            None => 1.0,
-        };
+        let time_scale = self.time_scale(path)?.unwrap_or(1.0);
         Ok(MlpConfig { channels, width, depth, cond, post_norm, time_scale })
     }
 
-    fn has_any(&self, prefix: &str) -> bool {
+    /// Returns what the metadata says that t is multiplied by, if anything.
+    pub(crate) fn time_scale(&self, path: &Path) -> Result<Option<f32>> {
+        let positive = |text: &String| {
+            let number = text.parse().ok().filter(|s: &f32| s.is_finite() && *s > 0.0);
+            number.ok_or_else(|| Error::data(path, "time_scale", "a positive number", text))
+        };
+        self.metadata.get("time_scale").map(positive).transpose()
+    }
+
+    pub(crate) fn has_any(&self, prefix: &str) -> bool {
         self.tensors.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
@@ -133,6 +165,35 @@ impl StateDict {
                     .map_err(|_| Error::data(path, "time_convention", "data_at_one or noise_at_one", name))
             })
             .transpose()
+    }
+
+    /// Turns weights trained with noise at t = 1 into ours; `given` is needed where the metadata names no convention. `time` is the
+    /// weight that takes the sinusoidal features of t.
+    ///
+    /// # Errors
+    /// No convention, or two different ones.
+    pub(crate) fn convert_time(
+        &mut self,
+        path: &Path,
+        given: Option<TimeConvention>,
+        time: &str,
+        time_scale: f32,
+    ) -> Result<()> {
+        let convention = match (self.time_convention(path)?, given) {
+            (Some(stored), Some(given)) if stored != given => {
+                return Err(Error::data(path, "time_convention", given.name(), stored.name()));
+            }
+            (None, None) => {
+                let expected =
+                    "metadata that names it, or a convention given with the file (we refuse to guess)";
+                return Err(Error::data(path, "time_convention", expected, "neither"));
+            }
+            (stored, given) => stored.or(given),
+        };
+        if convention == Some(TimeConvention::NoiseAtOne) {
+            reverse_time(self, time, time_scale);
+        }
+        Ok(())
     }
 
     /// Lays the values out as one flat buffer of `layout`.
@@ -180,37 +241,52 @@ impl Mlp {
         path: &Path,
         convention: Option<TimeConvention>,
     ) -> Result<(Self, Params<X>)> {
-        let mut dict = StateDict::read(path)?;
+        Self::from_state(device, path, StateDict::read(path)?, convention)
+    }
+
+    fn from_state<X: FloatX>(
+        device: &Device,
+        path: &Path,
+        mut dict: StateDict,
+        convention: Option<TimeConvention>,
+    ) -> Result<(Self, Params<X>)> {
         let mlp = Mlp::new(dict.mlp_config(path)?)?;
-        let convention = match (dict.time_convention(path)?, convention) {
-            (Some(stored), Some(given)) if stored != given => {
-                return Err(Error::data(path, "time_convention", given.name(), stored.name()));
-            }
-            (None, None) => {
-                let expected =
-                    "metadata that names it, or a convention given with the file (we refuse to guess)";
-                return Err(Error::data(path, "time_convention", expected, "neither"));
-            }
-            (stored, given) => stored.or(given),
-        };
-        if convention == Some(TimeConvention::NoiseAtOne) {
-            reverse_time(&mut dict, mlp.config().time_scale);
-        }
+        dict.convert_time(path, convention, "time_embed.mlp.0.weight", mlp.config().time_scale)?;
         let params = Params::from_flat(device, mlp.layout().clone(), &dict.to_flat(mlp.layout(), path)?)?;
         Ok((mlp, params))
     }
 }
 
+impl VelocityNet {
+    /// Builds network and parameters from a safetensors file: a DiT if it embeds patches or tokens, else an MLP.
+    ///
+    /// # Errors
+    /// See [`Mlp::from_safetensors`] and [`Dit::from_safetensors`].
+    pub fn from_safetensors<X: FloatX>(
+        device: &Device,
+        path: &Path,
+        import: &Import,
+    ) -> Result<(Self, Params<X>)> {
+        let dict = StateDict::read(path)?;
+        if dict.has_any("x_embedder.") {
+            let (net, params) = Dit::from_state(device, path, dict, import)?;
+            return Ok((net.into(), params));
+        }
+        let (net, params) = Mlp::from_state(device, path, dict, import.convention)?;
+        Ok((net.into(), params))
+    }
+}
+
 /// Turns v(x, t) into −v(x, 1 − t): with φ = s·ω, cos(φ(1−t)) = cos φ·cos φt + sin φ·sin φt and
 /// sin(φ(1−t)) = sin φ·cos φt − cos φ·sin φt.
-fn reverse_time(dict: &mut StateDict, time_scale: f32) {
+fn reverse_time(dict: &mut StateDict, time: &str, time_scale: f32) {
     for name in ["final_layer.linear.weight", "final_layer.linear.bias"] {
         if let Some((_, values)) = dict.tensors.get_mut(name) {
             values.iter_mut().for_each(|x| *x = -*x);
         }
     }
     let half = EMBEDDING / 2;
-    if let Some((_, w)) = dict.tensors.get_mut("time_embed.mlp.0.weight") {
+    if let Some((_, w)) = dict.tensors.get_mut(time) {
         for row in w.chunks_exact_mut(EMBEDDING) {
             let (cosines, sines) = row.split_at_mut(half);
             for (i, (c, s)) in cosines.iter_mut().zip(sines).enumerate() {

@@ -1,15 +1,20 @@
 //! Row gather: `y[i] = (table[index[i]] − shift) · scale`, with a cast; the way a batch leaves a data set.
 //!
 //! Backward: `dtable[j] += scale · Σ_{i: index[i] = j} dy[i]`, rows in the order of i: no atomics, same bits always.
+//!
+//! Images and latents may be drawn on the way, `y[i] = scale · (mean + exp(½·logvar)·ε)` from rows [mean | logvar] of 2·D
+//! numbers, and mirrored left to right with probability ½ (FEATURES 4.3; nothing to differentiate). Both are pure functions of
+//! (seed, step, place in the batch): ε belongs to a pixel of the row that is stored, so a mirrored row has mirrored noise.
 
 use std::sync::Arc;
 
 use crate::device::cuda::{DeviceBuf, Grid, Read};
-use crate::device::{Device, Queue};
+use crate::device::{Arch, Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
 use crate::kernels;
 use crate::ops::{pack, rows_per_block, warp_grid};
+use crate::rng::Draw;
 use crate::tensor::{Tensor, ViewMut};
 
 /// An affine map applied while gathering.
@@ -24,6 +29,37 @@ pub struct Affine {
 impl Affine {
     /// Changes nothing.
     pub const IDENTITY: Self = Self { shift: 0.0, scale: 1.0 };
+}
+
+/// How the rows of a table are stored, and what is taken of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stored {
+    /// The D numbers of a row.
+    Values,
+    /// D means and D log-variances: the means are taken.
+    Mean,
+    /// The same: a sample of the normal distribution is drawn, with [`crate::rng::Stream::Moments`].
+    Drawn(Draw),
+}
+
+/// Mirrors images left to right with probability ½.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mirror {
+    /// Where the random numbers come from: [`crate::rng::Stream::Flip`].
+    pub draw: Draw,
+    /// Pixels across an image; D is a multiple.
+    pub width: usize,
+}
+
+/// What becomes of the rows of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// What is taken of a row.
+    pub stored: Stored,
+    /// Whether rows are mirrored.
+    pub mirror: Option<Mirror>,
+    /// Multiplied last.
+    pub scale: f32,
 }
 
 /// Row numbers, in the memory of the device that gathers by them.
@@ -65,7 +101,13 @@ impl Index {
         }
     }
 
-    fn read(&self) -> Read<'_, u32> {
+    /// Returns the numbers.
+    pub(crate) fn numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
+    /// Returns the numbers for a kernel to read.
+    pub(crate) fn read(&self) -> Read<'_, u32> {
         Read::at(self.place.as_ref().map_or(0, |(_, place)| place.address()))
     }
 
@@ -120,6 +162,111 @@ pub fn gather_forward_to<S: FloatX, X: FloatX>(
         Device::Cuda(queue) => forward_cuda(queue, y, table, index, affine)?,
     }
     Ok(())
+}
+
+/// `table: (V, D)`, or (V, 2·D) with moments, `index: (N)` → `y: (N, D)`, drawn and mirrored; row i is sample i of the
+/// batch.
+pub fn gather_samples_to<S: FloatX>(
+    y: &mut Tensor<f32>,
+    table: &Tensor<S>,
+    index: &Index,
+    sampling: &Sampling,
+) -> Result<()> {
+    const OP: &str = "gather_samples";
+    let ((v, stride), d) = (table.rows_cols(), y.rows_cols().1);
+    index.expect_below(OP, v)?;
+    y.expect(OP, "y", [index.numbers.len(), d])?;
+    table.expect(OP, "table", [v, if sampling.stored == Stored::Values { d } else { 2 * d }])?;
+    if let Some(Mirror { width, .. }) = sampling.mirror
+        && (width == 0 || !d.is_multiple_of(width))
+    {
+        let expected = format!("a width that divides {d}");
+        return Err(Error::argument(OP, "mirror", expected, format!("{width}")));
+    }
+    match table.device() {
+        Device::Cpu(cpu) => {
+            let (y, table, isa, rows) = (y.host_mut()?, table.host()?, cpu.isa(), rows_per_block(d));
+            let work = y.chunks_mut((rows * d).max(1)).zip(index.numbers.chunks(rows)).enumerate();
+            cpu.each(work, |(block, (y, index))| {
+                isa.run(
+                    #[inline(always)]
+                    |arch| {
+                        let row = |i: usize| &table[index[i] as usize * stride..][..stride];
+                        sampling.draw_rows(arch, y, d, block * rows, row);
+                        sampling.mirror_rows(y, d, block * rows);
+                    },
+                );
+            });
+        }
+        Device::Cuda(queue) => {
+            let (kind, [key0, key1], step) = match sampling.stored {
+                Stored::Values => (0, [0; 2], 0),
+                Stored::Mean => (1, [0; 2], 0),
+                Stored::Drawn(draw) => (2, draw.key(), draw.step()),
+            };
+            let mirror =
+                sampling.mirror.map(|Mirror { draw, width }| (draw.key(), draw.step(), width as u32));
+            let ([flip0, flip1], flip_step, width) = mirror.unwrap_or_default();
+            let (n, grid) = (index.numbers.len(), warp_grid::<S>(index.numbers.len(), d, 4));
+            let (y, table, index) = (y.write()?, table.read()?, index.read());
+            let (n, d, scale) = (n as u32, d as u32, sampling.scale);
+            kernels::gather_samples(
+                queue, grid, y, table, index, key0, key1, step, flip0, flip1, flip_step, kind, width, n, d,
+                scale,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+impl Sampling {
+    /// Takes or draws rows `first ..` of the batch from stored ones.
+    #[inline(always)]
+    fn draw_rows<'a, S: FloatX>(
+        &self,
+        arch: Arch,
+        y: &mut [f32],
+        d: usize,
+        first: usize,
+        row: impl Fn(usize) -> &'a [S],
+    ) {
+        let Stored::Drawn(draw) = self.stored else {
+            for (i, y) in y.chunks_exact_mut(d.max(1)).enumerate() {
+                for (y, x) in y.iter_mut().zip(row(i)) {
+                    *y = x.to_f32() * self.scale;
+                }
+            }
+            return;
+        };
+        let rows = 0..y.len() / d.max(1);
+        draw.for_each_normal_row(
+            arch,
+            rows,
+            d,
+            #[inline(always)]
+            |i| ((first + i) as u64, 0),
+            #[inline(always)]
+            |i, column, noise| {
+                let (mean, log_variance) = row(i).split_at(d);
+                let y = &mut y[i * d + column..][..noise.len()];
+                let moments = mean[column..].iter().zip(&log_variance[column..]);
+                for ((y, noise), (mean, log_variance)) in y.iter_mut().zip(noise).zip(moments) {
+                    let deviation = arch.exp(0.5 * log_variance.to_f32());
+                    *y = arch.fma(deviation, *noise, mean.to_f32()) * self.scale;
+                }
+            },
+        );
+    }
+
+    /// Mirrors those of the rows `first ..` whose draw says so.
+    fn mirror_rows(&self, y: &mut [f32], d: usize, first: usize) {
+        let Some(Mirror { draw, width }) = self.mirror else { return };
+        for (i, y) in y.chunks_exact_mut(d.max(1)).enumerate() {
+            if draw.uniform((first + i) as u64, 0) < 0.5 {
+                y.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+            }
+        }
+    }
 }
 
 /// `dy: (N, D)`, `index: (N)` → adds to `dtable: (V, D)`.

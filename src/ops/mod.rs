@@ -4,8 +4,10 @@
 //! r interpolation nodes. Parameter gradients accumulate, activation gradients are fresh. Outputs come first, then
 //! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
 
+pub mod attention;
 pub mod chebyshev;
 pub mod elementwise;
+pub mod embedding;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;
@@ -17,6 +19,8 @@ pub mod modulation;
 pub mod mse;
 pub mod normalize;
 pub mod optimizer;
+pub mod patchify;
+pub mod qk_norm;
 pub mod step_control;
 pub mod timestep_embedding;
 

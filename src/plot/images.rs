@@ -1,5 +1,6 @@
-//! Grids of small grey-scale images: originals above reconstructions above samples.
+//! Grids of small images, grey or in colour: originals above reconstructions above samples, or a row for each class.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -19,8 +20,11 @@ const LEAST: f32 = 56.0;
 pub struct ImageGrid<'a> {
     /// The figure's title; may be empty.
     pub title: &'a str,
-    /// The images, row by row of the grid, each `(height, width)`; the last row may be short.
+    /// The images, row by row of the grid, each `(channels, height, width)`; an empty one leaves its place free, and the last row
+    /// may be short.
     pub images: &'a [&'a [f32]],
+    /// 1 for grey images, 3 for red, green and blue.
+    pub channels: usize,
     /// Pixels across an image.
     pub width: usize,
     /// Pixels down an image.
@@ -33,11 +37,57 @@ pub struct ImageGrid<'a> {
     pub range: (f32, f32),
 }
 
+/// Images by class: a row of the grid for each class, with its name.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassGrid<'a> {
+    /// The figure's title; may be empty.
+    pub title: &'a str,
+    /// The images, `(N, channels, height, width)`.
+    pub images: &'a [f32],
+    /// Channels (1 or 3), height and width of an image.
+    pub shape: [usize; 3],
+    /// The class of each image.
+    pub labels: &'a [u32],
+    /// The names of the classes; a class without one is shown by its number.
+    pub names: &'a [String],
+    /// Images in a row, at most: the first of each class.
+    pub columns: usize,
+    /// The values that are black and white.
+    pub range: (f32, f32),
+}
+
+/// Draws images by class and writes them to a PNG file: rows are the classes that occur, in order.
+///
+/// # Errors
+/// As [`image_grid`], and labels that are not as many as the images.
+pub fn class_grid(path: impl AsRef<Path>, figure: &ClassGrid) -> Result<()> {
+    let path = path.as_ref();
+    let [channels, height, width] = figure.shape;
+    let size = channels * height * width;
+    let count = figure.images.len().checked_div(size).unwrap_or(0);
+    same_length(path, "labels", "images", figure.labels.len(), count)?;
+    let mut classes: BTreeMap<u32, Vec<&[f32]>> = BTreeMap::new();
+    for (image, label) in figure.images.chunks_exact(size.max(1)).zip(figure.labels) {
+        classes.entry(*label).or_default().push(image);
+    }
+    let most = classes.values().map(Vec::len).max().unwrap_or(0).min(figure.columns);
+    let places = classes.values().flat_map(|of| (0..most).map(|i| of.get(i).copied().unwrap_or_default()));
+    let images: Vec<&[f32]> = places.collect();
+    let name = |class: &u32| figure.names.get(*class as usize).cloned().unwrap_or_else(|| class.to_string());
+    let names: Vec<String> = classes.keys().map(name).collect();
+    let captions: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (title, captions, range) = (figure.title, &captions[..], figure.range);
+    image_grid(
+        path,
+        &ImageGrid { title, images: &images, channels, width, height, columns: most, captions, range },
+    )
+}
+
 /// Draws a grid of images, each pixel a crisp square, and writes it to a PNG file.
 ///
 /// # Errors
-/// `Error::Data` if there is no image, one has not `width · height` values, or the range is empty; `Error::Io` if the
-/// file cannot be written.
+/// `Error::Data` if there is no image, one has not `channels · width · height` values, channels are neither 1 nor 3, or the range
+/// is empty; `Error::Io` if the file cannot be written.
 pub fn image_grid(path: impl AsRef<Path>, figure: &ImageGrid) -> Result<()> {
     let path = path.as_ref();
     check(path, figure)?;
@@ -60,7 +110,7 @@ pub fn image_grid(path: impl AsRef<Path>, figure: &ImageGrid) -> Result<()> {
         let y = top + i as f32 * (h + GAP) + h / 2.0;
         canvas.text(left - 12.0, y, caption, Style { size: LABEL, anchor: Anchor::End, ..style });
     }
-    for (i, image) in figure.images.iter().enumerate() {
+    for (i, image) in figure.images.iter().enumerate().filter(|(_, image)| !image.is_empty()) {
         let (row, column) = (i / figure.columns, i % figure.columns);
         let area = Area { x: left + column as f32 * (w + GAP), y: top + row as f32 * (h + GAP), w, h };
         draw_image(&mut canvas, area, figure, image);
@@ -79,8 +129,12 @@ fn check(path: &Path, figure: &ImageGrid) -> Result<()> {
     if !(black < white && black.is_finite() && white.is_finite()) {
         return Err(Error::data(path, "range", "black below white", format!("{black} and {white}")));
     }
-    for (i, image) in figure.images.iter().enumerate() {
-        same_length(path, &format!("image {i}"), "values", figure.width * figure.height, image.len())?;
+    if ![1, 3].contains(&figure.channels) {
+        return Err(Error::data(path, "channels", "1 (grey) or 3 (red, green, blue)", figure.channels));
+    }
+    let size = figure.channels * figure.width * figure.height;
+    for (i, image) in figure.images.iter().enumerate().filter(|(_, image)| !image.is_empty()) {
+        same_length(path, &format!("image {i}"), "values", size, image.len())?;
     }
     Ok(())
 }
@@ -90,11 +144,12 @@ fn draw_image(canvas: &mut Canvas, area: Area, figure: &ImageGrid, image: &[f32]
     canvas.shade(area, |u, v| {
         let x = ((u * figure.width as f32) as usize).min(figure.width - 1);
         let y = ((v * figure.height as f32) as usize).min(figure.height - 1);
-        let value = image[y * figure.width + x];
-        if value.is_nan() {
+        let area = figure.width * figure.height;
+        let colours = [0, 1, 2].map(|c| image[c % figure.channels * area + y * figure.width + x]);
+        if colours.iter().any(|value| value.is_nan()) {
             return NO_VALUE;
         }
-        [((value - black) / (white - black) * 255.0).round().clamp(0.0, 255.0) as u8; 3]
+        colours.map(|value| ((value - black) / (white - black) * 255.0).round().clamp(0.0, 255.0) as u8)
     });
     canvas.outline(area, 0.5, Ink::FRAME);
 }

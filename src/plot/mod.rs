@@ -18,7 +18,7 @@ mod toy;
 use std::path::Path;
 
 pub use curves::{Curves, Series, ValueAxis, curves};
-pub use images::{ImageGrid, image_grid};
+pub use images::{ClassGrid, ImageGrid, class_grid, image_grid};
 pub use scale::Scale;
 pub use scatter::{Group, Join, Layout, Relation, scatter_2d, scatter_xy};
 pub use toy::{ToyPanels, heat_grid, padded_extent, toy_panels};

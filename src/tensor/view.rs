@@ -83,6 +83,11 @@ impl<'a, X: FloatX> View<'a, X> {
         Ok(self.on_host()?.iter().map(|x| x.to_f32()).collect())
     }
 
+    /// Returns the same elements as a matrix: first size, product of the others.
+    pub fn matrix(self) -> Self {
+        Self { shape: self.shape.matrix(), ..self }
+    }
+
     /// Borrows `shape.len()` elements from `offset` on, as a tensor of that shape.
     ///
     /// Panics when they are not inside: offsets come from a layout that was checked when it was built.
@@ -127,6 +132,11 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
     /// Returns the device it lives on.
     pub fn device(&self) -> &'a Device {
         self.device
+    }
+
+    /// Returns the same elements as a matrix: first size, product of the others.
+    pub fn matrix(self) -> Self {
+        Self { shape: self.shape.matrix(), ..self }
     }
 
     /// Borrows it to read.

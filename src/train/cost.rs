@@ -6,14 +6,19 @@
 //!          P = N (direct), r a micro-batch (nodes), G (groups); 0 for a frozen network whose table is known
 //! nodes:   N·r·(3·C a block + 2·C) to interpolate, once forward, once backward, once for the table's gradient
 //! ```
+//! A DiT has T tokens a sample: each block C·3·C, C², 2·4·C² a token and 2·T²·C a sample for attention, whose backward is twice that;
+//! P is a row a sample, with heads of 6·C a block.
+//!
 //! Stage 1 takes every product three times (forward, input gradient, weight gradient), without the input gradients of
 //! the two first layers. Stage 2 takes no weight gradient of the prior and needs none of the path backward. Element-wise
 //! work and the optimizer are not counted: they are bound by memory.
 
 use crate::error::Result;
+use crate::nn::dit::MLP_RATIO;
 use crate::nn::modulation_path::EMBEDDING;
-use crate::nn::{Form, Mlp, MlpConfig};
-use crate::train::config::{Config, Gradient, Stage, Target};
+use crate::nn::{Conditioning, Form, VelocityConfig, VelocityNet};
+use crate::train::config::{Config, Gradient, Kind, Stage, Target};
+use crate::train::features::RowShape;
 use crate::train::setup;
 
 /// What the gradients of a step are for.
@@ -40,7 +45,7 @@ pub struct Chain {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Work {
     /// The velocity network.
-    pub net: MlpConfig,
+    pub net: VelocityConfig,
     /// The form of modulation.
     pub form: Form,
     /// What gradients are for.
@@ -64,6 +69,8 @@ pub struct Cost {
     pub input_gradient: u64,
     /// Products that give the gradients of weights.
     pub weight_gradient: u64,
+    /// Attention, forward and backward.
+    pub attention: u64,
     /// Interpolation of modulation tables, and its transpose.
     pub interpolation: u64,
 }
@@ -78,19 +85,19 @@ struct Layer {
 }
 
 impl Work {
-    /// Takes the sizes from a configuration and the width of its data.
+    /// Takes the sizes from a configuration and what its data are.
     ///
     /// `prior` is the network that stage 2 aligns to; without it, it is the one that the configuration describes.
     ///
     /// # Errors
     /// Widths that contradict each other, or a network without a block.
-    pub fn of(config: &Config, data_width: usize, prior: Option<MlpConfig>) -> Result<Self> {
+    pub fn of(config: &Config, data: RowShape, prior: Option<VelocityConfig>) -> Result<Self> {
         let a = &config.align;
         let latents = config.stage == Stage::Align;
-        let width = if latents { latent_width(config) } else { data_width };
+        let rows = if latents { RowShape::vectors(latent_width(config)) } else { data };
         let net = match prior.filter(|_| latents) {
-            Some(prior) => Mlp::new(prior)?,
-            None => setup::network(config, width)?,
+            Some(prior) => VelocityNet::new(prior)?,
+            None => setup::network(config, rows)?,
         };
         let form = match (latents, setup::form(config.model.modulation, &net)) {
             (true, Form::Nodes(_)) => net.default_form(), // a frozen table is made once, with the default nodes
@@ -99,14 +106,14 @@ impl Work {
         let through_autoencoder = latents && a.target == Target::Autoencoder;
         let chain = through_autoencoder.then(|| Chain {
             samples: config.train.batch,
-            widths: [data_width]
+            widths: [data.width]
                 .into_iter()
                 .chain(a.autoencoder.hidden.iter().copied())
                 .chain([a.autoencoder.latent * a.autoencoder.tokens])
                 .collect(),
         });
         Ok(Self {
-            net: *net.config(),
+            net: net.config(),
             form,
             purpose: match (latents, a.gradient) {
                 (false, _) => Purpose::Params,
@@ -146,7 +153,8 @@ impl Work {
 
     /// Counts the FLOP of a step.
     pub fn cost(&self) -> Cost {
-        let mut cost = Cost { interpolation: self.interpolation(), ..Cost::default() };
+        let (interpolation, attention) = (self.interpolation(), self.attention());
+        let mut cost = Cost { interpolation, attention, ..Cost::default() };
         for layer in self.trunk().into_iter().chain(self.path()).chain(self.autoencoder()) {
             let flop = 2 * layer.rows as u64 * layer.inputs as u64 * layer.outputs as u64;
             cost.forward += flop;
@@ -157,19 +165,33 @@ impl Work {
     }
 
     fn trunk(&self) -> Vec<Layer> {
-        let (d, c) = (self.net.channels, self.net.width);
+        let (rows, c, depth) = (self.rows() * self.tokens(), self.width(), self.depth());
         let weight_gradient = self.purpose == Purpose::Params;
         let input_gradient = self.purpose != Purpose::Detached;
-        let layer =
-            |inputs, outputs| Layer { rows: self.rows(), inputs, outputs, input_gradient, weight_gradient };
-        let mut layers = vec![Layer { input_gradient: self.purpose == Purpose::Latents, ..layer(d, c) }];
-        layers.extend((0..2 * self.net.depth).map(|_| layer(c, c)));
-        layers.push(layer(c, d));
+        let layer = |inputs, outputs| Layer { rows, inputs, outputs, input_gradient, weight_gradient };
+        let (inputs, block, outputs) = match &self.net {
+            VelocityConfig::Mlp(net) => (net.channels, vec![(c, c); 2], net.channels),
+            VelocityConfig::Dit { dit } => {
+                let block = vec![(c, 3 * c), (c, c), (c, MLP_RATIO * c), (MLP_RATIO * c, c)];
+                (dit.token_inputs(), block, dit.token_outputs())
+            }
+        };
+        let mut layers = vec![Layer { input_gradient: self.purpose == Purpose::Latents, ..layer(inputs, c) }];
+        layers.extend((0..depth).flat_map(|_| block.iter().map(|(i, o)| layer(*i, *o))));
+        layers.push(layer(c, outputs));
         layers
     }
 
+    /// Scores and mixture, each T·C a token, are products; either has two in the backward.
+    fn attention(&self) -> u64 {
+        let VelocityConfig::Dit { dit } = &self.net else { return 0 };
+        let t = dit.tokens() as u64;
+        let forward = 4 * self.rows() as u64 * t * t * (dit.width * dit.depth) as u64;
+        if self.purpose == Purpose::Detached { forward } else { 3 * forward }
+    }
+
     fn path(&self) -> Vec<Layer> {
-        let c = self.net.width;
+        let c = self.width();
         let trained = self.purpose == Purpose::Params;
         let rows = self.path_rows();
         let layer = |inputs, outputs| Layer {
@@ -180,8 +202,9 @@ impl Work {
             weight_gradient: trained,
         };
         let first = |inputs| Layer { input_gradient: false, ..layer(inputs, c) };
-        let mut layers = vec![first(EMBEDDING), layer(c, c), first(self.net.cond)];
-        layers.extend((0..self.net.depth).map(|_| layer(c, 3 * c)));
+        let cond = if let Conditioning::Vectors(width) = self.net.conditioning() { width } else { 0 };
+        let mut layers = vec![first(EMBEDDING), layer(c, c), first(cond)];
+        layers.extend((0..self.depth()).map(|_| layer(c, self.table_parts() * c)));
         layers.push(layer(c, 2 * c));
         layers
     }
@@ -214,14 +237,45 @@ impl Work {
 
     /// Returns the columns of all modulation tables together.
     pub fn table_columns(&self) -> usize {
-        (3 * self.net.depth + 2) * self.net.width
+        (self.table_parts() * self.depth() + 2) * self.width()
+    }
+
+    /// Returns what a block takes of its table, in widths: shift, scale and gate of each branch.
+    pub fn table_parts(&self) -> usize {
+        if matches!(self.net, VelocityConfig::Mlp(_)) { 3 } else { 6 }
+    }
+
+    /// Returns the width of the residual stream.
+    pub fn width(&self) -> usize {
+        match &self.net {
+            VelocityConfig::Mlp(net) => net.width,
+            VelocityConfig::Dit { dit } => dit.width,
+        }
+    }
+
+    /// Returns the blocks.
+    pub fn depth(&self) -> usize {
+        match &self.net {
+            VelocityConfig::Mlp(net) => net.depth,
+            VelocityConfig::Dit { dit } => dit.depth,
+        }
+    }
+
+    /// Returns the tokens of a row of data.
+    pub fn tokens(&self) -> usize {
+        match &self.net {
+            VelocityConfig::Mlp(_) => 1,
+            VelocityConfig::Dit { dit } => dit.tokens(),
+        }
     }
 }
 
 /// Returns the width of the latents that stage 2 moves, as the configuration has it.
 pub fn latent_width(config: &Config) -> usize {
-    match (config.align.target, config.model.channels) {
-        (Target::Latents, channels) if channels > 0 => channels,
+    let model = &config.model;
+    match (config.align.target, model.image) {
+        (Target::Latents, Some(image)) if model.kind == Kind::Dit => image.iter().product(),
+        (Target::Latents, _) if model.channels > 0 => model.channels,
         _ => config.align.autoencoder.latent,
     }
 }
@@ -229,17 +283,19 @@ pub fn latent_width(config: &Config) -> usize {
 impl Cost {
     /// Returns the FLOP of a step.
     pub fn total(&self) -> u64 {
-        self.forward + self.input_gradient + self.weight_gradient + self.interpolation
+        self.forward + self.input_gradient + self.weight_gradient + self.attention + self.interpolation
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::MlpConfig;
 
     fn reference(form: Form, purpose: Purpose, samples: usize) -> f64 {
         let net =
             MlpConfig { channels: 32, width: 1024, depth: 6, cond: 0, post_norm: false, time_scale: 1.0 };
+        let net = VelocityConfig::Mlp(net);
         let work = Work { net, form, purpose, samples, flow_mul: 4, micro_batches: 1, chain: None };
         work.cost().total() as f64 / 1e9
     }
@@ -267,7 +323,7 @@ mod tests {
             &[],
         )
         .unwrap();
-        let with = Work::of(&config, 64, None).unwrap();
+        let with = Work::of(&config, RowShape::vectors(64), None).unwrap();
         let without = Work { chain: None, ..with.clone() };
         let (with, without) = (with.cost(), without.cost());
         let layer = |a: u64, b: u64| 2 * 256 * a * b;

@@ -148,6 +148,9 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     found.set_loss(&losses);
     found.loss_weights = Some(mean(&last));
     found.loss_floor = floor(run, &task);
+    if task.reference()?.is_none() {
+        return Ok(());
+    }
     let sampling = Sampling { count: options.samples, seed: options.seed, ..Default::default() };
     let samples = sample_rows(&task.net, &averaged, &sampling)?;
     let Some(reference) = task.reference()? else { return Ok(()) };

@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::dataset::Dataset;
 use crate::data::loader::{Batch, Loader};
+use crate::data::manifest::Latents;
 use crate::data::source::Source;
 use crate::data::stats::{Moments, Stats};
 use crate::data::{builtin, toy};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::ops::gather::{Index, Mirror, Sampling, Stored, gather_samples_to};
+use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
 use crate::train::config::{Builtin, Config, DataSource, OnDevice};
 use crate::train::resident::Resident;
@@ -39,6 +42,11 @@ impl Standardise {
         Self { mean: stats.mean_per_dim.iter().map(|m| *m as f32).collect(), std }
     }
 
+    /// Describes latents that are multiplied by a scale factor when they are read.
+    fn of_latents(latents: Latents, width: usize) -> Self {
+        Self { mean: vec![0.0; width], std: vec![1.0 / latents.scale; width] }
+    }
+
     /// Standardises rows in place.
     pub fn apply(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.mean.len().max(1)) {
@@ -58,18 +66,45 @@ impl Standardise {
     }
 }
 
+/// What a row of data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowShape {
+    /// Values.
+    pub width: usize,
+    /// Channels, height and width of a row that is an image, where the data set says so.
+    pub image: Option<[usize; 3]>,
+}
+
+impl RowShape {
+    /// Returns that of a source.
+    pub fn of(source: &Source) -> Self {
+        Self { width: source.width(), image: source.image_shape() }
+    }
+
+    /// Describes rows of which only the width is known.
+    pub fn vectors(width: usize) -> Self {
+        Self { width, image: None }
+    }
+}
+
 /// The features of a run.
 pub struct Features {
     source: Arc<Source>,
-    /// How rows are standardised, if they are.
+    /// How rows are standardised, if they are; of latents, by the scale factor that reading multiplies them by.
     pub standardise: Option<Standardise>,
     seed: u64,
+    /// Pixels across an image, where images are mirrored.
+    mirrored: Option<usize>,
+    /// Whether samples are drawn from moments; else means are taken.
+    drawn: bool,
     batch: usize,
     prefetch: usize,
     loader: Option<(u64, Loader)>,
     on_device: OnDevice,
     /// Rows on the device; `None` until the first batch is asked for.
     resident: Option<Option<Resident>>,
+    /// The rows of a staged batch, in order.
+    in_order: Option<Index>,
     note: Option<String>,
 }
 
@@ -87,16 +122,31 @@ impl Features {
     /// # Errors
     /// Statistics that the source cannot have.
     pub fn from_source(config: &Config, source: Source) -> Result<Self> {
-        let standardise = if config.data.standardise { Some(statistics(&source)?) } else { None };
+        let standardise = match (config.data.standardise, source.latents()) {
+            (true, _) => Some(statistics(&source)?),
+            (false, latents) => latents.map(|latents| Standardise::of_latents(latents, source.width())),
+        };
+        let mirrored = match (config.data.flip, source.image_shape()) {
+            (false, _) => None,
+            (true, Some([_, _, width])) => Some(width),
+            (true, None) => {
+                let why = "data.flip = true mirrors images, but the data set does not say that its rows are images: import it \
+                           with `--shape C,H,W`, or leave it out";
+                return Err(Error::Usage(why.to_owned()));
+            }
+        };
         Ok(Self {
             source: Arc::new(source),
             standardise,
             seed: config.seed,
+            mirrored,
+            drawn: config.data.sample_moments,
             batch: config.train.batch,
             prefetch: config.data.prefetch,
             loader: None,
             on_device: config.data.on_device,
             resident: None,
+            in_order: None,
             note: None,
         })
     }
@@ -106,9 +156,30 @@ impl Features {
         self.source.width()
     }
 
+    /// Returns what a row is.
+    pub fn rows(&self) -> RowShape {
+        RowShape::of(&self.source)
+    }
+
     /// Returns the source.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Returns what becomes of the stored rows of a step, unless they are samples already.
+    fn sampling(&self, step: u64) -> Option<Sampling> {
+        let latents = self.source.latents();
+        if latents.is_none() && self.mirrored.is_none() {
+            return None;
+        }
+        let draw = |stream| Draw::new(self.seed, stream, step);
+        let stored = match latents.is_some_and(|latents| latents.moments) {
+            true if self.drawn => Stored::Drawn(draw(Stream::Moments)),
+            true => Stored::Mean,
+            false => Stored::Values,
+        };
+        let mirror = self.mirrored.map(|width| Mirror { draw: draw(Stream::Flip), width });
+        Some(Sampling { stored, mirror, scale: latents.map_or(1.0, |latents| latents.scale) })
     }
 
     /// Brings the batch of a step to `staged` on `device`, which is not waited for: from the rows that are kept there, or
@@ -117,7 +188,8 @@ impl Features {
     /// # Errors
     /// Data that cannot be read, or cannot be kept on the device as was asked; a device that failed.
     pub fn stage(&mut self, step: u64, device: &Device, staged: &mut Staged) -> Result<Option<Vec<u32>>> {
-        let (standardise, width) = (self.standardise.as_ref(), self.source.width());
+        let (sampling, width) = (self.sampling(step), self.source.width());
+        let standardise = still_to_apply(&self.standardise, &self.source);
         let resident = match &mut self.resident {
             Some(known) => known,
             new => {
@@ -133,7 +205,7 @@ impl Features {
         };
         if let Some(resident) = resident {
             let ids = self.source.ids(self.seed, step, self.batch)?;
-            resident.gather(&ids, staged.room(device, [ids.len(), width]))?;
+            resident.gather(&ids, sampling.as_ref(), staged.room(device, [ids.len(), width]))?;
             return self.source.labels(&ids);
         }
         let mut loader = match self.loader.take() {
@@ -144,7 +216,19 @@ impl Features {
         if let Some(standardise) = standardise {
             standardise.apply(&mut batch.features);
         }
-        staged.room(device, [self.batch, width]).view_mut().stage(&batch.features)?;
+        let room = staged.room(device, [self.batch, width]);
+        match &sampling {
+            None => room.view_mut().stage(&batch.features)?,
+            Some(sampling) => {
+                let mut stored = Tensor::<f32>::uninit(device, [self.batch, self.source.stored_width()]);
+                stored.view_mut().stage(&batch.features)?;
+                let in_order = match &mut self.in_order {
+                    Some(index) => index,
+                    none => none.insert(Index::new(device, &(0..self.batch as u32).collect::<Vec<_>>())?),
+                };
+                gather_samples_to(room, &stored, in_order, sampling)?;
+            }
+        }
         let labels = batch.labels.clone();
         loader.recycle(batch);
         self.loader = Some((step + 1, loader));
@@ -164,7 +248,8 @@ impl Features {
         }
     }
 
-    /// Returns `count` rows that training order never starts with: batch `index` of a seed of its own.
+    /// Returns `count` rows that training order never starts with: batch `index` of a seed of its own. They are not mirrored,
+    /// and of moments they are the means.
     ///
     /// # Errors
     /// Data that cannot be read.
@@ -180,11 +265,16 @@ impl Features {
         let mut features = vec![0.0; count * self.width()];
         let mut labels = self.source.has_labels().then(|| vec![0; count]);
         self.source.fill(seed ^ EVALUATION, index, count, &mut features, labels.as_deref_mut())?;
-        if let Some(standardise) = &self.standardise {
+        if let Some(standardise) = still_to_apply(&self.standardise, &self.source) {
             standardise.apply(&mut features);
         }
         Ok(Batch { index, features, labels })
     }
+}
+
+/// Returns how rows are standardised that were read: latents are by then.
+fn still_to_apply<'a>(standardise: &'a Option<Standardise>, source: &Source) -> Option<&'a Standardise> {
+    standardise.as_ref().filter(|_| source.latents().is_none())
 }
 
 /// Sets the order of evaluation batches apart from that of training: the digits of √2.
@@ -204,6 +294,11 @@ pub fn open_source(config: &Config) -> Result<Source> {
 }
 
 fn statistics(source: &Source) -> Result<Standardise> {
+    if source.latents().is_some() {
+        return Err(Error::Usage(
+            "data.standardise: the data set has a latent scale, which its samples are multiplied by; leave it out".into(),
+        ));
+    }
     match source {
         Source::Toy(_) => Err(Error::Usage(
             "data.standardise: toys are divided by their standard deviation already; leave it out".into(),

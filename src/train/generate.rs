@@ -98,7 +98,7 @@ fn samples(prior: Prior<f32>, sampling: &Sampling) -> Result<Rows> {
     // Samples are as good without the data that they could be compared with.
     let open = |data| Reference::open(data, prior.standardise.as_ref(), sampling.seed).ok();
     let reference = prior.data.as_ref().and_then(open);
-    let width = prior.net.config().channels;
+    let width = prior.net.data_width();
     Ok(Rows { what: "samples", values, width, standardise: prior.standardise, reference, images: None })
 }
 
@@ -115,7 +115,7 @@ fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows
 fn decoded<X: FloatX>(run: &Restored, device: &Device, sampling: &Sampling) -> Result<Rows> {
     let (task, engine) = run.autoencoder::<X>(device)?;
     let prior = &task.alignment.prior;
-    let per_sample = task.net.config().latent / prior.net.config().channels;
+    let per_sample = task.net.config().latent / prior.net.data_width();
     let sampling = Sampling { count: sampling.count * per_sample, ..*sampling };
     let latents = sample_rows(&prior.net, &prior.params, &sampling)?;
     let values = task.decode(&engine.optimizer.averaged()?, &latents)?;
@@ -150,6 +150,7 @@ fn draw_images(rows: &Rows, path: &Path) -> Result<bool> {
     let figure = ImageGrid {
         title: "",
         images: &images,
+        channels: 1,
         width,
         height,
         columns: 12,

@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::float::FloatX;
-use crate::nn::{Form, Mlp, Params};
+use crate::nn::{Form, Params, VelocityNet};
 
 /// Largest error that hides in f32 rounding (PERFORMANCE section 5).
 const TOLERANCE: f64 = 1e-7;
@@ -25,7 +25,11 @@ impl Guard {
     ///
     /// # Errors
     /// None on the CPU.
-    pub fn check<X: FloatX>(net: &Mlp, params: &Params<X>, form: Form) -> Result<(Form, Option<String>)> {
+    pub fn check<X: FloatX>(
+        net: &VelocityNet,
+        params: &Params<X>,
+        form: Form,
+    ) -> Result<(Form, Option<String>)> {
         let Form::Nodes(nodes) = form else { return Ok((form, None)) };
         let error = net.node_error(params, nodes)?;
         if error <= TOLERANCE {

@@ -14,6 +14,8 @@ const PRESETS: &[(&str, &[&str])] = &[
     ("toy-swissroll", &[TOY, include_str!("../../presets/toy-swissroll.toml")]),
     ("reference-prior", &[REFERENCE, include_str!("../../presets/reference-prior.toml")]),
     ("reference-align", &[REFERENCE, include_str!("../../presets/reference-align.toml")]),
+    ("reference-dit", &[include_str!("../../presets/reference-dit.toml")]),
+    ("fashion", &[include_str!("../../presets/fashion.toml")]),
     ("demo", &[include_str!("../../presets/demo.toml")]),
 ];
 

@@ -9,8 +9,11 @@ use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::objective::Velocity;
 use crate::flow::{Batch, Draws, Objective, Want};
-use crate::nn::{Grads, Mlp, Params};
+use crate::nn::{Condition, Conditioning, Grads, Params, VelocityNet};
+use crate::ops::elementwise::cast;
+use crate::ops::embedding::Labels;
 use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_norm_forward};
+use crate::ops::patchify::{Channels, Patches, patchify_backward_of};
 use crate::tensor::Tensor;
 use crate::train::config::{Config, Stage};
 use crate::train::engine::Engine;
@@ -22,10 +25,16 @@ use crate::train::sampling::{Sampling, sample_rows};
 use crate::train::setup;
 use crate::train::task::{Meter, StepAt, Task};
 
+/// Rows of data, and the spatial condition that lay behind them; nothing of them where they have none.
+struct Parts<X: FloatX> {
+    own: Option<Tensor<f32>>,
+    image: Option<Tensor<X>>,
+}
+
 /// The task of stage 1.
 pub struct Pretrain {
     /// The network.
-    pub net: Mlp,
+    pub net: VelocityNet,
     /// The objective; its form of modulation may change under the guard.
     pub objective: Objective,
     /// The data.
@@ -40,6 +49,8 @@ pub struct Pretrain {
     unit_norm: bool,
     reference: Option<Reference>,
     labels: Option<Vec<u32>>,
+    /// The labels of each micro-batch where a network with classes takes them, in memory that stays where it is.
+    classes: Vec<Labels>,
     staged: Staged,
 }
 
@@ -61,10 +72,15 @@ impl Pretrain {
         device: &Device,
         features: Features,
     ) -> Result<(Self, Engine<X>)> {
-        let net = setup::network(config, features.width())?;
-        if net.config().cond > 0 && !features.source().has_labels() {
+        let net = setup::network(config, features.rows())?;
+        let key = match net.conditioning() {
+            Conditioning::Nothing => None,
+            Conditioning::Vectors(_) => Some("model.cond"),
+            Conditioning::Classes { .. } => Some("model.classes"),
+        };
+        if let Some(key) = key.filter(|_| !features.source().has_labels()) {
             let name = setup::source_name(config);
-            return Err(Error::data(name, "labels", "a label for each row (model.cond > 0)", "none"));
+            return Err(Error::data(name, "labels", format!("a label for each row ({key} > 0)"), "none"));
         }
         let objective = setup::objective(config, &net, config.train.batch)?;
         let values = net.layout().initial_values(config.seed);
@@ -83,6 +99,7 @@ impl Pretrain {
             unit_norm: config.flow.unit_norm,
             reference: None,
             labels: None,
+            classes: Vec::new(),
             staged: Staged::default(),
         };
         Ok((task, engine))
@@ -103,9 +120,14 @@ impl Pretrain {
         let loss = |index| {
             let batch = self.features.fresh_batch(seed, index, samples)?;
             let rows = rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?;
-            let data = self.normalised(&rows, self.stats(&rows)?)?;
-            let cond = self.condition(batch.labels.as_deref(), 0..samples)?;
-            let part = Batch { data: data.as_ref().unwrap_or(&rows), cond: cond.as_ref(), first: 0 };
+            let Parts { own, image } = self.parts(&rows)?;
+            let rows = own.as_ref().unwrap_or(&rows);
+            let data = self.normalised(rows, self.stats(rows)?)?;
+            let vectors = self.vectors(batch.labels.as_deref(), 0..samples)?;
+            let classes = self.classes_of(batch.labels.as_deref(), 0..samples)?;
+            let cond =
+                Condition { vectors: vectors.as_ref(), labels: classes.as_ref(), image: image.as_ref() };
+            let part = Batch { data: data.as_ref().unwrap_or(rows), cond, first: 0 };
             let draws = Draws::evaluation(seed, index);
             self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss()
         };
@@ -113,12 +135,12 @@ impl Pretrain {
     }
 
     /// Returns what samples are measured against, from the first call on; `None` where targets are normalised batch by
-    /// batch.
+    /// batch, or where samples need an image beside them.
     ///
     /// # Errors
     /// Data that cannot be read.
     pub fn reference(&mut self) -> Result<Option<&Reference>> {
-        if self.reference.is_none() && !self.norm_target {
+        if self.reference.is_none() && !self.norm_target && self.net.data_width() == self.features.width() {
             self.reference = Some(Reference::of(&self.features, self.seed)?);
         }
         Ok(self.reference.as_ref())
@@ -138,10 +160,11 @@ impl Pretrain {
         }
     }
 
-    /// One-hot rows of the labels, for a conditional network.
-    fn condition<X: FloatX>(&self, labels: Option<&[u32]>, range: Range<usize>) -> Result<Option<Tensor<X>>> {
-        let classes = self.net.config().cond;
-        let Some(labels) = labels.filter(|_| classes > 0) else { return Ok(None) };
+    /// One-hot rows of the labels, for an MLP with a condition.
+    fn vectors<X: FloatX>(&self, labels: Option<&[u32]>, range: Range<usize>) -> Result<Option<Tensor<X>>> {
+        let (Some(labels), Conditioning::Vectors(classes)) = (labels, self.net.conditioning()) else {
+            return Ok(None);
+        };
         let mut z = vec![0.0; range.len() * classes];
         for (row, label) in z.chunks_exact_mut(classes).zip(&labels[range.clone()]) {
             let Some(one) = row.get_mut(*label as usize) else {
@@ -151,6 +174,58 @@ impl Pretrain {
             *one = 1.0;
         }
         Ok(Some(Tensor::from_f32(&self.device, [range.len(), classes], &z)?))
+    }
+
+    /// Parts rows of data with a spatial condition behind them from that.
+    fn parts<X: FloatX>(&self, rows: &Tensor<f32>) -> Result<Parts<X>> {
+        let (width, of) = (self.net.data_width(), rows.rows_cols().1);
+        if width == of {
+            return Ok(Parts { own: None, image: None });
+        }
+        // Columns of a row are channels of a picture of one pixel.
+        let columns = |first, channels| {
+            let pixel = Patches { channels, height: 1, width: 1, patch: 1 };
+            patchify_backward_of(rows, Channels { first, of }, pixel)
+        };
+        Ok(Parts { own: Some(columns(0, width)?), image: Some(cast(&columns(width, of - width)?)?) })
+    }
+
+    /// The labels on the device, for a network with classes.
+    fn classes_of(&self, labels: Option<&[u32]>, range: Range<usize>) -> Result<Option<Labels>> {
+        let Some(labels) = self.checked(labels)? else { return Ok(None) };
+        let Conditioning::Classes { classes, .. } = self.net.conditioning() else { return Ok(None) };
+        Labels::new(&self.device, &labels[range], classes).map(Some)
+    }
+
+    /// Returns the labels that a network with classes is told, if each is one of them.
+    fn checked<'l>(&self, labels: Option<&'l [u32]>) -> Result<Option<&'l [u32]>> {
+        let (Some(labels), Conditioning::Classes { classes, .. }) = (labels, self.net.conditioning()) else {
+            return Ok(None);
+        };
+        match labels.iter().find(|label| **label as usize >= classes) {
+            None => Ok(Some(labels)),
+            Some(label) => {
+                let expected = format!("labels below {classes} (model.classes)");
+                Err(Error::data(&self.source, "labels", expected, label))
+            }
+        }
+    }
+
+    /// Brings the labels of the step to the device, where the network takes them.
+    fn put_labels(&mut self) -> Result<()> {
+        let Some(labels) = self.checked(self.labels.as_deref())? else { return Ok(()) };
+        let micro = self.objective.samples / self.micro_batches;
+        for (i, part) in labels.chunks(micro).enumerate() {
+            match self.classes.get_mut(i) {
+                Some(classes) => classes.put(part)?,
+                None => {
+                    let first = i * micro;
+                    let made = self.classes_of(self.labels.as_deref(), first..first + part.len())?;
+                    self.classes.extend(made);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -162,7 +237,7 @@ impl<X: FloatX> Task<X> for Pretrain {
             self.notes.extend(note);
         }
         self.labels = self.features.stage(step, &self.device, &mut self.staged)?;
-        Ok(())
+        self.put_labels()
     }
 
     fn gradients(
@@ -176,10 +251,13 @@ impl<X: FloatX> Task<X> for Pretrain {
         let velocity = Velocity { net: &self.net, params, tables: None };
         let micro = self.objective.samples / self.micro_batches;
         self.staged.each(micro, |first, rows| {
+            let Parts { own, image } = self.parts(rows)?;
+            let rows = own.as_ref().unwrap_or(rows);
             let data = self.normalised(rows, stats)?;
-            let cond = self.condition(self.labels.as_deref(), first..first + micro)?;
-            let part =
-                Batch { data: data.as_ref().unwrap_or(rows), cond: cond.as_ref(), first: first as u64 };
+            let vectors = self.vectors(self.labels.as_deref(), first..first + micro)?;
+            let labels = self.classes.get(first / micro);
+            let cond = Condition { vectors: vectors.as_ref(), labels, image: image.as_ref() };
+            let part = Batch { data: data.as_ref().unwrap_or(rows), cond, first: first as u64 };
             let want = Want::Params(&mut *grads);
             let outcome =
                 self.objective.evaluate(velocity, part, at.draws(self.seed), at.loss_scale, want)?;
@@ -188,7 +266,8 @@ impl<X: FloatX> Task<X> for Pretrain {
     }
 
     fn waits(&self) -> Option<&'static str> {
-        let reasons = [("flow.norm_target", self.norm_target), ("model.cond", self.net.config().cond > 0)];
+        let vectors = matches!(self.net.conditioning(), Conditioning::Vectors(_));
+        let reasons = [("flow.norm_target", self.norm_target), ("model.cond", vectors)];
         reasons.into_iter().find(|(_, on)| *on).map(|(key, _)| key)
     }
 

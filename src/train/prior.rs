@@ -9,7 +9,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::objective::Velocity;
-use crate::nn::{Form, Mlp, NodeTables, Params, StateDict, TimeConvention};
+use crate::nn::dit::{POSITION, SIZES};
+use crate::nn::{Form, Import, NodeTables, Params, StateDict, TimeConvention, VelocityConfig, VelocityNet};
 use crate::ops::elementwise::cast;
 use crate::tensor::Tensor;
 use crate::train::atomic::write_atomically;
@@ -26,7 +27,7 @@ pub const NETWORK: &str = "prior.safetensors";
 #[derive(Debug)]
 pub struct Prior<X: FloatX> {
     /// The network.
-    pub net: Mlp,
+    pub net: VelocityNet,
     /// Its parameters.
     pub params: Params<X>,
     /// Its modulation at the nodes, computed once; `None` where interpolation would not be exact.
@@ -54,14 +55,14 @@ impl<X: FloatX> Prior<X> {
     /// # Errors
     /// None on the CPU.
     pub fn freeze(
-        net: Mlp,
+        net: VelocityNet,
         params: Params<X>,
         standardise: Option<Standardise>,
         source: PathBuf,
     ) -> Result<Self> {
         let tables = match net.default_form() {
             Form::Nodes(_) => match Guard::check(&net, &params, net.default_form())?.0 {
-                Form::Nodes(r) => Some(net.node_tables(&params, r)?),
+                Form::Nodes(r) => net.node_tables(&params, r)?,
                 _ => None,
             },
             _ => None,
@@ -69,19 +70,21 @@ impl<X: FloatX> Prior<X> {
         Ok(Self { net, params, tables, standardise, data: None, source })
     }
 
-    /// Reads a network from a safetensors file; `convention` is needed where the file does not name one.
+    /// Reads a network from a safetensors file; `import` is needed for what the file does not say: its time convention alone, or
+    /// an [`Import`].
     ///
     /// # Errors
     /// A file that is no velocity network, or one of an unknown time convention.
-    pub fn read(device: &Device, path: &Path, convention: Option<TimeConvention>) -> Result<Self> {
-        let (net, params) = Mlp::from_safetensors(device, path, convention)?;
+    pub fn read(device: &Device, path: &Path, import: impl Into<Import>) -> Result<Self> {
+        let (net, params) = VelocityNet::from_safetensors(device, path, &import.into())?;
         let metadata = StateDict::read(path)?.metadata;
         let standardise = field(path, &metadata, "standardise", "mean and std of each column")?;
         let data = field(path, &metadata, "data", "a source of data")?;
         Ok(Self { data, ..Self::freeze(net, params, standardise, path.to_owned())? })
     }
 
-    /// Writes the network as a safetensors file that names its time convention and time scale.
+    /// Writes the network as a safetensors file that names its time convention, its time scale, and what shapes do not say of
+    /// its sizes.
     ///
     /// # Errors
     /// A disk that is full or read-only; the old file, if any, is intact then.
@@ -104,7 +107,7 @@ impl<X: FloatX> Prior<X> {
 /// A path that is none of these; a checkpoint of stage 2; a damaged file.
 pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Result<Prior<X>> {
     if path.is_file() {
-        return Prior::read(device, path, None);
+        return Prior::read(device, path, Import::default());
     }
     let latest = checkpoint::find(path)?;
     let Some(from) = latest.loaded else {
@@ -112,7 +115,7 @@ pub fn open_prior<X: FloatX>(device: &Device, path: &Path, use_ema: bool) -> Res
     };
     from.expect_stage(Stage::Pretrain)?;
     let config = serde_json::from_value(from.manifest().architecture["velocity"].clone());
-    let net = Mlp::new(
+    let net = VelocityNet::new(
         config.map_err(|e| Error::data(from.path(), "architecture.velocity", "sizes of the network", e))?,
     )?;
     let mut flat = Tensor::<f32>::zeros(device, [net.layout().len()]);
@@ -147,24 +150,33 @@ fn field<T: DeserializeOwned>(
 ///
 /// # Errors
 /// A disk that is full or read-only; the old file, if any, is intact then.
-pub fn write_network(path: &Path, net: &Mlp, flat: &[f32], about: Option<About<'_>>) -> Result<()> {
+pub fn write_network(path: &Path, net: &VelocityNet, flat: &[f32], about: Option<About<'_>>) -> Result<()> {
     let tensor = |e: &crate::nn::params::Entry| {
         let bytes = bytemuck::cast_slice(&flat[e.range()]);
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, e.shape.dims().to_vec(), bytes)
             .map(|view| (e.name.clone(), view))
     };
     let failed = |e| Error::data(path, "tensors", "tensors that safetensors can hold", e);
-    let tensors: Vec<_> =
+    let mut tensors: Vec<_> =
         net.layout().entries().iter().map(tensor).collect::<Result<_, _>>().map_err(failed)?;
+    if let VelocityNet::Dit(dit) = net {
+        let shape = vec![1, dit.config().tokens(), dit.config().width];
+        let bytes = bytemuck::cast_slice(dit.position());
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes);
+        tensors.push((POSITION.to_owned(), view.map_err(failed)?));
+    }
     let mut metadata = HashMap::from([
         ("time_convention".to_owned(), TimeConvention::DataAtOne.name().to_owned()),
-        ("time_scale".to_owned(), net.config().time_scale.to_string()),
+        ("time_scale".to_owned(), net.config().time_scale().to_string()),
     ]);
     let mut insert = |name: &str, json: serde_json::Result<String>| {
         let json = json.map_err(|e| Error::data(path, name, "values that JSON can hold", e))?;
         metadata.insert(name.to_owned(), json);
         Ok::<_, Error>(())
     };
+    if let VelocityConfig::Dit { dit } = net.config() {
+        insert(SIZES, serde_json::to_string(&dit))?;
+    }
     let about = about.unwrap_or_default();
     if let Some(standardise) = about.standardise {
         insert("standardise", serde_json::to_string(standardise))?;

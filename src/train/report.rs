@@ -107,7 +107,7 @@ impl Page<'_> {
         let (mut task, engine) = self.run.pretrain::<X>(&device)?;
         let floor = task.features.toy().and_then(|toy| toy.loss_floor());
         self.prior_training(floor)?;
-        if task.net.config().channels != 2 {
+        if task.net.data_width() != 2 {
             return Ok(());
         }
         let sampling = Sampling { count: CLOUD, seed: self.run.config.seed, ..Default::default() };
@@ -262,7 +262,7 @@ impl Page<'_> {
         let Some([height, width]) = image_shape(task.features.source()) else { return Ok(()) };
         let (params, seed) = (engine.optimizer.averaged()?, self.run.config.seed);
         let prior = &task.alignment.prior;
-        let per_sample = task.net.config().latent / prior.net.config().channels;
+        let per_sample = task.net.config().latent / prior.net.data_width();
         let sampling = Sampling { count: 2 * COLUMNS * per_sample, seed, ..Default::default() };
         let samples = sample_rows(&prior.net, &prior.params, &sampling)?;
         let (mut passed, mut decoded) = (task.fresh(&params, seed, 1)?, task.decode(&params, &samples)?);
@@ -281,6 +281,7 @@ impl Page<'_> {
         let figure = ImageGrid {
             title: &format!("Autoencoder of {}, aligned to its prior", self.source()),
             images: &images,
+            channels: 1,
             width,
             height,
             columns,

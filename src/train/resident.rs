@@ -8,7 +8,7 @@ use crate::data::source::Source;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
-use crate::ops::gather::{Affine, Index, gather_forward_to};
+use crate::ops::gather::{Affine, Index, Sampling, gather_forward_to, gather_samples_to};
 use crate::tensor::{Shape, Tensor};
 use crate::train::config::OnDevice;
 use crate::train::features::Standardise;
@@ -55,7 +55,7 @@ impl Resident {
             (Source::Dataset(dataset), None) => dataset.dtype(),
             _ => DType::F32,
         };
-        let bytes = count * source.width() as u64 * dtype.bytes() as u64;
+        let bytes = count * source.stored_width() as u64 * dtype.bytes() as u64;
         let (free, _) = queue.memory()?;
         if wanted == OnDevice::Auto && bytes > free / 2 {
             return Ok(None);
@@ -77,18 +77,31 @@ impl Resident {
         }
     }
 
-    /// Gathers the rows `ids` to `out: (ids, D)`; the device is not waited for.
+    /// Gathers the rows `ids` to `out: (ids, D)`, drawn and mirrored as `sampling` says; the device is not waited for.
     ///
     /// # Errors
     /// A row that is not there; a device that failed.
-    pub fn gather(&mut self, ids: &[u64], out: &mut Tensor<f32>) -> Result<()> {
+    pub fn gather(&mut self, ids: &[u64], sampling: Option<&Sampling>, out: &mut Tensor<f32>) -> Result<()> {
         let numbers: Vec<u32> = ids.iter().map(|id| *id as u32).collect(); // fewer than 2^32 rows, see `of`
         self.index.put(&numbers)?;
         match &self.rows {
-            Rows::F32(rows) => gather_forward_to(out, rows, &self.index, Affine::IDENTITY),
-            Rows::Bf16(rows) => gather_forward_to(out, rows, &self.index, Affine::IDENTITY),
-            Rows::F16(rows) => gather_forward_to(out, rows, &self.index, Affine::IDENTITY),
+            Rows::F32(rows) => gather(out, rows, &self.index, sampling),
+            Rows::Bf16(rows) => gather(out, rows, &self.index, sampling),
+            Rows::F16(rows) => gather(out, rows, &self.index, sampling),
         }
+    }
+}
+
+/// Gathers rows, drawn and mirrored if that was asked for.
+fn gather<S: FloatX>(
+    out: &mut Tensor<f32>,
+    rows: &Tensor<S>,
+    index: &Index,
+    sampling: Option<&Sampling>,
+) -> Result<()> {
+    match sampling {
+        Some(sampling) => gather_samples_to(out, rows, index, sampling),
+        None => gather_forward_to(out, rows, index, Affine::IDENTITY),
     }
 }
 
@@ -98,14 +111,14 @@ fn uploaded<S: FloatX>(
     standardise: Option<&Standardise>,
     device: &Device,
 ) -> Result<Tensor<S>> {
-    let (count, width) = (source.rows().unwrap_or(0) as usize, source.width());
+    let (count, width) = (source.rows().unwrap_or(0) as usize, source.stored_width());
     let mut rows = Tensor::<S>::uninit(device, [count, width]);
     let each = (BLOCK / width).clamp(1, count);
     let (mut read, mut stored) = (vec![0.0; each * width], Vec::with_capacity(each * width));
     for first in (0..count).step_by(each) {
         let ids: Vec<u64> = (first..(first + each).min(count)).map(|id| id as u64).collect();
         let read = &mut read[..ids.len() * width];
-        source.gather(&ids, read, None)?;
+        source.gather_stored(&ids, read)?;
         if let Some(standardise) = standardise {
             standardise.apply(read);
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::nn::Import;
 use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::checkpoint::{self, Loaded};
 use crate::train::config::{Config, Stage};
@@ -57,7 +58,7 @@ impl Restored {
         self.loaded.expect_stage(Stage::Align)?;
         let copy = self.folder().join(NETWORK);
         if copy.exists() {
-            return Prior::read(device, &copy, None);
+            return Prior::read(device, &copy, Import::default());
         }
         open_prior(device, self.config.align.prior()?, self.config.align.use_ema)
     }

@@ -3,18 +3,20 @@
 //! Sample i starts from element i of stream [`Stream::Sampling`], so the first n samples do not depend on how many are
 //! drawn. All rows share one t, so the modulation path is evaluated once for a whole chunk of rows.
 
-use crate::device::Isa;
+use crate::device::{Device, Isa};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::sampler::{Method, sample};
-use crate::nn::mlp::Keep;
-use crate::nn::{Form, Mlp, Params};
+use crate::nn::{Condition, Conditioning, Params, VelocityConfig, VelocityNet};
 use crate::ops::elementwise::cast;
+use crate::ops::embedding::Labels;
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
 
-/// Rows that go through the network together: large enough to fill the products, small enough for the cache.
+/// Rows, or tokens of a DiT, that go through the network together: large enough to fill the products, small enough for the cache.
 const CHUNK: usize = 1024;
+/// Samples of a DiT that go through it together at least: the products of its modulation have a row for each.
+const FEWEST: usize = 16;
 
 /// How samples are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,8 +44,16 @@ impl Default for Sampling {
 ///
 /// # Errors
 /// No sample, no step, a class that the network does not have.
-pub fn sample_rows<X: FloatX>(net: &Mlp, params: &Params<X>, how: &Sampling) -> Result<Vec<f32>> {
-    let (d, classes) = (net.config().channels, net.config().cond);
+pub fn sample_rows<X: FloatX>(net: &VelocityNet, params: &Params<X>, how: &Sampling) -> Result<Vec<f32>> {
+    let d = net.data_width();
+    let classes = match net.conditioning() {
+        Conditioning::Nothing => 0,
+        Conditioning::Vectors(classes) | Conditioning::Classes { classes, .. } => classes,
+    };
+    let chunk = match net.config() {
+        VelocityConfig::Mlp(_) => CHUNK,
+        VelocityConfig::Dit { dit } => (CHUNK / dit.tokens()).max(FEWEST),
+    };
     if how.count == 0 {
         return Err(Error::Usage("sampling: 0 samples were asked for; ask for at least 1".into()));
     }
@@ -55,8 +65,8 @@ pub fn sample_rows<X: FloatX>(net: &Mlp, params: &Params<X>, how: &Sampling) -> 
     let device = params.flat().device();
     let noise = Draw::new(how.seed, Stream::Sampling, 0);
     let mut samples = Vec::with_capacity(how.count * d);
-    for first in (0..how.count).step_by(CHUNK) {
-        let rows = CHUNK.min(how.count - first);
+    for first in (0..how.count).step_by(chunk) {
+        let rows = chunk.min(how.count - first);
         let mut values = vec![0.0; rows * d];
         Isa::detect().run(
             #[inline(always)]
@@ -64,34 +74,44 @@ pub fn sample_rows<X: FloatX>(net: &Mlp, params: &Params<X>, how: &Sampling) -> 
         );
         let x = Tensor::<f32>::from_f32(device, [rows, d], &values)?;
         let class = |i: usize| how.class.unwrap_or((first + i) % classes.max(1));
+        let classes: Vec<usize> = (0..rows).map(class).collect();
+        let told = Told::new(net, device, &classes)?;
         let x = sample(x, how.method, how.steps, (0.0, 1.0), |x, t| {
-            cast(&velocity(net, params, x, t as f32, class)?)
+            let t = Tensor::from_f32(device, [1], &[t as f32])?;
+            cast(&net.velocity_at(params, cast(x)?, &t, told.condition())?)
         })?;
         samples.extend_from_slice(&x.on_host()?);
     }
     Ok(samples)
 }
 
-/// `x: (N, D)`, one t for all rows → `v: (N, D)`.
-fn velocity<X: FloatX>(
-    net: &Mlp,
-    params: &Params<X>,
-    x: &Tensor<f32>,
-    t: f32,
-    class: impl Fn(usize) -> usize,
-) -> Result<Tensor<X>> {
-    let (device, rows, classes) = (x.device(), x.rows_cols().0, net.config().cond);
-    let modulations = if classes == 0 {
-        let t = Tensor::from_f32(device, [1], &[t])?;
-        net.modulations(params, Form::Direct, &t, rows, None)?
-    } else {
-        let t = Tensor::from_f32(device, [rows], &vec![t; rows])?;
-        let mut cond = vec![0.0; rows * classes];
-        cond.chunks_exact_mut(classes).enumerate().for_each(|(i, row)| row[class(i)] = 1.0);
-        let cond = Tensor::from_f32(device, [rows, classes], &cond)?;
-        net.modulations(params, Form::Direct, &t, 1, Some(cond))?
-    };
-    Ok(net.forward(params, cast(x)?, modulations, Keep::Nothing)?.0)
+/// The classes of some samples as a network takes them.
+struct Told<X: FloatX> {
+    vectors: Option<Tensor<X>>,
+    labels: Option<Labels>,
+}
+
+impl<X: FloatX> Told<X> {
+    fn new(net: &VelocityNet, device: &Device, classes: &[usize]) -> Result<Self> {
+        let (mut vectors, mut labels) = (None, None);
+        match net.conditioning() {
+            Conditioning::Nothing => {}
+            Conditioning::Vectors(width) => {
+                let mut one_hot = vec![0.0; classes.len() * width];
+                one_hot.chunks_exact_mut(width).zip(classes).for_each(|(row, class)| row[*class] = 1.0);
+                vectors = Some(Tensor::from_f32(device, [classes.len(), width], &one_hot)?);
+            }
+            Conditioning::Classes { .. } => {
+                let numbers: Vec<_> = classes.iter().map(|class| Some(*class as u32)).collect();
+                labels = Some(net.labels(device, &numbers)?);
+            }
+        }
+        Ok(Self { vectors, labels })
+    }
+
+    fn condition(&self) -> Condition<'_, X> {
+        Condition { vectors: self.vectors.as_ref(), labels: self.labels.as_ref(), image: None }
+    }
 }
 
 /// Turns rows of two values into points; a last odd value is left out.
@@ -102,13 +122,11 @@ pub fn points(rows: &[f32]) -> Vec<[f32; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
     use crate::nn::MlpConfig;
 
-    fn network(cond: usize) -> (Mlp, Params<f32>) {
-        let net =
-            Mlp::new(MlpConfig { channels: 3, width: 16, depth: 2, cond, post_norm: false, time_scale: 1.0 })
-                .unwrap();
+    fn network(cond: usize) -> (VelocityNet, Params<f32>) {
+        let config = MlpConfig { channels: 3, width: 16, depth: 2, cond, post_norm: false, time_scale: 1.0 };
+        let net = VelocityNet::new(VelocityConfig::Mlp(config)).unwrap();
         // An untrained network is zero everywhere: shake all weights.
         let mut values = net.layout().initial_values(1);
         let mut noise = vec![0.0; values.len()];

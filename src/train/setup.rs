@@ -3,9 +3,11 @@
 use crate::device::{CpuOptions, CudaOptions, Device};
 use crate::error::{Error, Result};
 use crate::flow::{Objective, Reduction, Times};
-use crate::nn::{Form, Mlp, MlpConfig};
+use crate::nn::dit::DitInput;
+use crate::nn::{DitConfig, Form, MlpConfig, VelocityConfig, VelocityNet};
 use crate::ops::flow_loss::Weight;
-use crate::train::config::{self, Config, Modulation, TimeSampling};
+use crate::train::config::{self, Config, Kind, Modulation, TimeSampling};
+use crate::train::features::RowShape;
 
 /// Opens the configured device.
 ///
@@ -16,12 +18,12 @@ pub fn device(config: &Config) -> Result<Device> {
     Device::open_either(&config.device, cpu, CudaOptions { tf32: config.tf32, ..CudaOptions::from_env() })
 }
 
-/// Lays out the velocity network for data of `width` columns.
+/// Lays out the velocity network for rows of data.
 ///
 /// # Errors
-/// A configured width that is not the data's.
-pub fn network(config: &Config, width: usize) -> Result<Mlp> {
-    let m = &config.model;
+/// A configured width or image that is not the data's; images that the patch does not divide.
+pub fn network(config: &Config, rows: RowShape) -> Result<VelocityNet> {
+    let (m, width) = (&config.model, rows.width);
     if m.channels != 0 && m.channels != width {
         return Err(Error::data(
             source_name(config),
@@ -30,14 +32,73 @@ pub fn network(config: &Config, width: usize) -> Result<Mlp> {
             format!("{width} columns"),
         ));
     }
-    Mlp::new(MlpConfig {
-        channels: width,
-        width: m.width,
-        depth: m.depth,
-        cond: m.cond,
-        post_norm: m.post_norm,
-        time_scale: m.time_scale as f32,
+    let time_scale = m.time_scale as f32;
+    VelocityNet::new(match m.kind {
+        Kind::Mlp => VelocityConfig::Mlp(MlpConfig {
+            channels: width,
+            width: m.width,
+            depth: m.depth,
+            cond: m.cond,
+            post_norm: m.post_norm,
+            time_scale,
+        }),
+        Kind::Dit => VelocityConfig::Dit {
+            dit: DitConfig {
+                input: dit_input(config, rows)?,
+                width: m.width,
+                depth: m.depth,
+                heads: m.heads(),
+                classes: m.classes,
+                null_label: m.classes > 0 && m.label_dropout > 0.0,
+                qk_norm: m.qk_norm,
+                learn_sigma: m.learn_sigma,
+                cond_channels: m.cond_channels,
+                time_scale,
+            },
+        },
     })
+}
+
+/// Says how a DiT takes a row: as the data set does, unless the configuration says more.
+fn dit_input(config: &Config, rows: RowShape) -> Result<DitInput> {
+    let (m, width) = (&config.model, rows.width);
+    let refused = |field: &str, expected: String, found: String| {
+        Err(Error::data(source_name(config), field, expected, found))
+    };
+    if m.tokens > 0 {
+        return match width.is_multiple_of(m.tokens) {
+            true => Ok(DitInput::Tokens { tokens: m.tokens, channels: width / m.tokens }),
+            false => refused(
+                "width",
+                format!("a multiple of {} (model.tokens)", m.tokens),
+                format!("{width} columns"),
+            ),
+        };
+    }
+    let [channels, height, wide] = match (m.image, rows.image) {
+        (Some(said), Some(found)) if said != found => {
+            return refused("shape", format!("{said:?} (model.image)"), format!("{found:?}"));
+        }
+        (Some(image), _) | (None, Some(image)) => image,
+        (None, None) => {
+            let expected = "channels, height and width for a DiT (set model.image, or model.tokens)";
+            return refused("shape", expected.into(), format!("rows of {width} values"));
+        }
+    };
+    if channels <= m.cond_channels {
+        let expected =
+            format!("more channels than those {} of the condition (model.cond_channels)", m.cond_channels);
+        return refused("shape", expected, format!("{channels} channels"));
+    }
+    if channels * height * wide != width {
+        let found = format!("{width} columns");
+        return refused("width", format!("{channels} × {height} × {wide} (model.image)"), found);
+    }
+    if height % m.patch != 0 || wide % m.patch != 0 {
+        let expected = format!("sides that a patch of {} divides (model.patch)", m.patch);
+        return refused("shape", expected, format!("{height} × {wide}"));
+    }
+    Ok(DitInput::Image { channels: channels - m.cond_channels, height, width: wide, patch: m.patch })
 }
 
 /// Says where the configured data come from, for messages.
@@ -51,7 +112,7 @@ pub fn source_name(config: &Config) -> String {
 }
 
 /// Returns the form of modulation that the configuration asks for.
-pub fn form(modulation: Modulation, net: &Mlp) -> Form {
+pub fn form(modulation: Modulation, net: &VelocityNet) -> Form {
     match modulation {
         Modulation::Auto => net.default_form(),
         Modulation::Direct => Form::Direct,
@@ -64,7 +125,7 @@ pub fn form(modulation: Modulation, net: &Mlp) -> Form {
 ///
 /// # Errors
 /// Sizes that do not fit together.
-pub fn objective(config: &Config, net: &Mlp, samples: usize) -> Result<Objective> {
+pub fn objective(config: &Config, net: &VelocityNet, samples: usize) -> Result<Objective> {
     let f = &config.flow;
     let clip = f.weight_clip as f32;
     let objective = Objective {
@@ -88,6 +149,8 @@ pub fn objective(config: &Config, net: &Mlp, samples: usize) -> Result<Objective
             config::Reduction::SumDimsMeanRows => Reduction::SumDimsMeanRows,
         },
         form: form(config.model.modulation, net),
+        label_dropout: config.model.label_dropout as f32,
+        recompute: config.train.recompute,
     };
     objective.check(net, config.train.micro_batches)?;
     Ok(objective)

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
+use crate::nn::Import;
 use crate::ops::elementwise::cast;
 use crate::tensor::Tensor;
 use crate::train::align::{AutoencoderTask, LatentTask};
@@ -65,7 +66,7 @@ fn align_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
     // takes the copy in its folder, so it does not matter what became of the original.
     let copy = options.dir.join(NETWORK);
     let prior: Prior<X> = if copy.exists() {
-        Prior::read(&device, &copy, None)?
+        Prior::read(&device, &copy, Import::default())?
     } else {
         open_prior(&device, config.align.prior()?, config.align.use_ema)?
     };

@@ -17,7 +17,7 @@ use crate::train::align::{AutoencoderTask, LatentTask};
 use crate::train::config::{Config, Stage, Target};
 use crate::train::cost::{Work, latent_width};
 use crate::train::engine::{Engine, Report};
-use crate::train::features::Features;
+use crate::train::features::{Features, RowShape};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::Prior;
 use crate::train::run::Trainee;
@@ -26,6 +26,8 @@ use crate::train::start::open_prior;
 
 /// Rows of made-up features: 2 MiB at the reference's width, more than a batch and less than the caches' neighbours.
 const SYNTHETIC_ROWS: usize = 16_384;
+/// Numbers of all of them, at most: images need not be so many.
+const SYNTHETIC_VALUES: usize = SYNTHETIC_ROWS * 512;
 /// Steps that are timed at least, whatever the clock says.
 const FEWEST: usize = 5;
 /// Steps that are timed at most, unless a number was asked for.
@@ -110,21 +112,21 @@ impl Steps {
         let device = setup::device(config)?;
         if config.stage == Stage::Pretrain {
             let features = features(config)?;
-            let work = Work::of(config, features.width(), None)?;
+            let work = Work::of(config, features.rows(), None)?;
             let (task, engine) = Pretrain::with_features::<X>(config, &device, features)?;
             return Ok(Self { runner: boxed(&device, task, engine), device, work });
         }
         let prior = prior::<X>(config, &device)?;
-        let net = *prior.net.config();
+        let net = prior.net.config();
         match config.align.target {
             Target::Latents => {
-                let work = Work::of(config, net.channels, Some(net))?;
+                let work = Work::of(config, RowShape::vectors(net.data_width()), Some(net))?;
                 let (task, engine) = LatentTask::new(config, &device, prior)?;
                 Ok(Self { runner: boxed(&device, task, engine), device, work })
             }
             Target::Autoencoder => {
                 let (task, engine) = AutoencoderTask::new(config, &device, prior)?;
-                let work = Work::of(config, task.features.width(), Some(net))?;
+                let work = Work::of(config, task.features.rows(), Some(net))?;
                 Ok(Self { runner: boxed(&device, task, engine), device, work })
             }
         }
@@ -215,17 +217,28 @@ fn boxed<P: FloatX, T: Trainee<P> + Send + 'static>(
     Box::new(Pair { device: device.clone(), task, engine })
 }
 
+/// Describes the rows that are made up where no data are configured; of width 0 where the configuration does not say it.
+pub fn made_up(config: &Config) -> RowShape {
+    let model = &config.model;
+    match model.image {
+        Some(image) => RowShape { width: image.iter().product(), image: Some(image) },
+        None => RowShape::vectors(model.channels),
+    }
+}
+
 /// Opens the configured data, or makes rows up.
 fn features(config: &Config) -> Result<Features> {
     if config.data.source().is_ok() {
         return Features::open(config);
     }
-    let width = config.model.channels;
+    let (model, rows) = (&config.model, made_up(config));
+    let width = rows.width;
     if width == 0 {
-        let why = "no data and no width to make some up: set `model.channels`, `data.path` or a preset";
+        let why = "no data and no width to make some up: set `model.channels` or `model.image`, `data.path` or a preset";
         return Err(Error::Usage(why.into()));
     }
-    let mut rows = vec![0.0; SYNTHETIC_ROWS * width];
+    let count = (SYNTHETIC_VALUES / width).clamp(config.train.batch.min(SYNTHETIC_ROWS), SYNTHETIC_ROWS);
+    let mut rows = vec![0.0; count * width];
     let draw = Draw::new(config.seed, Stream::Toy, 0);
     for (i, row) in rows.chunks_exact_mut(width).enumerate() {
         Isa::detect().run(
@@ -233,8 +246,8 @@ fn features(config: &Config) -> Result<Features> {
             |arch| draw.fill_normal(arch, row, i as u64, 0),
         );
     }
-    let classes = config.model.cond;
-    let labels = (classes > 0).then(|| (0..SYNTHETIC_ROWS).map(|i| (i % classes) as u32).collect());
+    let classes = model.cond.max(model.classes);
+    let labels = (classes > 0).then(|| (0..count).map(|i| (i % classes) as u32).collect());
     Features::from_source(config, Source::Memory(Memory::new(rows, width, labels)?))
 }
 
@@ -243,7 +256,7 @@ fn prior<X: FloatX>(config: &Config, device: &Device) -> Result<Prior<X>> {
     if let Some(path) = &config.align.prior {
         return open_prior(device, path, config.align.use_ema);
     }
-    let net = setup::network(config, latent_width(config))?;
+    let net = setup::network(config, RowShape::vectors(latent_width(config)))?;
     let params = net.init(device, config.seed)?;
     Prior::freeze(net, params, None, PathBuf::from("a fresh prior"))
 }

@@ -123,8 +123,8 @@ const OPTIMIZER: [f64; 6] = [4.0, 8.0, 28.0, 12.0, 6.0, 6.0];
 impl Paper {
     /// Counts a step.
     pub fn of(work: &Work, stage: Stage) -> Self {
-        let (n, c, d) = (work.samples * work.flow_mul, work.net.width, work.net.channels);
-        let (n, c, d, depth) = (n as f64, c as f64, d as f64, work.net.depth as f64);
+        let (n, c, d) = (work.samples * work.flow_mul, work.width(), work.net.data_width());
+        let (n, c, d, depth) = (n as f64, c as f64, d as f64, work.depth() as f64);
         let (row, weight, narrow) = (2.0 * n * c, 2.0 * c * c, 4.0 * n * d);
         let trains = stage == Stage::Pretrain;
         let parameters = (2.0 * depth + 3.0 * depth + 2.0 + 1.0) * c * c + (256.0 + 2.0 * d) * c;

@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cuda_emulator::audit::measured::{self, Measured};
+use flowprior::ops::attention::Heads;
 use flowprior::ops::chebyshev::chebyshev_weights;
 use flowprior::ops::elementwise::{axpy, cast};
+use flowprior::ops::embedding::{LabelDrop, Labels, add_rows, embedding_backward, embedding_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
-use flowprior::ops::gather::{Affine, Index, gather_backward, gather_forward};
+use flowprior::ops::gather::{
+    Affine, Index, Mirror, Sampling, Stored, gather_backward, gather_forward, gather_samples_to,
+};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
@@ -21,6 +25,8 @@ use flowprior::ops::normalize::{
     batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
 };
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::patchify::{Patches, patchify, patchify_backward, unpatchify, unpatchify_backward};
+use flowprior::ops::qk_norm::{QkNorm, QkNormGrads, qk_norm_backward, qk_norm_forward};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
@@ -61,8 +67,10 @@ fn launch(device: &Device) -> Result<()> {
     rows(device)?;
     flow(device)?;
     elements(device)?;
+    images(device)?;
     optimizer(device)?;
     products(device)?;
+    heads(device)?;
     step(device)?;
     match device {
         Device::Cuda(queue) => queue.synchronize(),
@@ -127,12 +135,35 @@ fn elements(device: &Device) -> Result<()> {
     gather_forward::<f32, bf16>(&wide, &index, Affine::IDENTITY)?;
     gather_forward::<bf16, f32>(&narrow, &index, Affine::IDENTITY)?;
     gather_backward(back.view_mut(), &narrow, &index, Affine::IDENTITY)?;
+    let mirror = Some(Mirror { draw: Draw::new(1, Stream::Flip, 2), width: 32 });
+    let sampling =
+        Sampling { stored: Stored::Drawn(Draw::new(1, Stream::Moments, 2)), mirror, scale: 0.18215 };
+    gather_samples_to(&mut back, &filled::<bf16>(device, N, 2 * C)?, &index, &sampling)?;
     standardize_forward(&wide, batch_stats(&wide)?)?;
     std_penalty(&mut back, &wide, 1.0)?;
     unit_norm_forward(&wide)?;
     unit_norm_backward(&back, &wide)?;
     grad_norm(&wide, 1.0)?;
     Ok(())
+}
+
+/// Latents of 4 × 64 × 64 in patches of 2 × 2, and rows of ten classes.
+fn images(device: &Device) -> Result<()> {
+    let patches = Patches { channels: 4, height: 64, width: 64, patch: 2 };
+    let x = filled::<bf16>(device, N * C / patches.sample(), patches.sample())?;
+    let tokens = patchify(&x, patches)?;
+    patchify_backward(&tokens, patches)?;
+    unpatchify(&tokens, patches, 4)?;
+    unpatchify_backward(&x, patches, 4)?;
+
+    let classes: Vec<u32> = (0..N as u32).map(|i| i * i % 10).collect();
+    let labels = Labels::new(device, &classes, 10)?;
+    let drop = LabelDrop { probability: 0.1, draw: Draw::new(1, Stream::LabelDrop, 2) };
+    let table = filled::<bf16>(device, 11, C)?;
+    let (mut y, chosen) = embedding_forward(table.view(), &labels, Rows::plain(N), Some(drop))?;
+    let mut dtable = Tensor::<f32>::zeros(device, [11, C]);
+    embedding_backward(dtable.view_mut(), &y, &chosen)?;
+    add_rows(&mut y, filled(device, 64, C)?.view())
 }
 
 fn optimizer(device: &Device) -> Result<()> {
@@ -168,6 +199,22 @@ fn products(device: &Device) -> Result<()> {
         let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
         linear_loss_backward(&x, w.view(), b.view(), &target, 0.5)?;
     }
+    Ok(())
+}
+
+/// The norms of queries and keys: 8 heads of 64.
+fn heads(device: &Device) -> Result<()> {
+    let [qkv, dy] = [filled::<bf16>(device, N, 3 * C)?, filled(device, N, 3 * C)?];
+    let affine = filled::<bf16>(device, 1, C / 8)?.reshaped([C / 8])?;
+    let norm = QkNorm { q: (affine.view(), affine.view()), k: (affine.view(), affine.view()) };
+    let of = Heads { tokens: N, heads: 8 };
+    let (_, stats) = qk_norm_forward(&qkv, &norm, of)?;
+    let mut sums = Tensor::<f32>::zeros(device, [4, C / 8]);
+    let places: [usize; 4] = std::array::from_fn(|i| i * C / 8);
+    let parts = sums.view_mut().parts(places.map(|at| (at, [C / 8].into())));
+    let [q_weight, q_bias, k_weight, k_bias] = parts;
+    let grads = QkNormGrads { q: (q_weight, q_bias), k: (k_weight, k_bias) };
+    qk_norm_backward(&dy, &qkv, &stats, &norm, of, Some(grads))?;
     Ok(())
 }
 

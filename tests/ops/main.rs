@@ -5,8 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
 mod chebyshev;
 mod elementwise;
+mod embedding;
 mod flow_loss;
 mod flow_path;
 mod gated_residual;
@@ -17,5 +19,7 @@ mod linear;
 mod mse;
 mod normalize;
 mod optimizer;
+mod patchify;
+mod qk_norm;
 mod step_control;
 mod timestep_embedding;

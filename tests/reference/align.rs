@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Reduction, Times, Want, Weight};
-use flowprior::nn::{Autoencoder, AutoencoderConfig, Form, Grads, Layout, Params};
+use flowprior::nn::{Autoencoder, AutoencoderConfig, Condition, Form, Grads, Layout, Params};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::linear::Activation;
 use flowprior::ops::mse::mse;
@@ -115,6 +115,8 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
             weight: weight_of(weight),
             reduction: Reduction::MeanAll,
             form: Form::Direct,
+            label_dropout: 0.0,
+            recompute: false,
         };
         let gradient = if weight == "kl" { LatentGradient::Detached } else { LatentGradient::Full };
         let mut optimizer = latents_under_adam(&fixture)?;
@@ -122,8 +124,9 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
         for step in 0..integer(&fixture, "steps") {
             let y = wide(&optimizer.params.named(LATENTS)?.to_f32_vec().unwrap());
             let y = matrix(&device, d, &y)?;
-            let velocity = Velocity { net: &net, params: &prior, tables: None };
-            let batch = Batch { data: &y, cond: Some(&z), first: 0 };
+            let velocity = Velocity { net: &net.clone().into(), params: &prior, tables: None };
+            let cond = Condition { vectors: Some(&z), ..Condition::default() };
+            let batch = Batch { data: &y, cond, first: 0 };
             let draws = Draws::training(seed, step as u64);
             let outcome = objective.evaluate(velocity, batch, draws, 1.0, Want::Latents(gradient))?;
             curves[0].push(outcome.loss()?);

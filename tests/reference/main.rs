@@ -11,6 +11,7 @@ mod fixture;
 mod mlp_f64;
 
 mod align;
+mod dit;
 mod import;
 mod network;
 mod pretrain;
@@ -107,15 +108,19 @@ const ROWS: usize = 13;
 /// permutation that is known, so what is stored is shuffled the other way.
 fn unshuffled(dir: &Path, seed: u64, rows: &[f64], batches: usize) -> Result<String> {
     let width = rows.len() / ROWS;
-    let order = Permutation::new(seed, 0, (ROWS * batches) as u64)?;
     let mut stored = vec![0.0; rows.len() * batches];
-    for position in 0..ROWS * batches {
-        let row = order.row(position as u64) as usize;
+    for (position, row) in order(seed, batches)?.into_iter().enumerate() {
         stored[row * width..][..width].copy_from_slice(&rows[position % ROWS * width..][..width]);
     }
     let path = dir.join("data.safetensors");
     engine::write(&path, &Tensors::from([("features".into(), (vec![ROWS * batches, width], stored))]), &[]);
     Ok(format!("data.path='{}'", path.display()))
+}
+
+/// Returns the number of the row that a run reads at each position of its first epoch.
+fn order(seed: u64, batches: usize) -> Result<Vec<usize>> {
+    let order = Permutation::new(seed, 0, (ROWS * batches) as u64)?;
+    Ok((0..ROWS * batches).map(|position| order.row(position as u64) as usize).collect())
 }
 
 /// Starts an engine from given parameters.

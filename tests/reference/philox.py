@@ -6,7 +6,7 @@ uses float32, so normals agree to about 1e-6 and times exactly (24 bits fit both
 
 import numpy as np
 
-NOISE, TIME = 1, 2  # src/rng.rs: enum Stream
+NOISE, TIME, LABEL_DROP = 1, 2, 11  # src/rng.rs: enum Stream
 FIXTURE = 1000  # streams from here on make inputs and weights of the fixtures; the engine has no such streams
 
 _MASK = np.uint64(0xFFFF_FFFF)

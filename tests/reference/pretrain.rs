@@ -2,7 +2,7 @@
 
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, Objective, Reduction, Times, Want, Weight};
-use flowprior::nn::{Form, Grads};
+use flowprior::nn::{Condition, Form, Grads};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::optim::schedule::{Schedule, ScheduleKind};
 use flowprior::rng::{Draw, Stream};
@@ -28,6 +28,8 @@ fn objective(case: &Fixture, form: Form) -> Objective {
         weight: Weight::Uniform,
         reduction: Reduction::MeanAll,
         form,
+        label_dropout: 0.0,
+        recompute: false,
     }
 }
 
@@ -44,8 +46,9 @@ fn check<X: FloatX>(tolerance: f64) -> Result<()> {
             for form in forms(&fixture) {
                 let what = format!("{case}, {}, {isa:?}, {form}", X::DTYPE);
                 let mut grads = Grads::zeros(&device, net.layout().clone());
-                let velocity = Velocity { net: &net, params: &params, tables: None };
-                let batch = Batch { data: &data, cond: cond.as_ref(), first: 0 };
+                let velocity = Velocity { net: &net.clone().into(), params: &params, tables: None };
+                let cond = Condition { vectors: cond.as_ref(), ..Condition::default() };
+                let batch = Batch { data: &data, cond, first: 0 };
                 let draws = Draws::training(seed, 0);
                 let want = Want::Params(&mut grads);
                 let loss = objective(&fixture, form).evaluate(velocity, batch, draws, 1.0, want)?.loss()?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use flowprior::FloatX;
 use flowprior::data::writer::{DatasetWriter, NonFinite, Spec};
 use flowprior::device::Isa;
-use flowprior::nn::{Grads, Mlp, MlpConfig, Params};
+use flowprior::nn::{Grads, MlpConfig, Params, VelocityConfig, VelocityNet};
 use flowprior::rng::{Draw, Stream};
 use flowprior::train::config::Target;
 use flowprior::train::engine::Engine;
@@ -49,6 +49,17 @@ const COMMON: &[&str] = &[
     "optim.ema=[0.9, 0.99]",
     "optim.schedule.warmup_steps=4",
     "optim.schedule.warmup_lr=1e-4",
+];
+
+/// Makes the network of a small run a DiT on handwritten digits, which it is told.
+pub const DIT: &[&str] = &[
+    "data.builtin=digits",
+    "model.kind=dit",
+    "model.image=[1, 8, 8]",
+    "model.heads=4",
+    "model.classes=10",
+    "model.label_dropout=0.3",
+    "train.batch=16",
 ];
 
 impl Kind {
@@ -115,7 +126,7 @@ pub fn options(dir: &Path, resume: Resume, stop: StopFlag) -> RunOptions {
 /// gradient. `noise` of 0.05 keeps it smooth in t.
 pub fn random_prior(path: &Path, channels: usize, noise: f32) -> Outcome<PathBuf> {
     let config = MlpConfig { channels, width: 32, depth: 2, cond: 0, post_norm: false, time_scale: 1.0 };
-    let net = Mlp::new(config)?;
+    let net = VelocityNet::new(VelocityConfig::Mlp(config))?;
     let mut flat = net.layout().initial_values(7);
     let mut shake = vec![0.0; flat.len()];
     normals(&mut shake, 7);

@@ -48,7 +48,7 @@ impl<X: FloatX> AutoencoderTask<X> {
     /// A latent width that is not the prior's; micro-batches where the loss looks at a whole batch.
     pub fn new(config: &Config, device: &Device, prior: Prior<X>) -> Result<(Self, Engine<X>)> {
         let a = &config.align;
-        let width = prior.net.config().channels;
+        let width = prior.net.data_width();
         if a.autoencoder.latent != width {
             return Err(Error::data(
                 &prior.source,
@@ -140,7 +140,7 @@ impl<X: FloatX> AutoencoderTask<X> {
         seed: u64,
         rounds: std::ops::Range<u64>,
     ) -> Result<Vec<f64>> {
-        let (rows, width) = (self.alignment.objective.samples, self.alignment.prior.net.config().channels);
+        let (rows, width) = (self.alignment.objective.samples, self.alignment.prior.net.data_width());
         let batches = (latents.len() / (rows * width)) as u64;
         let mut losses = Vec::new();
         for (i, batch) in latents.chunks(rows * width).enumerate() {

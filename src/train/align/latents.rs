@@ -34,7 +34,7 @@ impl<X: FloatX> LatentTask<X> {
     /// # Errors
     /// Sizes that do not fit together.
     pub fn new(config: &Config, device: &Device, prior: Prior<X>) -> Result<(Self, Engine<f32>)> {
-        let (count, width) = (config.align.latents, prior.net.config().channels);
+        let (count, width) = (config.align.latents, prior.net.data_width());
         let mut layout = Layout::default();
         layout.add(LATENTS, [count, width], Init::Zeros);
         let layout = Arc::new(layout);
@@ -115,7 +115,7 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
     const STAGE: Stage = Stage::Align;
 
     fn architecture(&self) -> Value {
-        let (count, width) = (self.alignment.objective.samples, self.alignment.prior.net.config().channels);
+        let (count, width) = (self.alignment.objective.samples, self.alignment.prior.net.data_width());
         json!({ "latents": [count, width], "prior": self.alignment.prior.net.config() })
     }
 

@@ -18,7 +18,8 @@ pub use latents::LatentTask;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::{Batch, Draws, LatentGradient, Objective, Outcome, Want};
-use crate::nn::Form;
+use crate::nn::{Condition, Conditioning, Form};
+use crate::ops::embedding::Labels;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
 };
@@ -49,6 +50,8 @@ pub struct Alignment<X: FloatX> {
     norm_target: bool,
     unit_norm: bool,
     seed: u64,
+    /// "No class" for each row of a micro-batch, under a prior with classes.
+    null: Option<Labels>,
 }
 
 impl<X: FloatX> Alignment<X> {
@@ -57,16 +60,25 @@ impl<X: FloatX> Alignment<X> {
     /// # Errors
     /// Sizes that do not fit together; a conditional prior.
     pub fn new(config: &Config, mut prior: Prior<X>, samples: usize) -> Result<Self> {
-        if prior.net.config().cond > 0 {
-            return Err(Error::Usage(
-                "stage 2 aligns to unconditional priors; this one takes a condition".into(),
-            ));
-        }
+        let null = match prior.net.conditioning() {
+            Conditioning::Nothing => None,
+            // A network that also knows "no class" is an unconditional one, too.
+            Conditioning::Classes { classes, null: true } => {
+                let micro = samples / config.train.micro_batches.max(1);
+                Some(Labels::none(prior.params.flat().device(), micro, classes)?)
+            }
+            _ => {
+                return Err(Error::Usage(
+                    "stage 2 aligns to unconditional priors; this one takes a condition".into(),
+                ));
+            }
+        };
         let mut objective = setup::objective(config, &prior.net, samples)?;
+        objective.label_dropout = 0.0;
         let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
         objective.form = form;
         if let Form::Nodes(r) = form {
-            prior.tables = Some(prior.net.node_tables(&prior.params, r)?);
+            prior.tables = prior.net.node_tables(&prior.params, r)?;
         }
         let gradient = match config.align.gradient {
             Gradient::Full => LatentGradient::Full,
@@ -80,7 +92,7 @@ impl<X: FloatX> Alignment<X> {
         };
         let seed = config.seed;
         notes.extend(note);
-        Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed })
+        Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed, null })
     }
 
     /// Returns the row losses of the latents `y: (B, D)`, numbers `first ..` of the global batch, with their divisor, and the gradient
@@ -98,7 +110,8 @@ impl<X: FloatX> Alignment<X> {
         let standard = stats.map(|stats| standardize_forward(y, stats)).transpose()?;
         let before_unit = standard.as_ref().unwrap_or(y);
         let unit = if self.unit_norm { Some(unit_norm_forward(before_unit)?) } else { None };
-        let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond: None, first };
+        let cond = Condition { labels: self.null.as_ref(), ..Condition::default() };
+        let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond, first };
         let velocity = self.prior.velocity(self.objective.form);
         let want = Want::Latents(self.gradient);
         let mut outcome =
@@ -121,7 +134,11 @@ impl<X: FloatX> Alignment<X> {
         let standard = self.stats(y)?.map(|stats| standardize_forward(y, stats)).transpose()?;
         let y = standard.as_ref().unwrap_or(y);
         let unit = if self.unit_norm { Some(unit_norm_forward(y)?) } else { None };
-        let batch = Batch { data: unit.as_ref().unwrap_or(y), cond: None, first: 0 };
+        let device = y.device();
+        let null = self.null.as_ref().map(|null| Labels::none(device, y.rows_cols().0, null.classes()));
+        let null = null.transpose()?;
+        let cond = Condition { labels: null.as_ref(), ..Condition::default() };
+        let batch = Batch { data: unit.as_ref().unwrap_or(y), cond, first: 0 };
         let velocity = self.prior.velocity(self.objective.form);
         let loss = |draw| {
             let draws = Draws::evaluation(seed, draw);
@@ -158,8 +175,8 @@ fn reference<X: FloatX>(config: &Config, prior: &Prior<X>) -> Result<Option<Refe
     let data = prior.data.as_ref().or(own.then_some(&config.data));
     let Some(data) = data else { return Ok(None) };
     let reference = Reference::open(data, prior.standardise.as_ref(), config.seed)?;
-    match reference.width() == prior.net.config().channels {
+    match reference.width() == prior.net.data_width() {
         true => Ok(Some(reference)),
-        false => Err(Error::data(&prior.source, "data", prior.net.config().channels, reference.width())),
+        false => Err(Error::data(&prior.source, "data", prior.net.data_width(), reference.width())),
     }
 }

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 use super::refused;
 use super::sections::{Builtin, Config, Stage, Toy};
 use crate::error::{Error, Result};
+use crate::nn::dit::Size;
 use crate::train::preset;
 
 /// The table of a layer that holds what counts in one stage only.
@@ -50,7 +51,27 @@ pub fn load(sources: &Sources, sets: &[String]) -> Result<Config> {
     }
     let mut config: Config = typed("the merged configuration", &merged)?;
     config.stage = stage;
+    settle_size(&mut config, merged.get("model"))?;
     Ok(config)
+}
+
+/// Takes width, depth and heads from a published size; a key that says otherwise is refused.
+fn settle_size(config: &mut Config, model: Option<&Value>) -> Result<()> {
+    let m = &mut config.model;
+    let Some(size) = m.size else { return Ok(()) };
+    let (depth, width, heads) = size.sizes();
+    for (key, of_size, own) in
+        [("width", width, &mut m.width), ("depth", depth, &mut m.depth), ("heads", heads, &mut m.heads)]
+    {
+        let said = model.is_some_and(|model| model.get(key).is_some());
+        if said && *own != of_size {
+            return Err(Error::Usage(format!(
+                "model.size = \"{size:?}\" has {key} {of_size}, but model.{key} is {own}; leave one of them out"
+            )));
+        }
+        *own = of_size;
+    }
+    Ok(())
 }
 
 /// Flattens a configuration to `a.b.c` → value as TOML text.
@@ -224,6 +245,8 @@ fn schema() -> Result<Table> {
     config.data.path = Some(PathBuf::new());
     config.data.builtin = Some(Builtin::Digits);
     config.align.prior = Some(PathBuf::new());
+    config.model.size = Some(Size::S);
+    config.model.image = Some([0; 3]);
     table_of(&config)
 }
 

@@ -18,15 +18,17 @@
 
 mod align;
 mod layers;
+mod model;
 mod refused;
 mod sections;
 mod validate;
 
 pub use align::{Activation, AlignConfig, AutoencoderConfig, Gradient, Target};
 pub use layers::Sources;
+pub use model::{DEFAULT_NODES, Kind, ModelConfig, Modulation};
 pub use sections::{
-    Builtin, Config, DEFAULT_NODES, DataConfig, DataSource, FlowConfig, ModelConfig, Modulation, OnDevice,
-    OptimConfig, Reduction, Stage, TimeSampling, Toy, TrainConfig, Weight,
+    Builtin, Config, DataConfig, DataSource, FlowConfig, OnDevice, OptimConfig, Reduction, Stage,
+    TimeSampling, Toy, TrainConfig, Weight,
 };
 
 use crate::error::{Error, Result};

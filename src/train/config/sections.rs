@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::align::AlignConfig;
+use super::model::ModelConfig;
 use crate::error::{Error, Result};
 use crate::float::DType;
 use crate::optim::scaler::ScalerConfig;
@@ -148,6 +149,10 @@ pub struct DataConfig {
     pub builtin: Option<Builtin>,
     /// Subtracts the mean and divides by the standard deviation of each column, from the dataset's statistics.
     pub standardise: bool,
+    /// Mirrors images left to right with probability ½, anew in every step; the data set must say that its rows are images.
+    pub flip: bool,
+    /// Whether rows that are stored as means and log-variances are drawn anew in every step; else their means are taken.
+    pub sample_moments: bool,
     /// Batches that the loader reads ahead; 0 reads each when it is asked for. Never changes their order.
     pub prefetch: usize,
     /// Whether a CUDA device keeps all rows and gathers batches itself: `auto` (if they take at most half of its free memory),
@@ -162,6 +167,8 @@ impl Default for DataConfig {
             path: None,
             builtin: None,
             standardise: false,
+            flip: false,
+            sample_moments: true,
             prefetch: 2,
             on_device: OnDevice::Auto,
         }
@@ -208,89 +215,6 @@ impl DataConfig {
             _ => Err(Error::Usage(
                 "data: only one of `data.toy`, `data.path` and `data.builtin` may be set".to_owned(),
             )),
-        }
-    }
-}
-
-/// How the modulation path (a function of t alone in an unconditional network) is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Modulation {
-    /// `nodes` where it applies (no condition), else `direct`.
-    Auto,
-    /// One modulation row per row of the batch: the parity form.
-    Direct,
-    /// Evaluated at this many Chebyshev nodes and interpolated per row.
-    Nodes(usize),
-    /// This many modulation rows, each shared by consecutive rows of the batch.
-    Groups(usize),
-}
-
-/// Nodes that `modulation = "nodes"` means: exact to f32 rounding for the reference's network (PERFORMANCE 5).
-pub const DEFAULT_NODES: usize = 16;
-
-impl TryFrom<String> for Modulation {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (word, number) = match text.split_once('=') {
-            Some((word, number)) => (word, Some(number.parse::<usize>())),
-            None => (text.as_str(), None),
-        };
-        match (word, number) {
-            ("auto", None) => Ok(Self::Auto),
-            ("direct", None) => Ok(Self::Direct),
-            ("nodes", None) => Ok(Self::Nodes(DEFAULT_NODES)),
-            ("nodes", Some(Ok(nodes))) => Ok(Self::Nodes(nodes)),
-            ("groups", Some(Ok(groups))) => Ok(Self::Groups(groups)),
-            _ => Err(format!(
-                "unknown modulation `{text}`, expected `auto`, `direct`, `nodes`, `nodes=R` or `groups=G`"
-            )),
-        }
-    }
-}
-
-impl From<Modulation> for String {
-    fn from(modulation: Modulation) -> Self {
-        match modulation {
-            Modulation::Auto => "auto".to_owned(),
-            Modulation::Direct => "direct".to_owned(),
-            Modulation::Nodes(nodes) => format!("nodes={nodes}"),
-            Modulation::Groups(groups) => format!("groups={groups}"),
-        }
-    }
-}
-
-/// The velocity network (FEATURES 1.7).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Width of the data, C; 0 takes it from the data, anything else must agree with them.
-    pub channels: usize,
-    /// Width of the hidden layers, D.
-    pub width: usize,
-    /// Residual blocks.
-    pub depth: usize,
-    /// Width of the per-row condition (the reference's `z_channels`); 0 for none.
-    pub cond: usize,
-    /// Normalises the output of each block instead of only its input.
-    pub post_norm: bool,
-    /// Multiplies t before the sinusoids. The reference feeds t as it is: 1.
-    pub time_scale: f64,
-    /// How the modulation path is computed: `auto`, `direct`, `nodes`, `nodes=R` or `groups=G`.
-    pub modulation: Modulation,
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self {
-            channels: 0,
-            width: 1024,
-            depth: 6,
-            cond: 0,
-            post_norm: false,
-            time_scale: 1.0,
-            modulation: Modulation::Auto,
         }
     }
 }
@@ -448,6 +372,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Draws the figures of the run when it is finished.
     pub figures: bool,
+    /// Keeps the input of each block alone, and computes the rest of it again in the backward pass: less memory, more time, the
+    /// same results.
+    pub recompute: bool,
     /// CUDA: makes a step by one graph, not kernel by kernel; the results are the same.
     pub graph: bool,
 }
@@ -464,6 +391,7 @@ impl Default for TrainConfig {
             max_skipped: 20,
             eval_every: 0,
             figures: true,
+            recompute: false,
             graph: true,
         }
     }

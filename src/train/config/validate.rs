@@ -3,7 +3,8 @@
 use std::fmt::Display;
 
 use super::align::{AlignConfig, Gradient, Target};
-use super::sections::{Config, DataConfig, FlowConfig, ModelConfig, Modulation, OptimConfig, Stage, Weight};
+use super::model::{Kind, ModelConfig, Modulation};
+use super::sections::{Config, DataConfig, FlowConfig, OptimConfig, Stage, Weight};
 use crate::error::{Error, Result};
 use crate::float::DType;
 use crate::optim::schedule::ScheduleKind;
@@ -37,6 +38,11 @@ impl Config {
         data(&self.data)?;
         model(&self.model)?;
         flow(&self.flow)?;
+        if self.flow.norm_target && self.model.cond_channels > 0 {
+            return refuse(
+                "flow.norm_target normalises rows as a whole, the channels of model.cond_channels with them: leave one of them out",
+            );
+        }
         optim(&self.optim)?;
         self.schedule()?;
         self.scaler()?;
@@ -145,6 +151,28 @@ fn model(m: &ModelConfig) -> Result<()> {
     count("model.width", m.width as u64)?;
     count("model.depth", m.depth as u64)?;
     above("model.time_scale", m.time_scale, 0.0)?;
+    match m.kind {
+        Kind::Mlp => mlp(m),
+        Kind::Dit => dit(m),
+    }
+}
+
+fn mlp(m: &ModelConfig) -> Result<()> {
+    let of_dit = [
+        ("size", m.size.is_some()),
+        ("heads", m.heads > 0),
+        ("image", m.image.is_some()),
+        ("tokens", m.tokens > 0),
+        ("classes", m.classes > 0),
+        ("qk_norm", m.qk_norm),
+        ("learn_sigma", m.learn_sigma),
+        ("cond_channels", m.cond_channels > 0),
+    ];
+    if let Some((key, _)) = of_dit.iter().find(|(_, set)| *set) {
+        let instead =
+            if *key == "classes" { "; labels of an MLP are a condition: set model.cond" } else { "" };
+        return refuse(format!("model.{key} is for model.kind = \"dit\"{instead}"));
+    }
     let Modulation::Nodes(nodes) = m.modulation else { return Ok(()) };
     if m.cond > 0 {
         return refuse(format!(
@@ -156,6 +184,48 @@ fn model(m: &ModelConfig) -> Result<()> {
             "model.modulation = \"nodes=R\" must have R from {} to {}, but has {nodes}",
             NODES.start(),
             NODES.end()
+        ));
+    }
+    Ok(())
+}
+
+fn dit(m: &ModelConfig) -> Result<()> {
+    if m.cond > 0 {
+        return refuse("model.cond is for model.kind = \"mlp\"; a DiT takes labels: set model.classes");
+    }
+    if m.post_norm {
+        return refuse("model.post_norm is for model.kind = \"mlp\"");
+    }
+    if let Modulation::Nodes(nodes) = m.modulation {
+        return refuse(format!(
+            "model.modulation = \"nodes={nodes}\" is for model.kind = \"mlp\": a DiT evaluates its modulation once a sample"
+        ));
+    }
+    if let (Modulation::Groups(_), true) = (m.modulation, m.classes > 0) {
+        return refuse(
+            "model.modulation = \"groups=G\" needs model.classes = 0: samples of one group would share a label",
+        );
+    }
+    let heads = m.heads();
+    if !m.width.is_multiple_of(2 * heads) {
+        return refuse(format!(
+            "model.heads = {heads} must cut model.width = {} into heads of an even width",
+            m.width
+        ));
+    }
+    within("model.label_dropout", m.label_dropout, 0.0, 0.999)?;
+    if m.tokens > 0 && (m.image.is_some() || m.cond_channels > 0) {
+        let other = if m.image.is_some() { "image" } else { "cond_channels" };
+        return refuse(format!(
+            "model.tokens takes rows as sequences, model.{other} as images: set one of them"
+        ));
+    }
+    count("model.patch", m.patch as u64)?;
+    let Some([channels, height, width]) = m.image else { return Ok(()) };
+    if channels == 0 || height * width == 0 || height % m.patch != 0 || width % m.patch != 0 {
+        return refuse(format!(
+            "model.image = [{channels}, {height}, {width}] must have sides that model.patch = {} divides",
+            m.patch
         ));
     }
     Ok(())

@@ -13,6 +13,8 @@
 //! ```
 //! Scratch (packed operands, partial sums) is estimated from the largest products.
 
+mod dit;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -22,13 +24,16 @@ use crate::device::Isa;
 use crate::error::Result;
 use crate::float::DType;
 use crate::nn::modulation_path::EMBEDDING;
-use crate::nn::{Autoencoder, AutoencoderConfig, Form, Layout, Mlp, MlpConfig};
+use crate::nn::{
+    Autoencoder, AutoencoderConfig, Conditioning, Form, Layout, MlpConfig, VelocityConfig, VelocityNet,
+};
 use crate::ops::linear::Activation;
 use crate::ops::{rows_per_block, rows_per_partial};
 use crate::optim::OptimKind;
 use crate::train::config::{Config, Stage, Target};
 use crate::train::cost::{Cost, Purpose, Work};
-use crate::train::features;
+use crate::train::features::{self, RowShape};
+use crate::train::timing::made_up;
 
 /// Bytes of one f32.
 const F32: u64 = size_of::<f32>() as u64;
@@ -78,13 +83,13 @@ impl Plan {
     ///
     /// # Errors
     /// Data that are configured and cannot be opened; sizes that contradict each other.
-    pub fn new(config: &Config, prior: Option<MlpConfig>) -> Result<Self> {
-        let (width, row_bytes) = data(config)?;
-        let work = Work::of(config, width, prior)?;
+    pub fn new(config: &Config, prior: Option<VelocityConfig>) -> Result<Self> {
+        let (shape, row_bytes) = data(config)?;
+        let work = Work::of(config, shape, prior)?;
         let layout = trained(config, &work)?;
         let frozen = match config.stage {
             Stage::Pretrain => 0,
-            Stage::Align => Mlp::new(work.net)?.layout().count() as u64,
+            Stage::Align => VelocityNet::new(work.net)?.layout().count() as u64,
         };
         let free_latents = config.stage == Stage::Align && config.align.target == Target::Latents;
         let rows = if free_latents { 0 } else { config.train.batch as u64 };
@@ -123,28 +128,27 @@ impl Memory {
     }
 }
 
-/// Returns the width of the configured data and the bytes of a row where it is stored.
-fn data(config: &Config) -> Result<(usize, u64)> {
+/// Returns what the rows of the configured data are, and the bytes of one where it is stored.
+fn data(config: &Config) -> Result<(RowShape, u64)> {
     if config.data.source().is_err() {
-        let width = config.model.channels;
-        return Ok((width, width as u64 * F32));
+        let rows = made_up(config);
+        return Ok((rows, rows.width as u64 * F32));
     }
     let source = features::open_source(config)?;
-    let width = source.width();
     let bytes = match &source {
         Source::Dataset(dataset) => dataset.dtype().bytes() as u64,
         Source::Toy(_) | Source::Memory(_) => F32,
     };
-    Ok((width, width as u64 * bytes))
+    Ok((RowShape::of(&source), source.stored_width() as u64 * bytes))
 }
 
 /// Lays out what the run trains.
 fn trained(config: &Config, work: &Work) -> Result<Layout> {
     let mut latents = Layout::default();
     match (config.stage, config.align.target) {
-        (Stage::Pretrain, _) => Ok(Layout::clone(Mlp::new(work.net)?.layout())),
+        (Stage::Pretrain, _) => Ok(Layout::clone(VelocityNet::new(work.net)?.layout())),
         (Stage::Align, Target::Latents) => {
-            let shape = [work.samples, work.net.channels];
+            let shape = [work.samples, work.net.data_width()];
             latents.add(crate::train::align::LATENTS, shape, crate::nn::Init::Zeros);
             Ok(latents)
         }
@@ -186,7 +190,8 @@ fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
         Purpose::Params => 0,
         _ => {
             let tables = if let Form::Nodes(r) = work.form { r * work.table_columns() } else { 0 };
-            Mlp::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64 + tables as u64 * F32
+            VelocityNet::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64
+                + tables as u64 * F32
         }
     };
     let activations = activations(config, work);
@@ -213,7 +218,11 @@ type Blocks = BTreeMap<u64, u64>;
 fn activations(config: &Config, work: &Work) -> Blocks {
     let (coder, waiting) = autoencoder(config, work);
     let mut loss = waiting;
-    for (bytes, count) in network(config, work).into_iter().chain(path(config, work)) {
+    let network = match &work.net {
+        VelocityConfig::Mlp(net) => mlp(config, work, net),
+        VelocityConfig::Dit { dit } => dit::activations(config, work, dit),
+    };
+    for (bytes, count) in network.into_iter().chain(path(config, work)) {
         *loss.entry(bytes).or_default() += count;
     }
     for (bytes, count) in coder {
@@ -228,13 +237,15 @@ fn micro_rows(work: &Work) -> usize {
     work.rows() / work.micro_batches
 }
 
-/// Activations of the trunk, with inputs, outputs and losses.
-fn network(config: &Config, work: &Work) -> Vec<(u64, u64)> {
+/// Activations of an MLP's trunk, with inputs, outputs and losses.
+fn mlp(config: &Config, work: &Work, net: &MlpConfig) -> Vec<(u64, u64)> {
     let storage = config.dtype.bytes() as u64;
     let (n, samples) = (micro_rows(work) as u64, work.samples as u64);
-    let (d, c, depth) = (work.net.channels as u64, work.net.width as u64, work.net.depth as u64);
-    let post = work.net.post_norm as u64;
+    let (d, c, depth) = (net.channels as u64, net.width as u64, net.depth as u64);
+    let post = net.post_norm as u64;
     let wide = match work.purpose {
+        // h of every block, and one block at a time with all that is its own.
+        Purpose::Params if config.train.recompute => depth + 4 + post + 4,
         Purpose::Params => (5 + post) * depth + 4,
         Purpose::Latents => (2 + post) * depth + 4,
         Purpose::Detached => 6 + post,
@@ -258,9 +269,15 @@ fn path(config: &Config, work: &Work) -> Vec<(u64, u64)> {
         Form::Nodes(r) => (r as u64, F32),
         _ => ((work.path_rows() / work.micro_batches) as u64, config.dtype.bytes() as u64),
     };
-    let (c, depth, each) = (work.net.width as u64, work.net.depth as u64, 1 + trained as u64);
+    let (c, depth, each) = (work.width() as u64, work.depth() as u64, 1 + trained as u64);
+    let (cond, added) = match work.net.conditioning() {
+        Conditioning::Nothing => (0, 0),
+        Conditioning::Vectors(width) => (width as u64, 0),
+        Conditioning::Classes { .. } => (0, 1), // rows of the label table
+    };
+    let parts = work.table_parts() as u64;
     let columns =
-        [(EMBEDDING as u64, 1), (work.net.cond as u64, 1), (c, 4), (3 * c, each * depth), (2 * c, each)];
+        [(EMBEDDING as u64, 1), (cond, 1), (c, 4 + added), (parts * c, each * depth), (2 * c, each)];
     columns.map(|(columns, count)| (rows * columns * storage, count)).to_vec()
 }
 
@@ -291,10 +308,12 @@ fn products(config: &Config, work: &Work) -> BTreeSet<u64> {
     let in_place = pairs || config.dtype == DType::F32;
     let mut packed = Packed { pairs, in_place, sizes: BTreeSet::new() };
     let (trained, backward) = (work.purpose == Purpose::Params, work.purpose != Purpose::Detached);
-    let (n, c, d) = (micro_rows(work), work.net.width, work.net.channels);
-    packed.layer(n, c, c, backward, trained);
-    packed.layer(n, d, c, backward, trained);
-    packed.layer(n, c, d, backward, trained);
+    let (n, c) = (micro_rows(work) * work.tokens(), work.width());
+    let of_net = match &work.net {
+        VelocityConfig::Mlp(net) => vec![(c, c), (net.channels, c), (c, net.channels)],
+        VelocityConfig::Dit { dit } => dit::layers(dit),
+    };
+    of_net.into_iter().for_each(|(inputs, outputs)| packed.layer(n, inputs, outputs, backward, trained));
     if let Some(chain) = &work.chain {
         let samples = chain.samples / work.micro_batches;
         chain.widths.windows(2).for_each(|w| packed.layer(samples, w[0], w[1], true, true));
@@ -304,7 +323,7 @@ fn products(config: &Config, work: &Work) -> BTreeSet<u64> {
         (packed.pairs, packed.in_place) = (false, true); // the path at the nodes is f32
     }
     if path_rows > 0 {
-        packed.layer(path_rows, c, 3 * c, trained, trained);
+        packed.layer(path_rows, c, work.table_parts() * c, trained, trained);
         packed.layer(path_rows, EMBEDDING, c, false, trained);
     }
     let threads = match config.threads {
@@ -346,9 +365,9 @@ impl Packed {
 /// Work space of layer norm and gated residual: blocks of rows times rows of C each (`ops::layer_norm`,
 /// `ops::gated_residual`, and the gradients of their tables in `ops::modulation`).
 fn partial_sums(work: &Work) -> Vec<u64> {
-    let (n, c) = (micro_rows(work), work.net.width);
+    let (n, c) = (micro_rows(work) * work.tokens(), work.width());
     let streaming = n.div_ceil(rows_per_block(c).next_multiple_of(8));
-    let summing = n.div_ceil(rows_per_partial(n, 1));
+    let summing = n.div_ceil(rows_per_partial(n, work.tokens()));
     let table_rows = if let Form::Nodes(r) = work.form { r } else { 1 };
     let mut sizes = vec![streaming * 17, streaming * 8];
     if work.purpose != Purpose::Detached {
