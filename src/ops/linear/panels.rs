@@ -104,7 +104,7 @@ impl Multiplier {
     pub(in crate::ops) fn copy<'a, X: FloatX>(self, out: &'a mut [u32], matrix: Matrix<'_, X>) -> Left<'a> {
         let Matrix { data, rows, columns, stride } = matrix;
         let (deep, panels) = (self.deep(columns), rows.div_ceil(ROWS));
-        let operand = Operand { data, stride, along_depth: true, across: rows, depth: columns };
+        let operand = Operand { data, stride, along_depth: true, across: rows, depth: columns, parts: None };
         let out = &mut out[..panels * ROWS * deep];
         operand.pack(self.isa, self.format, Side::A, 0..panels, 0..self.units(columns), (out, deep));
         Left { data: out, rows: panels * ROWS, row: deep, step: 1 }
@@ -113,13 +113,13 @@ impl Multiplier {
     /// Packs the rows of `matrix` as columns of a right operand: its transpose, summed over its columns.
     pub(in crate::ops) fn pack_rows<X: FloatX>(self, out: &mut [u32], matrix: Matrix<'_, X>) {
         let Matrix { data, rows, columns, stride } = matrix;
-        self.pack(out, Operand { data, stride, along_depth: true, across: rows, depth: columns });
+        self.pack(out, Operand { data, stride, along_depth: true, across: rows, depth: columns, parts: None });
     }
 
     /// Packs the columns of `matrix` as columns of a right operand, summed over its rows.
     pub(in crate::ops) fn pack_columns<X: FloatX>(self, out: &mut [u32], matrix: Matrix<'_, X>) {
         let Matrix { data, rows, columns, stride } = matrix;
-        self.pack(out, Operand { data, stride, along_depth: false, across: columns, depth: rows });
+        self.pack(out, Operand { data, stride, along_depth: false, across: columns, depth: rows, parts: None });
     }
 
     /// Takes what was packed as `columns` columns of `depth` elements.
