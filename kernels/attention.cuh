@@ -132,7 +132,7 @@ template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
 #pragma unroll
         for (unsigned i = 0; i < COUNT; i++) {
             if ((chunk + i % ACROSS * LANES) * 8 >= from[0].columns) continue;
-            if (row + i / ACROSS * STEP < ROWS) whole |= 1u << i;
+            whole |= 1u << i;
             if (row + i / ACROSS * STEP < rows_last) last |= 1u << i;
         }
         keep(whole), keep(last), keep(to);
@@ -141,13 +141,14 @@ template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
     // Copies a tile of each to so many bytes behind `memory`, and goes on to the next.
     __device__ __forceinline__ void copy(unsigned stage, bool is_last) {
         unsigned inside = is_last ? last : whole;
-        if (columns == 0) {
+        bool idle = STEP > ROWS && threadIdx.x / LANES >= ROWS;
+        if (columns == 0 && !idle) {
 #pragma unroll
             for (unsigned m = 0; m < OPERANDS; m++) {
 #pragma unroll
                 for (unsigned i = 0; i < COUNT; i++) copy_async<16>(place(m, i, stage), source(m, i), inside, 1u << i);
             }
-        } else {
+        } else if (!idle) {
             unsigned word = 0;
             keep(word); // else the first is copied by instructions of its own
 #pragma unroll 1
