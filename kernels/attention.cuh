@@ -101,22 +101,20 @@ template <class T> __device__ __forceinline__ bool whole_packs(const HeadRows<T>
 
 // ---- global to shared memory: tiles of ROWS rows, one after the other, of OPERANDS operands at a time
 
-// LANES threads copy neighbouring chunks of a row. Rows and columns that are not there become zeros. The operands have the same rows and
-// columns; their tiles lie one behind the other. Where STEP is more than ROWS, some threads have nothing to do.
-template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
+// Chunks FIRST to FIRST + LANES*ACROSS of each row; LANES threads copy neighbouring ones. Rows and columns that are not there become zeros.
+template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS, unsigned FIRST, unsigned LANES, unsigned ACROSS> struct ChunkCopier {
     typedef TileRow<WIDTH> Row;
-    static const unsigned LANES = Row::LANES, STEP = ATTENTION_THREADS / LANES, DOWN = (ROWS + STEP - 1) / STEP, ACROSS = Row::CHUNKS / LANES;
-    static const unsigned COUNT = DOWN * ACROSS;
+    static const unsigned STEP = ATTENTION_THREADS / LANES, DOWN = (ROWS + STEP - 1) / STEP, COUNT = DOWN * ACROSS;
     static_assert((ROWS % STEP == 0 || ROWS < STEP) && STEP % 8 == 0 && COUNT <= 32, "threads, the turn of their rows, a bit for each copy");
+    static_assert(FIRST % Row::LANES == 0 && LANES % Row::LANES == 0, "chunks that take turns with each other");
 
     const floatX* at[OPERANDS];
     unsigned step[OPERANDS];  // elements from row to row
     unsigned to, whole, last; // a bit for each copy that has something inside, in a whole tile and in the last
     unsigned columns;         // 0 if whole chunks are copied
 
-    // From row `first` on, to `memory`.
-    __device__ __forceinline__ TileCopier(const HeadRows<const floatX> (&from)[OPERANDS], unsigned first, unsigned memory) {
-        unsigned row = threadIdx.x / LANES, chunk = threadIdx.x % LANES;
+    __device__ __forceinline__ ChunkCopier(const HeadRows<const floatX> (&from)[OPERANDS], unsigned first, unsigned memory) {
+        unsigned row = threadIdx.x / LANES, chunk = FIRST + threadIdx.x % LANES;
         bool packs = true;
 #pragma unroll
         for (unsigned m = 0; m < OPERANDS; m++) {
@@ -138,7 +136,6 @@ template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
         keep(whole), keep(last), keep(to);
     }
 
-    // Copies a tile of each to so many bytes behind `memory`, and goes on to the next.
     __device__ __forceinline__ void copy(unsigned stage, bool is_last) {
         unsigned inside = is_last ? last : whole;
         bool idle = STEP > ROWS && threadIdx.x / LANES >= ROWS;
@@ -167,9 +164,30 @@ template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
 
     // Copies two elements of a chunk, from element e on: K is even.
     __device__ __forceinline__ void copy_words(unsigned i, unsigned e, unsigned stage, unsigned inside) const {
-        bool exists = (inside >> i & 1) && threadIdx.x % LANES * 8 + i % ACROSS * LANES * 8 + e < columns;
+        unsigned column = (FIRST + threadIdx.x % LANES + i % ACROSS * LANES) * 8 + e;
+        bool exists = (inside >> i & 1) && column < columns;
 #pragma unroll
         for (unsigned m = 0; m < OPERANDS; m++) copy_async<4>(place(m, i, stage) + e * 2, source(m, i) + e, exists);
+    }
+};
+
+// The operands have the same rows and columns; their tiles lie one behind the other. Where two chunks alone take turns, all but the last two
+// of a row are copied by eight lanes together: rows of 72 columns begin in the middle of a sector, and so fewer are touched.
+template <unsigned ROWS, unsigned WIDTH, unsigned OPERANDS> struct TileCopier {
+    static const unsigned CHUNKS = TileRow<WIDTH>::CHUNKS, REST = TileRow<WIDTH>::LANES == 2 ? 2 : 0;
+    static const unsigned LANES = REST ? 8 : TileRow<WIDTH>::LANES;
+    static_assert((CHUNKS - REST) % LANES == 0, "whole rounds");
+    ChunkCopier<ROWS, WIDTH, OPERANDS, 0, LANES, (CHUNKS - REST) / LANES> main;
+    ChunkCopier<ROWS, WIDTH, OPERANDS, REST ? CHUNKS - REST : 0, REST ? REST : LANES, 1> rest;
+
+    // From row `first` on, to `memory`.
+    __device__ __forceinline__ TileCopier(const HeadRows<const floatX> (&from)[OPERANDS], unsigned first, unsigned memory)
+        : main(from, first, memory), rest(from, first, memory) {}
+
+    // Copies a tile of each to so many bytes behind `memory`, and goes on to the next.
+    __device__ __forceinline__ void copy(unsigned stage, bool is_last) {
+        main.copy(stage, is_last);
+        if (REST) rest.copy(stage, is_last);
     }
 };
 

@@ -24,7 +24,7 @@ __device__ __forceinline__ const float2* row_pairs(const float* rows, const Head
 extern "C" __global__ void __launch_bounds__(256) attention_backward_rows(
     float* __restrict__ rows, const floatX* __restrict__ d_o, const floatX* __restrict__ o, const float* __restrict__ lse,
     unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
-    __shared__ float of_rows[32][9];
+    __shared__ float of_rows[32][8];
     unsigned groups = (heads + 7) / 8, tiles = padded / 32, rest = blockIdx.x / groups, lane = threadIdx.x % 32;
     unsigned head = blockIdx.x % groups * 8, first = rest % tiles * 32;
     unsigned long long sample = rest / tiles, start = sample * tokens;
@@ -243,7 +243,7 @@ __device__ __forceinline__ void backward_queries(
     write_rows<WIDTH>(part_of(dqkv, 0, block, tokens, heads, head_width), first, dq, scale, scale, slab);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_keys_32(
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys_32(
     floatX* __restrict__ dqkv, const floatX* __restrict__ d_o, const floatX* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys<32, 64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);

@@ -4,6 +4,7 @@
 //! r interpolation nodes. Parameter gradients accumulate, activation gradients are fresh. Outputs come first, then
 //! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
 
+pub mod attention;
 pub mod chebyshev;
 pub mod elementwise;
 pub mod flow_loss;
@@ -17,6 +18,7 @@ pub mod modulation;
 pub mod mse;
 pub mod normalize;
 pub mod optimizer;
+pub mod qk_norm;
 pub mod step_control;
 pub mod timestep_embedding;
 

@@ -23,6 +23,7 @@ use flowprior::ops::normalize::{
     batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
 };
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::qk_norm::{QkNorm, QkNormGrads, qk_norm_backward, qk_norm_forward};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
@@ -101,6 +102,7 @@ fn launch(device: &Device) -> Result<()> {
     elements(device)?;
     optimizer(device)?;
     products(device)?;
+    heads(device)?;
     attention(device)?;
     step(device)?;
     match device {
@@ -207,6 +209,22 @@ fn products(device: &Device) -> Result<()> {
         let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
         linear_loss_backward(&x, w.view(), b.view(), &target, 0.5)?;
     }
+    Ok(())
+}
+
+/// The norms of queries and keys: 8 heads of 64.
+fn heads(device: &Device) -> Result<()> {
+    let [qkv, dy] = [filled::<bf16>(device, N, 3 * C)?, filled(device, N, 3 * C)?];
+    let affine = filled::<bf16>(device, 1, C / 8)?.reshaped([C / 8])?;
+    let norm = QkNorm { q: (affine.view(), affine.view()), k: (affine.view(), affine.view()) };
+    let of = Heads { tokens: N, heads: 8 };
+    let (_, stats) = qk_norm_forward(&qkv, &norm, of)?;
+    let mut sums = Tensor::<f32>::zeros(device, [4, C / 8]);
+    let places: [usize; 4] = std::array::from_fn(|i| i * C / 8);
+    let parts = sums.view_mut().parts(places.map(|at| (at, [C / 8].into())));
+    let [q_weight, q_bias, k_weight, k_bias] = parts;
+    let grads = QkNormGrads { q: (q_weight, q_bias), k: (k_weight, k_bias) };
+    qk_norm_backward(&dy, &qkv, &stats, &norm, of, Some(grads))?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
 mod chebyshev;
 mod elementwise;
 mod flow_loss;
@@ -17,5 +18,6 @@ mod linear;
 mod mse;
 mod normalize;
 mod optimizer;
+mod qk_norm;
 mod step_control;
 mod timestep_embedding;

@@ -220,7 +220,7 @@ impl<X: FloatX> ForwardBlock<'_, X> {
                 norm.fetch(arch, &mut modulation[..MOD_ROWS.min(left) * 2 * c], self.first + i);
             }
             widen(row, &self.x[i * c..(i + 1) * c]);
-            normalise(arch, row, stats);
+            normalise(arch, row, stats, EPS);
             norm.apply_affine(arch, row);
             if norm.modulation.is_some() {
                 let (shift, scale) = modulation[within * 2 * c..(within + 1) * 2 * c].split_at(c);
@@ -238,16 +238,16 @@ impl<X: FloatX> ForwardBlock<'_, X> {
     }
 }
 
-/// row ← (row − mean)·rstd; writes mean and rstd.
+/// row ← (row − mean)·rstd, rstd = 1/√(var + eps); writes mean and rstd.
 #[inline(always)]
-fn normalise(arch: Arch, row: &mut [f32], stats: &mut [f32]) {
+pub(in crate::ops) fn normalise(arch: Arch, row: &mut [f32], stats: &mut [f32], eps: f32) {
     let c = row.len() as f32;
     let mean = arch.sum(row) / c;
     for x in row.iter_mut() {
         *x -= mean;
     }
     let variance = arch.dot(row, row) / c;
-    let rstd = 1.0 / (variance + EPS).sqrt();
+    let rstd = 1.0 / (variance + eps).sqrt();
     for x in row.iter_mut() {
         *x *= rstd;
     }
@@ -423,7 +423,7 @@ fn affine_backward(arch: Arch, dn: &mut [f32], x_hat: &[f32], gamma: &[f32], sum
 
 /// dx = rstd·(dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)), in place of dx̂.
 #[inline(always)]
-fn normalise_backward(arch: Arch, d: &mut [f32], x_hat: &[f32], rstd: f32) {
+pub(in crate::ops) fn normalise_backward(arch: Arch, d: &mut [f32], x_hat: &[f32], rstd: f32) {
     let c = d.len() as f32;
     let mean = arch.sum(d) / c;
     let along = arch.dot(d, x_hat) / c;
