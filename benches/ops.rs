@@ -16,6 +16,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use rayon::prelude::*;
 
+use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::chebyshev::chebyshev_weights;
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
@@ -114,6 +115,27 @@ fn products<X: FloatX>(group: &mut Group, device: &Device, (n, o, c): (usize, us
     });
     time(group, name("backward input"), flop.clone(), || linear_backward_input(&dy, w.view(), None));
     time(group, name("backward weight"), flop, || linear_backward_weight(dw.view_mut(), None, &dy, &x));
+}
+
+fn attention(c: &mut Criterion<Timed>) {
+    let device = device();
+    let mut group = group(c, "attention");
+    attention_of::<f32>(&mut group, device);
+    attention_of::<bf16>(&mut group, device);
+}
+
+/// A DiT-S/2 of batch 8 on latents of 32 × 32: 256 tokens, 6 heads of 64.
+fn attention_of<X: FloatX>(group: &mut Group, device: &Device) {
+    let (b, t, h, k) = (8, 256, 6, 64);
+    let (qkv, d_o) = (normal::<X>(device, b * t, 3 * h * k), normal::<X>(device, b * t, h * k));
+    let heads = Heads { tokens: t, heads: h };
+    let (o, lse) = attention_forward(&qkv, heads).unwrap();
+    let flop = 4 * b * h * t * t * k;
+    let name = |what: &str| format!("{what} {} {b}x{t}x{h}x{k}", X::DTYPE);
+    time(group, name("forward"), Throughput::Elements(flop as u64), || attention_forward(&qkv, heads));
+    time(group, name("backward"), Throughput::Elements(flop as u64 * 5 / 2), || {
+        attention_backward(&d_o, &o, &lse, &qkv, heads)
+    });
 }
 
 fn layer_norm(c: &mut Criterion<Timed>) {
@@ -293,6 +315,6 @@ fn data(c: &mut Criterion<Timed>) {
 criterion_group! {
     name = benches;
     config = Criterion::default().with_measurement(Timed::rated("GFLOP/s", 1e9));
-    targets = memory, linear, layer_norm, gated_residual, time_path, flow, optimizer, data
+    targets = memory, linear, attention, layer_norm, gated_residual, time_path, flow, optimizer, data
 }
 criterion_main!(benches);

@@ -1,13 +1,14 @@
 //! The parts of a step beside what this machine can do, for `benches/peers/compare.py`: one JSON object of times and rates.
 //!
-//! `cargo bench --bench parts -- loss optimizer product peaks` runs the parts named (all of them without names), each a few times, and
-//! prints milliseconds; peaks are multiply-adds on registers alone, in GFLOP/s of all threads.
+//! `cargo bench --bench parts -- loss optimizer product attention peaks` runs the parts named (all of them without names), each a few times, and
+//! prints milliseconds; peaks are multiply-adds on registers alone, in GFLOP/s of all threads, and attention is in GFLOP/s too.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use half::bf16;
 
+use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::grad_norm::{clip_factor, grad_norm};
@@ -25,6 +26,8 @@ const LOSS: (usize, usize) = (65_536, 768);
 const PARAMETERS: usize = 100_000_000;
 /// Rows, outputs and depth of the matrix product.
 const PRODUCT: (usize, usize, usize) = (2048, 3072, 1024);
+/// Samples, tokens, heads and head width of attention: a DiT-S/2 of batch 8 on latents of 32 × 32.
+const ATTENTION: (usize, usize, usize, usize) = (8, 256, 6, 64);
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -38,6 +41,16 @@ fn main() -> Result<()> {
         found.push(("product_f32_ms", product::<f32>(&device)?));
         found.push(("product_bf16_ms", product::<bf16>(&device)?));
         found.push(("product_gemm_ms", product_of_the_crate()?));
+    }
+    if is_wanted("attention") {
+        let [forward, backward] = attention::<f32>(&device)?;
+        found
+            .extend([("attention_forward_f32_gflops", forward), ("attention_backward_f32_gflops", backward)]);
+        let [forward, backward] = attention::<bf16>(&device)?;
+        found.extend([
+            ("attention_forward_bf16_gflops", forward),
+            ("attention_backward_bf16_gflops", backward),
+        ]);
     }
     if is_wanted("loss") {
         found.push(("copy_ms", copy(&device)?));
@@ -78,6 +91,20 @@ fn product<X: FloatX>(device: &Device) -> Result<f64> {
         device.scope(|| linear_forward(&x, w.view(), None, None, Activation::Identity).map(black_box))?;
         Ok(())
     })
+}
+
+/// Returns GFLOP/s of attention, forward and backward: 4·B·H·T²·K FLOPs, and 2.5 times that.
+fn attention<X: FloatX>(device: &Device) -> Result<[f64; 2]> {
+    let (b, t, h, k) = ATTENTION;
+    let (qkv, d_o) = (normal::<X>(device, b * t, 3 * h * k)?, normal::<X>(device, b * t, h * k)?);
+    let heads = Heads { tokens: t, heads: h };
+    let (o, lse) = attention_forward(&qkv, heads)?;
+    let forward = median(|| device.scope(|| attention_forward(&qkv, heads).map(|y| drop(black_box(y)))))?;
+    let backward = median(|| {
+        device.scope(|| attention_backward(&d_o, &o, &lse, &qkv, heads).map(|y| drop(black_box(y))))
+    })?;
+    let gflop = 4e-9 * (b * h * t * t * k) as f64;
+    Ok([gflop / (forward * 1e-3), 2.5 * gflop / (backward * 1e-3)])
 }
 
 /// The same product by the crate `gemm` with its AVX-512 kernels.

@@ -102,15 +102,6 @@ struct Vector {
     }
 };
 
-// Copies a value; a lane takes two columns.
-__device__ __forceinline__ void copy(floatX* to, const floatX* from, unsigned k, unsigned lane) {
-    for (unsigned column = 2 * lane; column < k; column += 64) {
-        Two two;
-        two.word = *(const decltype(two.word)*)(from + column);
-        *(decltype(two.word)*)(to + column) = two.word;
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(256) qk_norm_forward(
     floatX* __restrict__ y, float* __restrict__ stats, const floatX* __restrict__ qkv, const floatX* __restrict__ q_weight,
     const floatX* __restrict__ q_bias, const floatX* __restrict__ k_weight, const floatX* __restrict__ k_bias, unsigned vectors,
@@ -120,9 +111,8 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_forward(
     unsigned lane = threadIdx.x % 32;
     y += mine.start;
     const floatX* x = qkv + mine.start;
-    if (mine.part == 2) return copy(y, x, k, lane);
     const floatX *weight = mine.part ? k_weight : q_weight, *bias = mine.part ? k_bias : q_bias;
-    Held held(x, k);
+    Held held(x, k); // of values too: a branch around the sums would make each shuffle a call
     float inverse = reciprocal((float)k), sum = 0.0f, squares = 0.0f;
     each(held, [&](const float (&x)[2], unsigned) { sum += x[0] + x[1]; });
     float mean = warp_sum(sum) * inverse;
@@ -131,13 +121,13 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_forward(
         squares = fmaf(x[1] - mean, x[1] - mean, squares);
     });
     float rstd = rsqrtf(warp_sum(squares) * inverse + 1e-5f);
-    if (lane == 0) *(float2*)&stats[mine.stats] = make_float2(mean, rstd);
+    if (lane == 0 && mine.part < 2) *(float2*)&stats[mine.stats] = make_float2(mean, rstd);
     each(held, [&](const float (&x)[2], unsigned column) {
         float w[2], b[2], out[2];
         read_any(w, weight + column);
         read_any(b, bias + column);
 #pragma unroll
-        for (unsigned j = 0; j < 2; j++) out[j] = fmaf((x[j] - mean) * rstd, w[j], b[j]);
+        for (unsigned j = 0; j < 2; j++) out[j] = mine.part == 2 ? x[j] : fmaf((x[j] - mean) * rstd, w[j], b[j]);
         write_two(y + column, out);
     });
 }
@@ -147,12 +137,11 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_backward(
     const floatX* __restrict__ q_weight, const floatX* __restrict__ k_weight, unsigned vectors, unsigned heads, unsigned k) {
     Vector mine(vectors, heads, k);
     if (!mine.inside) return; // whole warps
-    unsigned lane = threadIdx.x % 32;
     dx += mine.start;
     dy += mine.start;
     const floatX *x = qkv + mine.start, *weight = mine.part ? k_weight : q_weight;
-    if (mine.part == 2) return copy(dx, dy, k, lane);
-    float2 saved = *(const float2*)&stats[mine.stats];
+    float2 saved = make_float2(0.0f, 0.0f);
+    if (mine.part < 2) saved = *(const float2*)&stats[mine.stats];
     float mean = saved.x, rstd = saved.y, inverse = reciprocal((float)k), sum = 0.0f, along = 0.0f;
     Held held(x, k), with(dy, k);
     each(held, with, [&](const float (&x)[2], const float (&d)[2], unsigned column) {
@@ -170,7 +159,10 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_backward(
         float w[2], out[2];
         read_any(w, weight + column);
 #pragma unroll
-        for (unsigned j = 0; j < 2; j++) out[j] = rstd * (d[j] * w[j] - sum - (x[j] - mean) * rstd * along);
+        for (unsigned j = 0; j < 2; j++) {
+            float inner = rstd * (d[j] * w[j] - sum - (x[j] - mean) * rstd * along);
+            out[j] = mine.part == 2 ? d[j] : inner;
+        }
         write_two(dx + column, out);
     });
 }

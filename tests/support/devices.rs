@@ -15,15 +15,16 @@ pub struct Family {
 
 /// Returns all families. Their buffers are guarded: sentinels around each, NaN in fresh ones.
 ///
-/// `FLOWPRIOR_TEST_DEVICES=cuda` leaves out the processor, to repeat what is emulated with other settings.
+/// `FLOWPRIOR_TEST_DEVICES=cuda` leaves out the processor, to repeat what is emulated with other settings; `cpu` leaves out the emulator.
 pub fn families() -> &'static [Family] {
     static FAMILIES: LazyLock<Vec<Family>> = LazyLock::new(|| {
-        let all = std::env::var("FLOWPRIOR_TEST_DEVICES").is_err();
+        let wanted = std::env::var("FLOWPRIOR_TEST_DEVICES").unwrap_or_default();
+        let cuda = (wanted != "cpu").then(|| Family { devices: vec![cuda()] });
         [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
             .into_iter()
-            .filter(|isa| all && *isa <= Isa::detect())
+            .filter(|isa| wanted != "cuda" && *isa <= Isa::detect())
             .map(|isa| Family { devices: [1, 2, 3, 8].map(|threads| cpu(isa, threads)).into() })
-            .chain([Family { devices: vec![cuda()] }])
+            .chain(cuda)
             .collect()
     });
     &FAMILIES

@@ -14,6 +14,10 @@ use crate::float::FloatX;
 use crate::tensor::Tensor;
 
 mod cpu;
+mod cpu_backward;
+mod cpu_forward;
+mod cpu_parts;
+mod cpu_rows;
 mod cuda;
 
 /// Says how the columns and rows of `qkv` divide.

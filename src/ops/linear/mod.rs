@@ -13,6 +13,7 @@ mod gated;
 mod kernel;
 mod loss;
 mod pack;
+pub(in crate::ops) mod panels;
 mod product;
 mod shared;
 #[cfg(test)]
