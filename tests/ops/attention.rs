@@ -4,6 +4,7 @@ use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::{FloatX, Result, Tensor};
 
 use crate::support::devices::any_device;
+use crate::support::random::Random;
 use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, answer, check_all, fresh};
 
 #[derive(Debug)]
@@ -81,7 +82,29 @@ fn token_counts_beside_a_block_are_right_at_every_head_width() {
 #[test]
 fn samples_of_many_blocks_are_right() {
     check(&[(1, 257, 1, 32), (2, 130, 1, 18)]);
-    check(&[(16, 129, 1, 2)]); // so many heads that no task takes a part of one
+}
+
+/// Where there are many heads, a task of the processor takes whole ones; where there are few, parts of them.
+#[test]
+fn a_sample_in_a_batch_is_what_it_is_alone() -> Result<()> {
+    let (b, t, k, heads) = (16, 150, 6, Heads { tokens: 150, heads: 1 });
+    let of = |name: &str, columns: usize| -> Vec<f32> {
+        Random::new(name).normals(t * columns).into_iter().map(|x| x as f32).collect()
+    };
+    let (qkv, d_o) = (of("qkv", 3 * k), of("d_o", k));
+    let results = |samples: usize| -> Result<[Vec<f32>; 3]> {
+        let qkv = Tensor::<f32>::from_f32(any_device(), [samples * t, 3 * k], &qkv.repeat(samples))?;
+        let d_o = Tensor::<f32>::from_f32(any_device(), [samples * t, k], &d_o.repeat(samples))?;
+        let (o, lse) = attention_forward(&qkv, heads)?;
+        let dqkv = attention_backward(&d_o, &o, &lse, &qkv, heads)?;
+        Ok([o.to_f32_vec()?, lse.to_f32_vec()?, dqkv.to_f32_vec()?])
+    };
+    for (alone, together) in results(1)?.iter().zip(results(b)?) {
+        for (i, (x, y)) in together.iter().zip(alone.iter().cycle()).enumerate() {
+            assert!((x - y).abs() <= 1e-5, "element {i} is {x}, alone {y}");
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -96,6 +119,15 @@ fn scores_far_apart_neither_overflow_nor_vanish() -> Result<()> {
     assert_eq!(o.to_f32_vec()?, [1.0, 2.0, 3.0, 4.0]);
     let lse = lse.to_f32_vec()?;
     assert!((lse[0] - 2000.0 / 2f32.sqrt()).abs() < 1e-3 && lse[1] == 0.0, "{lse:?}");
+    Ok(())
+}
+
+#[test]
+fn no_samples_give_nothing() -> Result<()> {
+    let (qkv, heads) = (Tensor::<f32>::zeros(any_device(), [0, 12]), Heads { tokens: 5, heads: 2 });
+    let (o, lse) = attention_forward(&qkv, heads)?;
+    assert_eq!((o.shape().dims(), lse.shape().dims()), (&[0, 4][..], &[0, 2][..]));
+    assert!(attention_backward(&o, &o, &lse, &qkv, heads)?.is_empty());
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::ops::attention::cpu::{GAP, Head, block_size, blocks, cut, run, total}
 use crate::ops::attention::cpu_parts::{Part, parts};
 use crate::ops::attention::cpu_rows::{Block, Known, Pairs, gradients};
 use crate::ops::linear::panels::{COLUMN_STEP, Left, Multiplier, ROW_STEP, Right, Sums};
-use crate::ops::widen;
+use crate::ops::{add_partials, widen};
 
 /// Queries of a block.
 const QUERIES: usize = 128;
@@ -59,7 +59,7 @@ pub(super) fn backward<X: FloatX>(cpu: &Cpu, dqkv: &mut [X], given: Given<'_, X>
             let (space, sums) = space.split_at_mut(total(&layout.lengths));
             let sums = bytemuck::cast_slice_mut(&mut sums[..layout.dq]);
             task.run(space, keys, sums, dk, dv);
-            task.write(&mut dq, 0, &[sums], sizes.inverse_root());
+            task.write(&mut dq, 0, sums, sizes.inverse_root());
         });
     }
     let mut sums = cpu.take(samples * chunks.len() * heads * layout.dq * 4);
@@ -70,15 +70,25 @@ pub(super) fn backward<X: FloatX>(cpu: &Cpu, dqkv: &mut [X], given: Given<'_, X>
         task.run(space, keys, dq, dk, dv);
     });
     let sums = &*sums;
-    run(cpu, dq.into_iter().enumerate().collect(), 0, |_, (i, mut dq)| {
+    let longest = chunks.iter().map(|rows| rows.len() * layout.sums).max().unwrap_or(0);
+    run(cpu, dq.into_iter().enumerate().collect(), longest, |space, (i, mut dq)| {
         let (task, queries) = task(i);
-        let of_keys = |chunk| {
+        let total = bytemuck::cast_slice_mut(&mut space[..queries.len() * layout.sums]);
+        total.fill(0.0);
+        for chunk in 0..chunks.len() {
             let i = (task.head.sample * chunks.len() + chunk) * heads + task.head.head;
-            &sums[i * layout.dq + queries.start * layout.sums..]
-        };
-        let all: Vec<_> = (0..chunks.len()).map(of_keys).collect();
-        task.write(&mut dq, 0, &all, sizes.inverse_root());
+            add_to(cpu, total, &sums[i * layout.dq + queries.start * layout.sums..]);
+        }
+        task.write(&mut dq, 0, total, sizes.inverse_root());
     });
+}
+
+/// y += x, as far as y goes.
+fn add_to(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
+    cpu.isa().run(
+        #[inline(always)]
+        |arch| add_partials(arch, y, &x[..y.len()]),
+    );
 }
 
 /// The work space of a thread.
@@ -194,13 +204,9 @@ impl<X: FloatX> Task<'_, X> {
                 let dq = &mut dq[queries.start * layout.sums..];
                 self.block(&operands, &of_keys, queries, (s, dp, pairs), [dq, dk_sums, dv_sums]);
             }
-            self.write(
-                &mut dk,
-                block.start - keys.start,
-                &[&dk_sums[..block.len() * layout.sums]],
-                head.sizes.inverse_root(),
-            );
-            self.write(&mut dv, block.start - keys.start, &[&dv_sums[..block.len() * layout.sums]], 1.0);
+            let (row, sums) = (block.start - keys.start, block.len() * layout.sums);
+            self.write(&mut dk, row, &dk_sums[..sums], head.sizes.inverse_root());
+            self.write(&mut dv, row, &dv_sums[..sums], 1.0);
         }
     }
 
@@ -269,17 +275,13 @@ impl<X: FloatX> Task<'_, X> {
         delta[tokens..].fill(0.0);
     }
 
-    /// Writes Σ sums·factor, first to last, to the rows of a part from `row` on: as many as the sums have, or the part.
-    fn write(&self, part: &mut Part<'_, X>, row: usize, all: &[&[f32]], factor: f32) {
-        let (stride, rows) = (self.layout.sums, part.rows() - row);
+    /// Writes sums·factor to the rows of a part from `row` on: as many as there are sums, or rows of the part.
+    fn write(&self, part: &mut Part<'_, X>, row: usize, sums: &[f32], factor: f32) {
         self.multiplier.isa().run(
             #[inline(always)]
             |_| {
-                for i in 0..rows.min(all[0].len() / stride) {
-                    let out = part.row(row + i);
-                    for (j, out) in out.iter_mut().enumerate() {
-                        let sum =
-                            all[1..].iter().fold(all[0][i * stride + j], |sum, x| sum + x[i * stride + j]);
+                for (row, sums) in (row..part.rows()).zip(sums.chunks_exact(self.layout.sums)) {
+                    for (out, sum) in part.row(row).iter_mut().zip(sums) {
                         *out = X::from_f32(sum * factor);
                     }
                 }

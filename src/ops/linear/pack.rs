@@ -329,7 +329,11 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
             let second = unit * U::DEPTH + U::DEPTH - 1;
             let second = if second < operand.depth { Some(row(second)) } else { None };
             let (out, padding) = out.split_at_mut(there);
-            join::<T, U>(row(unit * U::DEPTH), second, out);
+            match (second, there) {
+                (Some(second), 32) => line::<T, U, 32>(row(unit * U::DEPTH), second, out),
+                (Some(second), 16) => line::<T, U, 16>(row(unit * U::DEPTH), second, out),
+                _ => join::<T, U>(row(unit * U::DEPTH), second, out),
+            }
             padding.fill(0);
         }
     }

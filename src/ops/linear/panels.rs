@@ -105,8 +105,17 @@ impl Multiplier {
         let Matrix { data, rows, columns, stride } = matrix;
         let (deep, panels) = (self.deep(columns), rows.div_ceil(ROWS));
         let operand = Operand { data, stride, along_depth: true, across: rows, depth: columns };
-        let out = &mut out[..panels * ROWS * deep];
-        operand.pack(self.isa, self.format, Side::A, 0..panels, 0..self.units(columns), (out, deep));
+        let (units, out) = (self.units(columns), &mut out[..panels * ROWS * deep]);
+        if let Some((data, stride)) = operand.in_place(self.format) {
+            for (i, out) in out.chunks_exact_mut(deep).enumerate() {
+                match i < rows {
+                    true => out[..units].copy_from_slice(&data[i * stride..][..units]),
+                    false => out[..units].fill(0),
+                }
+            }
+        } else {
+            operand.pack(self.isa, self.format, Side::A, 0..panels, 0..units, (&mut *out, deep));
+        }
         Left { data: out, rows: panels * ROWS, row: deep, step: 1 }
     }
 
