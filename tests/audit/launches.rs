@@ -1,9 +1,10 @@
 //! One launch of each kernel at a shape as a training step has, and what the emulator counts of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use cuda_emulator::audit::measured::{self, Measured};
-use flowprior::ops::attention::Heads;
+use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::chebyshev::chebyshev_weights;
 use flowprior::ops::elementwise::{axpy, cast};
 use flowprior::ops::embedding::{LabelDrop, Labels, add_rows, embedding_backward, embedding_forward};
@@ -40,22 +41,58 @@ const N: usize = 256;
 const C: usize = 512;
 const R: usize = 16;
 
-/// Runs every operation and returns what was counted of the first launch of each kernel.
-pub fn counted() -> BTreeMap<String, Measured> {
+/// What was counted.
+pub struct Counted {
+    /// Of the first launch of each kernel.
+    pub kernels: BTreeMap<String, Measured>,
+    /// Tokens, and the bytes of device memory that attention touches with so many, forward and backward.
+    pub attention: Vec<(usize, u64, u64)>,
+}
+
+/// Runs every operation.
+pub fn counted() -> Counted {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("counters.jsonl");
     let device = Device::cuda(&emulator::counting(&file)).unwrap_or_else(|e| panic!("{e}"));
     launch(&device).unwrap_or_else(|e| panic!("{e}"));
+    let attention = attention_bytes(&device, &file).unwrap_or_else(|e| panic!("{e}"));
     let text = std::fs::read_to_string(&file).unwrap();
     let mut seen = BTreeSet::new();
     let first = text.lines().filter(|line| kernel(line).is_some_and(|kernel| seen.insert(kernel)));
-    measured::parse(&first.collect::<Vec<_>>().join("\n"), "counters").unwrap_or_else(|e| panic!("{e}"))
+    let kernels = measured::parse(&first.collect::<Vec<_>>().join("\n"), "counters");
+    Counted { kernels: kernels.unwrap_or_else(|e| panic!("{e}")), attention }
 }
 
 /// Returns the kernel of a launch; copies and fills have lines of their own.
 fn kernel(line: &str) -> Option<String> {
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     line["counters"]["kernel"].as_str().map(str::to_owned)
+}
+
+/// Counts each sector that a launch of attention touches once a launch, for growing numbers of tokens.
+fn attention_bytes(device: &Device, file: &Path) -> Result<Vec<(usize, u64, u64)>> {
+    let bytes_since = |before: usize| -> u64 {
+        let text = std::fs::read_to_string(file).unwrap();
+        let lines = text.lines().skip(before).filter(|line| kernel(line).is_some());
+        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let sectors =
+            |line: &serde_json::Value, access: &str| line["counters"][access]["footprint"].as_u64().unwrap();
+        lines.map(|line| 32 * (sectors(&line, "global_loads") + sectors(&line, "global_stores"))).sum()
+    };
+    let lines = || std::fs::read_to_string(file).unwrap().lines().count();
+    let mut counted = Vec::new();
+    for tokens in [64, 128, 256, 512] {
+        let (heads, k) = (Heads { tokens, heads: 2 }, 64);
+        let qkv = filled::<bf16>(device, tokens, 3 * heads.heads * k)?;
+        let d_o = filled(device, tokens, heads.heads * k)?;
+        let before = lines();
+        let (o, lse) = attention_forward(&qkv, heads)?;
+        o.to_f32_vec()?;
+        let (forward, between) = (bytes_since(before), lines());
+        attention_backward(&d_o, &o, &lse, &qkv, heads)?.to_f32_vec()?;
+        counted.push((tokens, forward, bytes_since(between)));
+    }
+    Ok(counted)
 }
 
 fn filled<X: FloatX>(device: &Device, rows: usize, columns: usize) -> Result<Tensor<X>> {
@@ -71,6 +108,7 @@ fn launch(device: &Device) -> Result<()> {
     optimizer(device)?;
     products(device)?;
     heads(device)?;
+    attention(device)?;
     step(device)?;
     match device {
         Device::Cuda(queue) => queue.synchronize(),
@@ -215,6 +253,23 @@ fn heads(device: &Device) -> Result<()> {
     let [q_weight, q_bias, k_weight, k_bias] = parts;
     let grads = QkNormGrads { q: (q_weight, q_bias), k: (k_weight, k_bias) };
     qk_norm_backward(&dy, &qkv, &stats, &norm, of, Some(grads))?;
+    Ok(())
+}
+
+/// Each width, in blocks of 64 rows; those of 128 rows need more heads than a card has multiprocessors.
+fn attention(device: &Device) -> Result<()> {
+    for (samples, tokens, heads, k) in
+        [(2, 192, 8, 32), (2, 192, 8, 64), (2, 192, 8, 72), (2, 192, 8, 96), (2, 192, 8, 128)]
+    {
+        let (n, heads) = (samples * tokens, Heads { tokens, heads });
+        let qkv = filled::<bf16>(device, n, 3 * heads.heads * k)?;
+        let (o, lse) = attention_forward(&qkv, heads)?;
+        attention_backward(&filled(device, n, heads.heads * k)?, &o, &lse, &qkv, heads)?;
+    }
+    for k in [32, 64, 80] {
+        let heads = Heads { tokens: 128, heads: 8 };
+        attention_forward(&filled::<bf16>(device, 18 * heads.tokens, 3 * heads.heads * k)?, heads)?;
+    }
     Ok(())
 }
 
