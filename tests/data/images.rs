@@ -14,7 +14,7 @@ use flowprior::train::features::{Features, Staged};
 use flowprior::{DType, Result};
 
 use crate::emulator;
-use crate::support::{all_rows, assert_refused, edit_manifest, fixture, import_one, labelled};
+use crate::support::{all_rows, assert_refused, edit_manifest, fixture, import_one};
 
 /// Writes an npy file of f32 of any shape, value i in place i, mapped by `f`.
 fn npy(path: &Path, shape: &[usize], f: impl Fn(usize) -> f32) -> PathBuf {
@@ -94,15 +94,6 @@ fn classes_have_names() {
     assert_eq!((digits.classes(), digits.image_shape()), (Some(10), Some([1, 8, 8])));
     let tokens = Source::Memory(builtin::tokens().unwrap());
     assert_refused(tokens.expect_classes(3, "tokens"), &["a label below 3 for each row", "found none"]);
-}
-
-#[test]
-fn a_label_above_the_classes_is_refused_when_the_data_set_is_opened() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("d");
-    labelled(&out, 7, 3);
-    edit_manifest(&out, |m| m["labels"]["classes"] = 2.into());
-    assert_refused(Dataset::open(&out), &["part-00000", "row 2", "a label below 2, found 2"]);
 }
 
 /// Imports (N, 2·2, 1, 3): means −3 … 8, log-variances that depend on the row.
