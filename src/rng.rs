@@ -48,6 +48,10 @@ pub enum Stream {
     Projection = 9,
     /// Evaluation: fresh draws, apart from those of training.
     Evaluation = 10,
+    /// Noise of a stochastic sampler; `step` is its step.
+    SamplerNoise = 13,
+    /// Probes of a trace.
+    Probe = 14,
 }
 
 /// The largest replica number, plus one.

@@ -5,18 +5,22 @@
 //! inputs, then sizes. Sums have a fixed order that depends on shapes alone, never on the number of threads.
 
 pub mod chebyshev;
+pub mod dopri5;
 pub mod elementwise;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;
 pub mod gather;
 pub mod grad_norm;
+pub mod guidance;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
 pub mod mse;
 pub mod normalize;
 pub mod optimizer;
+pub mod row_dot;
+pub mod sde_step;
 pub mod step_control;
 pub mod timestep_embedding;
 

@@ -6,16 +6,20 @@
 mod support;
 
 mod chebyshev;
+mod dopri5;
 mod elementwise;
 mod flow_loss;
 mod flow_path;
 mod gated_residual;
 mod gather;
 mod grad_norm;
+mod guidance;
 mod layer_norm;
 mod linear;
 mod mse;
 mod normalize;
 mod optimizer;
+mod row_dot;
+mod sde_step;
 mod step_control;
 mod timestep_embedding;
