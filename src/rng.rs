@@ -54,6 +54,10 @@ pub enum Stream {
     Flip = 12,
     /// Noise of rows that are stored as mean and log-variance.
     Moments = 13,
+    /// Noise of a stochastic sampler; `step` is its step.
+    SamplerNoise = 14,
+    /// Probes of a trace.
+    Probe = 15,
 }
 
 /// The largest replica number, plus one.

@@ -236,6 +236,64 @@ fn samples_read_back_and_the_first_do_not_depend_on_their_number() {
 }
 
 #[test]
+fn every_sampler_draws_and_says_what_it_cost() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("samples.npy");
+    let weak = quick().path("toy-prior/prior.safetensors");
+    let ways: [(&[&str], Option<u64>); 9] = [
+        (&["--method", "euler", "--steps", "8"], Some(8)),
+        (&["--method", "heun", "--steps", "8"], Some(15)),
+        (&["--method", "rk4", "--steps", "8", "--shift", "0.5"], Some(32)),
+        (&["--method", "ab2", "--grid", "0,0.1,0.3,0.6,1"], Some(5)),
+        (&["--method", "dopri5", "--tolerance", "1e-3"], None),
+        (&["--sde", "sigma", "--steps", "20"], Some(20)),
+        (&["--sde", "flow-grpo", "--sde-scale", "0.7", "--sde-last", "tweedie", "--steps", "9"], Some(9)),
+        // A prior that guides itself is itself.
+        (&["--guidance", "3", "--weak", &weak, "--method", "euler", "--steps", "8"], Some(8)),
+        (
+            &["--guidance", "3", "--weak", &weak, "--cfg-zero", "2", "--method", "euler", "--steps", "8"],
+            Some(8),
+        ),
+    ];
+    for (more, evaluations) in ways {
+        let made = sampled("toy-prior", &out, &[&["--count", "50"], more].concat());
+        assert!(made["nll"].as_f64().unwrap().is_finite(), "{more:?}: {made}");
+        match evaluations {
+            Some(expected) => assert_eq!(made["evaluations"], expected, "{more:?}"),
+            None => assert_eq!((made["evaluations"].as_u64().unwrap() - 1) % 6, 0, "{made}"),
+        }
+    }
+}
+
+#[test]
+fn likelihoods_by_both_methods_are_near_each_other() {
+    let prior = quick().path("toy-prior");
+    let of = |more: &[&str]| json(&[&["likelihood", &prior, "--json", "--count", "200"], more].concat());
+    let number = |found: &Value, key: &str| found[key].as_f64().unwrap();
+    let exact = of(&["--steps", "24"]);
+    assert_eq!(
+        (&exact["count"], &exact["width"], &exact["trace"]),
+        (&200.into(), &2.into(), &"exact".into())
+    );
+    assert_eq!(exact["evaluations"], 4 * 24);
+    let bits = number(&exact, "nll") / 2.0 / std::f64::consts::LN_2;
+    assert!((number(&exact, "bits_per_dim") - bits).abs() < 1e-12, "{exact}");
+    let close = |found: &Value, tolerance: f64| {
+        let difference = (number(found, "nll") - number(&exact, "nll")).abs();
+        assert!(difference < tolerance, "{found} {exact}");
+    };
+    close(&of(&["--solver", "dopri5"]), 2e-3);
+    close(&of(&["--trace", "hutchinson", "--steps", "24"]), 0.5);
+    // A network that has hardly trained is no exact velocity of any density.
+    close(&of(&["--method", "ode-free", "--draws", "128", "--truncation", "0.95"]), 0.5);
+    close(
+        &json(&["likelihood", &quick().path("toy-prior/prior.safetensors"), "--json", "--count", "200"]),
+        2e-3,
+    );
+    assert!(printed(&["likelihood", &prior, "--count", "20"]).contains("bits per dim"));
+}
+
+#[test]
 fn samples_of_standardised_data_come_in_the_units_of_the_data() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("tokens.npy");
@@ -266,8 +324,33 @@ fn what_cannot_be_sampled_or_measured_is_refused_with_the_right_code() {
     assert!(code == 3 && text.contains("a run, or a checkpoint of one"), "{code} {text}");
     let (code, text) = failure(&["sample", &prior, "--out", "samples.csv"]);
     assert!(code == 2 && text.contains("`.npy` or `.safetensors`"), "{code} {text}");
-    let (code, text) = failure(&["sample", &prior, "--method", "dopri5"]);
-    assert!(code == 2 && text.contains("`euler`, `midpoint`, `heun` or `rk4`"), "{code} {text}");
+    let refused: [(&[&str], &str); 10] = [
+        (&["--method", "dopri8"], "`euler`, `midpoint`, `heun`, `rk4`, `ab2`, `dopri5`"),
+        (&["--steps", "0"], "at least 1 step"),
+        (&["--grid", "0,0.5,0.4,1"], "0.4 follows 0.5"),
+        (&["--shift", "-1"], "positive number"),
+        (&["--sde", "sbmd"], "`sbdm`"),
+        (&["--sde", "sbdm", "--method", "rk4"], "ask for method `euler`"),
+        (&["--guidance", "2"], "trained without conditions"),
+        (&["--guidance", "2", "--guidance-form", "2+w"], "`w`, `1+w`"),
+        (&["--guidance", "2", "--guidance-interval", "0.5"], "takes two times"),
+        (&["--guidance", "2", "--weak", &prior, "--guidance-interval", "0.5,2"], "within 0 to 1"),
+    ];
+    for (more, words) in refused {
+        let (code, text) = failure(&[&["sample", &prior], more].concat());
+        assert!(code == 2 && text.contains(words), "{more:?}: {code} {text}");
+    }
+    let refused: [(&[&str], i32, &str); 5] = [
+        (&["--method", "sde"], 2, "`ode` or `ode-free`"),
+        (&["--trace", "none"], 2, "`exact` or `hutchinson`"),
+        (&["--count", "0"], 2, "0 rows"),
+        (&["--truncation", "1", "--method", "ode-free"], 2, "between 0 and 1"),
+        (&["--data", "missing.npy"], 3, "missing.npy"),
+    ];
+    for (more, expected, words) in refused {
+        let (code, text) = failure(&[&["likelihood", &prior], more].concat());
+        assert!(code == expected && text.contains(words), "{more:?}: {code} {text}");
+    }
     let (code, text) = failure(&["sample", &prior, "--class", "3"]);
     assert!(code == 2 && text.contains("0 classes"), "{code} {text}");
     let (code, text) = failure(&["eval", &prior, "--truncation", "1"]);

@@ -15,6 +15,7 @@ mod data;
 mod demo;
 mod doctor;
 mod eval;
+mod likelihood;
 mod plan;
 mod pretrain;
 mod sample;
@@ -37,6 +38,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Draw samples from a trained prior.
     Sample(sample::SampleArgs),
+    /// Find how likely a trained prior thinks rows are.
+    Likelihood(likelihood::LikelihoodArgs),
     /// Measure a run.
     Eval(eval::EvalArgs),
     /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Align(args) => align::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Sample(args) => sample::run(args),
+        Command::Likelihood(args) => likelihood::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Bench(command) => bench::run(command),

@@ -54,9 +54,34 @@ impl Landscape {
     /// # Errors
     /// Points of another width than the network's.
     pub fn evaluate<X: FloatX>(&self, velocity: Velocity<'_, X>, points: &[f32]) -> Result<Vec<f64>> {
-        let d = velocity.net.data_width();
-        let shared = self.shared(velocity.params.flat().device(), d)?;
-        let batches = points.chunks((ROWS / self.draws).max(1) * d).map(|points| shared.at(velocity, points));
+        let Velocity { net, params, tables } = velocity;
+        let (device, d) = (params.flat().device(), net.data_width());
+        self.evaluate_by(device, d, points, |x_t, t| {
+            let modulations = match tables {
+                Some(tables) => net.modulations_from(tables, t)?,
+                None => {
+                    let rows = Rows::plain(t.len());
+                    net.modulations(params, net.default_form(), t, rows, Condition::default(), None)?
+                }
+            };
+            Ok(net.forward(params, x_t, modulations, Keep::Nothing)?.0)
+        })
+    }
+
+    /// The same of any velocity: `velocity(x_t, t)`, (N, D) and (N) → (N, D).
+    ///
+    /// # Errors
+    /// Those of the velocity.
+    pub fn evaluate_by<X: FloatX>(
+        &self,
+        device: &Device,
+        d: usize,
+        points: &[f32],
+        mut velocity: impl FnMut(Tensor<X>, &Tensor<f32>) -> Result<Tensor<X>>,
+    ) -> Result<Vec<f64>> {
+        let shared = self.shared(device, d)?;
+        let batches =
+            points.chunks((ROWS / self.draws).max(1) * d).map(|points| shared.at(&mut velocity, points));
         Ok(batches.collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -93,8 +118,12 @@ struct Shared {
 
 impl Shared {
     /// Returns the estimate at each of the points (P, D), all draws of all points in one batch.
-    fn at<X: FloatX>(&self, velocity: Velocity<'_, X>, points: &[f32]) -> Result<Vec<f64>> {
-        let (k, net, params) = (self.times.len(), velocity.net, velocity.params);
+    fn at<X: FloatX>(
+        &self,
+        velocity: &mut impl FnMut(Tensor<X>, &Tensor<f32>) -> Result<Tensor<X>>,
+        points: &[f32],
+    ) -> Result<Vec<f64>> {
+        let k = self.times.len();
         let d = self.noise.len() / k;
         let rows = points.len() / d * k;
         let mut x_t = Vec::with_capacity(rows * d);
@@ -105,18 +134,7 @@ impl Shared {
         }
         let x_t = Tensor::from_f32(&self.device, [rows, d], &x_t)?;
         let t = Tensor::from_f32(&self.device, [rows], &self.times.repeat(points.len() / d))?;
-        let modulations = match velocity.tables {
-            Some(tables) => net.modulations_from(tables, &t)?,
-            None => net.modulations(
-                params,
-                net.default_form(),
-                &t,
-                Rows::plain(rows),
-                Condition::default(),
-                None,
-            )?,
-        };
-        let (v, _) = net.forward(params, x_t, modulations, Keep::Nothing)?;
+        let v = velocity(x_t, &t)?;
         let v = v.on_host()?;
         let of_points = v.chunks_exact(k * d).zip(points.chunks_exact(d));
         Ok(of_points.map(|(v, point)| self.constant + self.weighted(v, point)).collect())

@@ -60,6 +60,16 @@ pub enum Conditioning {
     },
 }
 
+impl Conditioning {
+    /// Returns the classes that a sample may be asked to be of, 0 without any. A vector counts as one number for each class.
+    pub fn classes(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Vectors(classes) | Self::Classes { classes, .. } => classes,
+        }
+    }
+}
+
 /// What a network is told about the samples of a batch, beside x_t and t.
 #[derive(Debug)]
 pub struct Condition<'a, X: FloatX> {
@@ -301,34 +311,6 @@ impl VelocityNet {
         Ok((v, to_head.into_saved()))
     }
 
-    /// `x: (N, D)`, one `t: (1)` for all rows → `v: (N, D)`: what a sampler asks for. No label is dropped.
-    ///
-    /// # Errors
-    /// A condition that is missing, not wanted, or of other rows.
-    pub fn velocity_at<X: FloatX>(
-        &self,
-        params: &Params<X>,
-        x: Tensor<X>,
-        t: &Tensor<f32>,
-        cond: Condition<'_, X>,
-    ) -> Result<Tensor<X>> {
-        t.expect("velocity_at", "t", [1])?;
-        let n = x.rows_cols().0;
-        let modulations = match self.conditioning() {
-            Conditioning::Nothing => {
-                let rows = Rows { share: n, ..Rows::plain(n) };
-                self.modulations(params, Form::Direct, t, rows, cond, None)?
-            }
-            _ => {
-                let mut times = Tensor::zeros(x.device(), [n, 1]);
-                add_rows(&mut times, t.view().part(0, [1, 1]))?;
-                self.modulations(params, Form::Direct, &times.reshaped([n])?, Rows::plain(n), cond, None)?
-            }
-        };
-        let image = cond.image.map(Tensor::duplicate).transpose()?;
-        Ok(self.forward(params, Input { x_t: x, image }, modulations, Keep::Nothing)?.0)
-    }
-
     /// `x_t: (N, D)` → what the head takes: the loss, where that is all that is wanted of v, is the head's.
     ///
     /// # Errors
@@ -427,6 +409,14 @@ impl VelocityConfig {
         match self {
             Self::Mlp(config) => config.channels,
             Self::Dit { dit } => dit.input.data_width(),
+        }
+    }
+
+    /// Returns T, the tokens that a row of data is to the network.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Mlp(_) => 1,
+            Self::Dit { dit } => dit.tokens(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod chebyshev;
+pub mod dopri5;
 pub mod elementwise;
 pub mod embedding;
 pub mod flow_loss;
@@ -13,6 +14,7 @@ pub mod flow_path;
 pub mod gated_residual;
 pub mod gather;
 pub mod grad_norm;
+pub mod guidance;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
@@ -21,6 +23,8 @@ pub mod normalize;
 pub mod optimizer;
 pub mod patchify;
 pub mod qk_norm;
+pub mod row_dot;
+pub mod sde_step;
 pub mod step_control;
 pub mod timestep_embedding;
 

@@ -6,8 +6,9 @@ use half::{bf16, f16};
 use serde::Serialize;
 
 use crate::device::{CpuOptions, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
+use crate::flow::sampler::Cost;
 use crate::plot::{Group, ImageGrid, Layout, image_grid, scatter_2d};
 use crate::train::config::{Stage, Target};
 use crate::train::export::{check_ending, write_rows};
@@ -16,7 +17,7 @@ use crate::train::prior::{Prior, open_prior};
 use crate::train::reference::{Reference, mean};
 use crate::train::report::image_shape;
 use crate::train::restore::Restored;
-use crate::train::sampling::{Sampling, points, sample_rows};
+use crate::train::sampling::{Sampling, draw_samples, points};
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,6 +36,10 @@ pub struct Generated {
     pub nll: Option<f64>,
     /// Mean log of the distance of a row to its fifth nearest data row, where the prior's data are known.
     pub log_rk: Option<f64>,
+    /// Evaluations of the velocity for each sample; rows that were not drawn, latents, have none. A guided one takes two networks'.
+    pub evaluations: Option<usize>,
+    /// Steps that an adaptive solver rejected, of those.
+    pub rejected: Option<usize>,
 }
 
 /// Rows, with what is known about them.
@@ -47,18 +52,26 @@ struct Rows {
     standardise: Option<Standardise>,
     reference: Option<Reference>,
     images: Option<[usize; 2]>,
+    cost: Option<Cost>,
 }
 
 /// Draws what `sampling` asks for from a run, one of its checkpoints or a network's file, and writes it to `out`, with a
 /// PNG of the same name beside it. Samples of a prior come in the units of its data; latents as they are, all of them
-/// unless fewer are asked for.
+/// unless fewer are asked for. `weak` is the prior of autoguidance.
 ///
 /// # Errors
-/// A path that is nothing of this; a name that ends in neither `.npy` nor `.safetensors`; a disk that is full.
-pub fn generate(path: &Path, sampling: &Sampling, count: Option<usize>, out: &Path) -> Result<Generated> {
+/// A path that is nothing of this; a name that ends in neither `.npy` nor `.safetensors`; a disk that is full; a weaker network where
+/// there is nothing to guide.
+pub fn generate(
+    path: &Path,
+    sampling: &Sampling,
+    weak: Option<&Path>,
+    count: Option<usize>,
+    out: &Path,
+) -> Result<Generated> {
     check_ending(out)?;
-    let sampling = Sampling { count: count.unwrap_or(sampling.count), ..*sampling };
-    let mut rows = draw(path, &sampling, count)?;
+    let sampling = Sampling { count: count.unwrap_or(sampling.count), ..sampling.clone() };
+    let mut rows = draw(path, &sampling, weak, count)?;
     let (mut nll, mut log_rk) = (None, None);
     if let Some(reference) = &rows.reference {
         nll = reference.nll(&rows.values)?.map(|nll| mean(&nll));
@@ -72,18 +85,30 @@ pub fn generate(path: &Path, sampling: &Sampling, count: Option<usize>, out: &Pa
     let figure = (cloud || draw_images(&rows, &picture)?).then_some(picture);
     write_rows(out, "features", &rows.values, rows.width)?;
     let (what, width, out) = (rows.what, rows.width, out.to_owned());
-    Ok(Generated { what, count: rows.values.len() / width, width, out, figure, nll, log_rk })
+    let (count, cost) = (rows.values.len() / width, rows.cost);
+    let (evaluations, rejected) = (cost.map(|cost| cost.evaluations), cost.map(|cost| cost.rejected));
+    Ok(Generated { what, count, width, out, figure, nll, log_rk, evaluations, rejected })
 }
 
-fn draw(path: &Path, sampling: &Sampling, count: Option<usize>) -> Result<Rows> {
+fn draw(path: &Path, sampling: &Sampling, weak: Option<&Path>, count: Option<usize>) -> Result<Rows> {
+    let open = |device: &Device| -> Result<Rows> {
+        let weak = weak.map(|weak| open_prior(device, weak, true)).transpose()?;
+        samples(open_prior(device, path, true)?, weak, sampling)
+    };
     if path.is_file() {
         let device = Device::open("auto", CpuOptions::default())?;
-        return device.scope(|| samples(open_prior(&device, path, true)?, sampling));
+        return device.scope(|| open(&device));
     }
     let run = Restored::open(path)?;
     let device = run.device()?;
+    if run.config.stage == Stage::Align && weak.is_some() {
+        return Err(Error::Usage(format!(
+            "{} is no run of `pretrain`: a weaker network guides a prior only",
+            path.display()
+        )));
+    }
     device.scope(|| match (run.config.stage, run.config.align.target) {
-        (Stage::Pretrain, _) => samples(open_prior(&device, path, true)?, sampling),
+        (Stage::Pretrain, _) => open(&device),
         (Stage::Align, Target::Latents) => latents(&run, &device, count),
         (Stage::Align, Target::Autoencoder) => match run.config.dtype {
             DType::F32 => decoded::<f32>(&run, &device, sampling),
@@ -93,13 +118,14 @@ fn draw(path: &Path, sampling: &Sampling, count: Option<usize>) -> Result<Rows> 
     })
 }
 
-fn samples(prior: Prior<f32>, sampling: &Sampling) -> Result<Rows> {
-    let values = sample_rows(&prior.net, &prior.params, sampling)?;
+fn samples(prior: Prior<f32>, weak: Option<Prior<f32>>, sampling: &Sampling) -> Result<Rows> {
+    let weak = weak.as_ref().map(|weak| (&weak.net, &weak.params));
+    let (values, cost) = draw_samples((&prior.net, &prior.params), weak, sampling)?;
     // Samples are as good without the data that they could be compared with.
     let open = |data| Reference::open(data, prior.standardise.as_ref(), sampling.seed).ok();
     let reference = prior.data.as_ref().and_then(open);
-    let width = prior.net.data_width();
-    Ok(Rows { what: "samples", values, width, standardise: prior.standardise, reference, images: None })
+    let (width, standardise, cost) = (prior.net.data_width(), prior.standardise, Some(cost));
+    Ok(Rows { what: "samples", values, width, standardise, reference, images: None, cost })
 }
 
 fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows> {
@@ -109,19 +135,19 @@ fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows
     let mut values = y.to_f32_vec()?;
     values.truncate(count.unwrap_or(usize::MAX).saturating_mul(width));
     let reference = task.alignment.reference;
-    Ok(Rows { what: "latents", values, width, standardise: None, reference, images: None })
+    Ok(Rows { what: "latents", values, width, standardise: None, reference, images: None, cost: None })
 }
 
 fn decoded<X: FloatX>(run: &Restored, device: &Device, sampling: &Sampling) -> Result<Rows> {
     let (task, engine) = run.autoencoder::<X>(device)?;
     let prior = &task.alignment.prior;
     let per_sample = task.net.config().latent / prior.net.data_width();
-    let sampling = Sampling { count: sampling.count * per_sample, ..*sampling };
-    let latents = sample_rows(&prior.net, &prior.params, &sampling)?;
+    let sampling = Sampling { count: sampling.count * per_sample, ..sampling.clone() };
+    let (latents, cost) = draw_samples((&prior.net, &prior.params), None, &sampling)?;
     let values = task.decode(&engine.optimizer.averaged()?, &latents)?;
     let (width, images) = (task.features.width(), image_shape(task.features.source()));
     let standardise = task.features.standardise;
-    Ok(Rows { what: "decoded", values, width, standardise, reference: None, images })
+    Ok(Rows { what: "decoded", values, width, standardise, reference: None, images, cost: Some(cost) })
 }
 
 /// Points of a picture: a cloud of more is a blot.

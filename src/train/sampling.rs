@@ -1,17 +1,21 @@
 //! Samples of a velocity network: noise at t = 0, carried to t = 1.
 //!
-//! Sample i starts from element i of stream [`Stream::Sampling`], so the first n samples do not depend on how many are
-//! drawn. All rows share one t, so the modulation path is evaluated once for a whole chunk of rows.
+//! Sample i starts from element i of stream [`Stream::Sampling`], so the first n samples do not depend on how many are drawn; only
+//! `dopri5` chooses its steps for a thousand samples together. All rows share one t, so the modulation path is evaluated once for a
+//! whole chunk of rows, or once for each class in it: rows of a chunk are in the order of their classes.
 
-use crate::device::{Device, Isa};
+use crate::device::Isa;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::flow::sampler::{Method, sample};
-use crate::nn::{Condition, Conditioning, Params, VelocityConfig, VelocityNet};
+use crate::flow::guidance::Guidance;
+use crate::flow::sampler::sde::{Sde, sample_sde};
+use crate::flow::sampler::{Cost, Grid, Method, Solver, Time, Tolerance, sample};
+use crate::nn::{Conditioning, Params, VelocityNet};
 use crate::ops::elementwise::cast;
-use crate::ops::embedding::Labels;
+use crate::ops::flow_path::Rows;
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
+use crate::train::field::{Field, Label, no_class};
 
 /// Rows, or tokens of a DiT, that go through the network together: large enough to fill the products, small enough for the cache.
 const CHUNK: usize = 1024;
@@ -19,7 +23,7 @@ const CHUNK: usize = 1024;
 const FEWEST: usize = 16;
 
 /// How samples are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// How many.
     pub count: usize,
@@ -27,6 +31,16 @@ pub struct Sampling {
     pub steps: usize,
     /// The solver.
     pub method: Method,
+    /// Moves the steps towards one end: see [`Grid::Shifted`].
+    pub shift: Option<f64>,
+    /// The times of the steps, instead of a number of them.
+    pub times: Option<Vec<f64>>,
+    /// What `dopri5` is held to.
+    pub tolerance: Tolerance,
+    /// Draws random paths instead of solving the ODE.
+    pub sde: Option<Sde>,
+    /// Guides by a second velocity: that without a class, or a weaker network's.
+    pub guidance: Option<Guidance>,
     /// Decides the noise.
     pub seed: u64,
     /// The class of all samples of a conditional network; without it, sample i is of class i modulo their number.
@@ -36,81 +50,185 @@ pub struct Sampling {
 impl Default for Sampling {
     /// A thousand samples by 32 steps of Heun's method, whose error is far below that of any trained network.
     fn default() -> Self {
-        Self { count: 1000, steps: 32, method: Method::Heun, seed: 0, class: None }
+        Self {
+            count: 1000,
+            steps: 32,
+            method: Method::Heun,
+            shift: None,
+            times: None,
+            tolerance: Tolerance::default(),
+            sde: None,
+            guidance: None,
+            seed: 0,
+            class: None,
+        }
     }
 }
+
+impl Sampling {
+    /// Returns the solver and its grid.
+    fn solver(&self) -> Solver {
+        let grid = match (&self.times, self.shift) {
+            (Some(times), _) => Grid::Listed(times.clone()),
+            (None, Some(shift)) => Grid::Shifted { steps: self.steps, shift },
+            (None, None) => Grid::Uniform(self.steps),
+        };
+        Solver { method: self.method, grid, tolerance: self.tolerance }
+    }
+}
+
+/// A network and its parameters.
+pub type Network<'a, X> = (&'a VelocityNet, &'a Params<X>);
 
 /// Draws samples in the space of the network, row by row: (count, D).
 ///
 /// # Errors
-/// No sample, no step, a class that the network does not have.
+/// See [`draw_samples`].
 pub fn sample_rows<X: FloatX>(net: &VelocityNet, params: &Params<X>, how: &Sampling) -> Result<Vec<f32>> {
-    let d = net.data_width();
-    let classes = match net.conditioning() {
-        Conditioning::Nothing => 0,
-        Conditioning::Vectors(classes) | Conditioning::Classes { classes, .. } => classes,
-    };
-    let chunk = match net.config() {
-        VelocityConfig::Mlp(_) => CHUNK,
-        VelocityConfig::Dit { dit } => (CHUNK / dit.tokens()).max(FEWEST),
-    };
+    Ok(draw_samples((net, params), None, how)?.0)
+}
+
+/// The same with what each sample cost; `weak` is the network of autoguidance. Where chunks of samples cost different numbers of
+/// evaluations, it is the most.
+///
+/// # Errors
+/// No sample, no step, a class that the network does not have, guidance of a network that has nothing to be guided by; an adaptive
+/// solve that leads nowhere.
+pub fn draw_samples<X: FloatX>(
+    strong: Network<'_, X>,
+    weak: Option<Network<'_, X>>,
+    how: &Sampling,
+) -> Result<(Vec<f32>, Cost)> {
+    check(strong.0, weak.map(|weak| weak.0), how)?;
+    let (d, classes) = (strong.0.data_width(), strong.0.conditioning().classes());
+    let mut samples = vec![0.0; how.count * d];
+    let chunk = (CHUNK / strong.0.config().tokens()).max(FEWEST);
+    let (mut first, mut cost) = (0, Cost::default());
+    while first < how.count {
+        let chunk = Chunk::new(first, how.count - first, chunk, classes, how.class);
+        let (x, of_chunk) = chunk.draw(strong, weak, how)?;
+        for (row, values) in x.chunks_exact(d).enumerate() {
+            samples[chunk.sample(row) * d..][..d].copy_from_slice(values);
+        }
+        if of_chunk.evaluations > cost.evaluations {
+            cost = of_chunk;
+        }
+        first += chunk.rows();
+    }
+    Ok((samples, cost))
+}
+
+fn check(net: &VelocityNet, weak: Option<&VelocityNet>, how: &Sampling) -> Result<()> {
+    let (d, classes) = (net.data_width(), net.conditioning().classes());
+    let refused = |why: String| Err(Error::Usage(why));
     if how.count == 0 {
-        return Err(Error::Usage("sampling: 0 samples were asked for; ask for at least 1".into()));
+        return refused("sampling: 0 samples were asked for; ask for at least 1".into());
     }
     if let Some(class) = how.class.filter(|class| *class >= classes) {
-        return Err(Error::Usage(format!(
-            "sampling: class {class} was asked for, but the network has {classes} classes"
-        )));
+        return Err(no_class(class, classes));
     }
-    let device = params.flat().device();
-    let noise = Draw::new(how.seed, Stream::Sampling, 0);
-    let mut samples = Vec::with_capacity(how.count * d);
-    for first in (0..how.count).step_by(chunk) {
-        let rows = chunk.min(how.count - first);
-        let mut values = vec![0.0; rows * d];
-        Isa::detect().run(
-            #[inline(always)]
-            |arch| noise.fill_normal_rows(arch, &mut values, d, 0, |i| ((first + i) as u64, 0)),
+    if how.sde.is_some() && how.method != Method::Euler {
+        return refused(
+            "a stochastic sampler takes steps of Euler and Maruyama: ask for method `euler`".into(),
         );
-        let x = Tensor::<f32>::from_f32(device, [rows, d], &values)?;
-        let class = |i: usize| how.class.unwrap_or((first + i) % classes.max(1));
-        let classes: Vec<usize> = (0..rows).map(class).collect();
-        let told = Told::new(net, device, &classes)?;
-        let x = sample(x, how.method, how.steps, (0.0, 1.0), |x, t| {
-            let t = Tensor::from_f32(device, [1], &[t as f32])?;
-            cast(&net.velocity_at(params, cast(x)?, &t, told.condition())?)
-        })?;
-        samples.extend_from_slice(&x.on_host()?);
     }
-    Ok(samples)
-}
-
-/// The classes of some samples as a network takes them.
-struct Told<X: FloatX> {
-    vectors: Option<Tensor<X>>,
-    labels: Option<Labels>,
-}
-
-impl<X: FloatX> Told<X> {
-    fn new(net: &VelocityNet, device: &Device, classes: &[usize]) -> Result<Self> {
-        let (mut vectors, mut labels) = (None, None);
-        match net.conditioning() {
-            Conditioning::Nothing => {}
-            Conditioning::Vectors(width) => {
-                let mut one_hot = vec![0.0; classes.len() * width];
-                one_hot.chunks_exact_mut(width).zip(classes).for_each(|(row, class)| row[*class] = 1.0);
-                vectors = Some(Tensor::from_f32(device, [classes.len(), width], &one_hot)?);
-            }
-            Conditioning::Classes { .. } => {
-                let numbers: Vec<_> = classes.iter().map(|class| Some(*class as u32)).collect();
-                labels = Some(net.labels(device, &numbers)?);
+    match (&how.guidance, weak) {
+        (Some(guidance), weak) => {
+            guidance.check()?;
+            if weak.is_none() && classes == 0 {
+                return refused(
+                    "guidance needs a network with classes, or a weaker network; this one was trained without conditions"
+                        .into(),
+                );
             }
         }
-        Ok(Self { vectors, labels })
+        (None, Some(_)) => return refused("a weaker network guides by a weight: name one".into()),
+        (None, None) => {}
+    }
+    match weak.map(|weak| (weak.data_width(), weak.conditioning().classes())) {
+        Some(found) if found != (d, classes) => refused(format!(
+            "the weaker network has {} channels and {} classes, the one that it guides {d} and {classes}",
+            found.0, found.1
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Samples that go through the network together, in the order of their classes.
+struct Chunk {
+    /// Number of the first sample.
+    first: usize,
+    /// Classes, each of `share` rows; 1 where all rows have the same.
+    groups: usize,
+    share: usize,
+    /// Classes of the network that samples take in turn; 1 where they do not.
+    turn: usize,
+    class: Option<usize>,
+}
+
+impl Chunk {
+    /// Takes some of the `rest` samples from `first` on: whole turns of classes, and at last what is no whole turn.
+    fn new(first: usize, rest: usize, chunk: usize, classes: usize, class: Option<usize>) -> Self {
+        let turn = if class.is_some() { 1 } else { classes.max(1) };
+        let most = rest.min(chunk.max(turn));
+        let (groups, share) = if most < turn { (most, 1) } else { (turn, most / turn) };
+        Self { first, groups, share, turn, class }
     }
 
-    fn condition(&self) -> Condition<'_, X> {
-        Condition { vectors: self.vectors.as_ref(), labels: self.labels.as_ref(), image: None }
+    fn rows(&self) -> usize {
+        self.groups * self.share
+    }
+
+    /// Returns the number of a row's sample.
+    fn sample(&self, row: usize) -> usize {
+        self.first + row % self.share * self.groups + row / self.share
+    }
+
+    /// Returns how rows are numbered for their noise on the way: (turn, place in it), whatever the chunks.
+    fn numbers(&self) -> Rows {
+        let first = (self.first / self.turn) as u64;
+        Rows { first, samples: self.share, replicas: self.groups, share: 1 }
+    }
+
+    fn labels(&self) -> Vec<Label> {
+        (0..self.groups).map(|group| Label::Class(self.class.unwrap_or(group))).collect()
+    }
+
+    fn draw<X: FloatX>(
+        &self,
+        strong: Network<'_, X>,
+        weak: Option<Network<'_, X>>,
+        how: &Sampling,
+    ) -> Result<(Vec<f32>, Cost)> {
+        let (device, d, labels) = (strong.1.flat().device(), strong.0.data_width(), self.labels());
+        let mut noise = vec![0.0; self.rows() * d];
+        let draw = Draw::new(how.seed, Stream::Sampling, 0);
+        Isa::detect().run(
+            #[inline(always)]
+            |arch| draw.fill_normal_rows(arch, &mut noise, d, 0, |row| (self.sample(row) as u64, 0)),
+        );
+        let x = Tensor::<f32>::from_f32(device, [self.rows(), d], &noise)?;
+        let field = Field::new(strong.0, strong.1, &labels, self.share)?;
+        let other = match weak {
+            Some((net, params)) => Field::new(net, params, &labels, self.share)?,
+            None => Field::new(strong.0, strong.1, &vec![Label::Null; self.groups], self.share)?,
+        };
+        let velocity = |x: &Tensor<f32>, time: Time<'_>| -> Result<Tensor<f32>> {
+            let of = |field: &Field<'_, X>| field.velocity(x, time.tensor(device)?);
+            match &how.guidance {
+                Some(how) => how.velocity(device, [self.rows(), d], time, || of(&field), || of(&other)),
+                None => cast(&of(&field)?),
+            }
+        };
+        let solver = how.solver();
+        let (x, cost) = match &how.sde {
+            Some(sde) => {
+                let noise = Draw::new(how.seed, Stream::SamplerNoise, 0);
+                sample_sde(x, sde, &solver.grid, (noise, self.numbers()), velocity)?
+            }
+            None => sample(x, &solver, velocity)?,
+        };
+        Ok((x.to_f32_vec()?, cost))
     }
 }
 
@@ -122,6 +240,10 @@ pub fn points(rows: &[f32]) -> Vec<[f32; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
+    use crate::flow::guidance::Form;
+    use crate::flow::sampler::sde::{Diffusion, LastStep};
+    use crate::nn::VelocityConfig;
     use crate::nn::MlpConfig;
 
     fn network(cond: usize) -> (VelocityNet, Params<f32>) {
@@ -179,5 +301,66 @@ mod tests {
         }
         let how = Sampling { class: Some(2), ..Default::default() };
         assert!(sample_rows(&net, &params, &how).unwrap_err().to_string().contains("has 2 classes"));
+    }
+
+    #[test]
+    fn random_paths_do_not_depend_on_how_many_are_drawn_either() {
+        let sde = Sde { diffusion: Diffusion::Sigma, scale: 1.0, last: LastStep::Tweedie };
+        for classes in [0, 3] {
+            let (net, params) = network(classes);
+            let draw = |count| {
+                let how =
+                    Sampling { count, steps: 3, method: Method::Euler, sde: Some(sde), ..Default::default() };
+                sample_rows(&net, &params, &how).unwrap()
+            };
+            let many = draw(CHUNK + 300);
+            for count in [1, 2, 7, CHUNK - 1, CHUNK + 1] {
+                assert_eq!(draw(count), many[..count * 3], "{count} samples, {classes} classes");
+            }
+        }
+    }
+
+    #[test]
+    fn guidance_goes_from_no_class_through_the_class_and_beyond() {
+        let (net, params) = network(2);
+        let draw = |class, guidance| {
+            let how = Sampling { count: 5, steps: 4, class: Some(class), guidance, ..Default::default() };
+            sample_rows(&net, &params, &how).unwrap()
+        };
+        let by = |w| Some(Guidance::plain(w, Form::W));
+        assert_eq!(draw(0, by(1.0)), draw(0, None));
+        assert_eq!(draw(0, by(0.0)), draw(1, by(0.0)));
+        assert_ne!(draw(0, by(2.0)), draw(0, None));
+        let early = Guidance { interval: (0.9, 1.0), ..Guidance::plain(2.0, Form::W) };
+        assert_ne!(draw(0, Some(early)), draw(0, by(2.0)));
+        let still = Guidance { zero: Some(4), ..Guidance::plain(2.0, Form::W) };
+        assert_eq!(draw(0, Some(still)), draw(1, Some(still)), "nothing moves");
+    }
+
+    #[test]
+    fn guidance_needs_something_to_guide_by() {
+        let refused = |classes, how: Sampling| {
+            let (net, params) = network(classes);
+            sample_rows(&net, &params, &how).unwrap_err().to_string()
+        };
+        let guidance = Some(Guidance::plain(2.0, Form::W));
+        let message = refused(0, Sampling { guidance, ..Default::default() });
+        assert!(message.contains("trained without conditions"), "{message}");
+        let how = Sampling { method: Method::Dopri5, guidance, ..Default::default() };
+        let zero = Some(Guidance { zero: Some(1), ..Guidance::plain(2.0, Form::W) });
+        let message = refused(2, Sampling { guidance: zero, ..how });
+        assert!(message.contains("needs a fixed grid"), "{message}");
+        // Autoguidance: a weaker network of other channels, or without a weight.
+        let ((net, params), (other, of_other)) = (network(0), network(2));
+        let (strong, weak) = ((&net, &params), Some((&other, &of_other)));
+        let how = Sampling { count: 1, ..Default::default() };
+        let message = draw_samples(strong, Some(strong), &how).unwrap_err().to_string();
+        assert!(message.contains("name one"), "{message}");
+        let message =
+            draw_samples(strong, weak, &Sampling { guidance, ..how.clone() }).unwrap_err().to_string();
+        assert!(message.contains("3 channels and 2 classes"), "{message}");
+        let itself = draw_samples(strong, Some(strong), &Sampling { guidance, ..how.clone() }).unwrap().0;
+        let alone = sample_rows(&net, &params, &how).unwrap();
+        assert!(itself.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-5), "{itself:?} {alone:?}");
     }
 }

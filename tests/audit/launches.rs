@@ -6,6 +6,9 @@ use std::path::Path;
 use cuda_emulator::audit::measured::{self, Measured};
 use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::chebyshev::chebyshev_weights;
+use flowprior::ops::dopri5::{
+    Control, Limits, dopri5_accept, dopri5_decide, dopri5_error, dopri5_partials, dopri5_stage,
+};
 use flowprior::ops::elementwise::{axpy, cast};
 use flowprior::ops::embedding::{LabelDrop, Labels, add_rows, embedding_backward, embedding_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
@@ -15,6 +18,7 @@ use flowprior::ops::gather::{
     Affine, Index, Mirror, Sampling, Stored, gather_backward, gather_forward, gather_samples_to,
 };
 use flowprior::ops::grad_norm::grad_norm;
+use flowprior::ops::guidance::{WeakScale, guidance};
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
     Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
@@ -28,6 +32,8 @@ use flowprior::ops::normalize::{
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
 use flowprior::ops::patchify::{Patches, patchify, patchify_backward, unpatchify, unpatchify_backward};
 use flowprior::ops::qk_norm::{QkNorm, QkNormGrads, qk_norm_backward, qk_norm_forward};
+use flowprior::ops::row_dot::row_dot;
+use flowprior::ops::sde_step::{Factors, sde_step};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
@@ -106,6 +112,7 @@ fn launch(device: &Device) -> Result<()> {
     elements(device)?;
     images(device)?;
     optimizer(device)?;
+    sampler(device)?;
     products(device)?;
     heads(device)?;
     attention(device)?;
@@ -216,6 +223,30 @@ fn optimizer(device: &Device) -> Result<()> {
     let state = State { master: Some(&mut master), m: &mut m, v: Some(&mut v), emas: &mut emas };
     let decayed = [0..N * C / 4, N * C / 2..N * C];
     optimizer_step(&mut params, state, &filled(device, N, C)?, &decayed, &step)
+}
+
+/// What samplers and likelihoods add: an adaptive step that is accepted, a random one, guidance, a trace.
+fn sampler(device: &Device) -> Result<()> {
+    let mut slopes = Vec::new();
+    for _ in 0..7 {
+        slopes.push(filled::<f32>(device, N, C)?);
+    }
+    let (mut x, y) = (filled::<f32>(device, N, C)?, filled::<f32>(device, N, C)?);
+    let mut control = Control::new(device, (0.0, 1.0), 0.01)?;
+    let [k1, k2, k3, k4, k5, k6, k7] = std::array::from_fn(|i| &slopes[i]);
+    dopri5_stage(&x, &[k1, k2, k3, k4, k5, k6], &control)?;
+    let limits = Limits { rtol: 1.0, atol: 1.0, smallest: 1e-6, tries: 100 };
+    let mut partials = Tensor::uninit(device, [dopri5_partials(N * C)]);
+    dopri5_error(partials.view_mut(), (&x, &y), &[k1, k2, k3, k4, k5, k6, k7], &control, &limits)?;
+    dopri5_decide(&mut control, &partials, N * C, &limits)?;
+    let mut first = filled::<f32>(device, N, C)?;
+    dopri5_accept((&mut x, &y), (&mut first, k7), &control)?;
+    let factors = Factors { x: 0.5, v: 0.25, noise: 0.125 };
+    sde_step(&mut x, &y, factors, Draw::new(1, Stream::SamplerNoise, 0), Rows::plain(N))?;
+    let [strong, weak] = [filled::<bf16>(device, N, C)?, filled(device, N, C)?];
+    guidance(&strong, &weak, 2.0, WeakScale::Projected)?;
+    row_dot(&x, &y)?;
+    Ok(())
 }
 
 /// The three products of a layer, large enough for the large tile, and of one that is not.

@@ -40,6 +40,12 @@ impl Inputs {
         self.with(Input { name, shape: shape.into(), single: true, differentiable: true, numbers })
     }
 
+    /// Adds a tensor of the storage type under test, standard normal, that has no gradient.
+    pub fn fixed<const R: usize>(self, name: &'static str, shape: [usize; R]) -> Self {
+        let numbers = normals(name, &shape);
+        self.with(Input { name, shape: shape.into(), single: false, differentiable: false, numbers })
+    }
+
     /// Adds f32 numbers that have no gradient.
     pub fn constant<const R: usize>(self, name: &'static str, shape: [usize; R], numbers: Vec<f64>) -> Self {
         assert_eq!(numbers.len(), shape.iter().product::<usize>(), "{name}");
