@@ -311,6 +311,34 @@ impl VelocityNet {
         Ok((v, to_head.into_saved()))
     }
 
+    /// `x: (N, D)`, one `t: (1)` for all rows → `v: (N, D)`: what a sampler asks for. No label is dropped.
+    ///
+    /// # Errors
+    /// A condition that is missing, not wanted, or of other rows.
+    pub fn velocity_at<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x: Tensor<X>,
+        t: &Tensor<f32>,
+        cond: Condition<'_, X>,
+    ) -> Result<Tensor<X>> {
+        t.expect("velocity_at", "t", [1])?;
+        let n = x.rows_cols().0;
+        let modulations = match self.conditioning() {
+            Conditioning::Nothing => {
+                let rows = Rows { share: n, ..Rows::plain(n) };
+                self.modulations(params, Form::Direct, t, rows, cond, None)?
+            }
+            _ => {
+                let mut times = Tensor::zeros(x.device(), [n, 1]);
+                add_rows(&mut times, t.view().part(0, [1, 1]))?;
+                self.modulations(params, Form::Direct, &times.reshaped([n])?, Rows::plain(n), cond, None)?
+            }
+        };
+        let image = cond.image.map(Tensor::duplicate).transpose()?;
+        Ok(self.forward(params, Input { x_t: x, image }, modulations, Keep::Nothing)?.0)
+    }
+
     /// `x_t: (N, D)` → what the head takes: the loss, where that is all that is wanted of v, is the head's.
     ///
     /// # Errors

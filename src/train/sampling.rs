@@ -10,7 +10,7 @@ use crate::float::FloatX;
 use crate::flow::guidance::Guidance;
 use crate::flow::sampler::sde::{Sde, sample_sde};
 use crate::flow::sampler::{Cost, Grid, Method, Solver, Time, Tolerance, sample};
-use crate::nn::{Conditioning, Params, VelocityNet};
+use crate::nn::{Params, VelocityNet};
 use crate::ops::elementwise::cast;
 use crate::ops::flow_path::Rows;
 use crate::rng::{Draw, Stream};
