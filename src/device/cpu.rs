@@ -3,6 +3,7 @@
 //! A training step asks for the same sizes in the same order every time, so from the second step on each request finds
 //! a block of exactly its size: no system allocation, no page fault ([`Cpu::allocations`] counts the misses).
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +48,22 @@ struct Inner {
     pool: rayon::ThreadPool,
     isa: Isa,
     memory: Arc<Memory>,
+    /// Pools of the items of [`Cpu::each_apart`], by number.
+    apart: Mutex<Vec<Arc<Memory>>>,
+}
+
+thread_local! {
+    /// The pool that this thread takes tensor memory from, and the device it is of; `None` for the device's own.
+    static POOL: RefCell<Option<(usize, Arc<Memory>)>> = const { RefCell::new(None) };
+}
+
+/// Takes a thread's pool back when dropped, by unwinding too.
+struct Back(Option<(usize, Arc<Memory>)>);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        POOL.replace(self.0.take());
+    }
 }
 
 impl fmt::Debug for Cpu {
@@ -77,7 +94,7 @@ impl Cpu {
             .map_err(|e| refused(&e))?;
         let team = Team::new(pool.current_num_threads()).map_err(|e| refused(&e))?;
         let memory = Arc::new(Memory { guard: options.guard, ..Memory::default() });
-        Ok(Self(Arc::new(Inner { team, pool, isa, memory })))
+        Ok(Self(Arc::new(Inner { team, pool, isa, memory, apart: Mutex::default() })))
     }
 
     /// Returns the number of worker threads.
@@ -105,19 +122,51 @@ impl Cpu {
         });
     }
 
+    /// Does the same where items are long and take tensor memory themselves: item i takes it from a pool of its own, the same
+    /// in every call, so that what is held does not depend on which items happen to run at the same time.
+    pub(crate) fn each_apart<T: Send>(&self, items: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
+        let items: Vec<T> = items.collect();
+        let pools: Vec<_> = {
+            let mut pools = self.0.apart.lock().unwrap_or_else(PoisonError::into_inner);
+            let guard = self.0.memory.guard;
+            while pools.len() < items.len() {
+                pools.push(Arc::new(Memory { guard, ..Memory::default() }));
+            }
+            pools[..items.len()].to_vec()
+        };
+        self.each(items.into_iter().zip(pools), |(item, pool)| {
+            let _back = Back(POOL.replace(Some((self.number(), pool))));
+            f(item);
+        });
+    }
+
+    /// Tells devices of one process apart.
+    fn number(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// Returns how many blocks of tensor memory were taken from the system so far.
     pub fn allocations(&self) -> u64 {
-        self.0.memory.allocations.load(Ordering::Relaxed)
+        self.of_all_pools(|memory| &memory.allocations)
     }
 
     /// Returns the bytes of tensor memory held, in use or waiting to be used again.
     pub fn bytes_held(&self) -> u64 {
-        self.0.memory.bytes.load(Ordering::Relaxed)
+        self.of_all_pools(|memory| &memory.bytes)
+    }
+
+    fn of_all_pools(&self, count: impl Fn(&Memory) -> &AtomicU64) -> u64 {
+        let apart = self.0.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        let pools = apart.iter().chain([&self.0.memory]);
+        pools.map(|memory| count(memory).load(Ordering::Relaxed)).sum()
     }
 
     /// Takes a block of at least `bytes` bytes; its content is whatever it held last.
     pub(crate) fn take(&self, bytes: usize) -> HostBuf {
-        let memory = &self.0.memory;
+        let memory = POOL.with_borrow(|pool| match pool {
+            Some((number, pool)) if *number == self.number() => pool.clone(),
+            _ => self.0.memory.clone(),
+        });
         let lines = bytes.div_ceil(LINE) + 2 * memory.guard as usize;
         let found =
             memory.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&lines).and_then(Vec::pop);
@@ -133,7 +182,7 @@ impl Cpu {
             let last = lines.len() - 1;
             (lines[0], lines[last]) = (GUARD, GUARD);
         }
-        HostBuf { lines, home: memory.clone() }
+        HostBuf { lines, home: memory }
     }
 }
 
@@ -214,6 +263,21 @@ mod tests {
         drop(cpu.take(1000));
         let _two = (cpu.take(1000), cpu.take(1000));
         assert_eq!(cpu.allocations(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn items_apart_take_memory_from_pools_of_their_own() -> Result<()> {
+        let cpu = Cpu::new(CpuOptions { threads: 2, ..Default::default() })?;
+        for _ in 0..50 {
+            cpu.each_apart(0..3, |i| {
+                let _two = (cpu.take(100), cpu.take(1000 * (i + 1)));
+                drop(cpu.take(100));
+            });
+            assert_eq!(cpu.allocations(), 3 * 3);
+        }
+        drop(cpu.take(100));
+        assert_eq!(cpu.allocations(), 3 * 3 + 1);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ pub mod landscape;
 pub mod mixture;
 pub mod objective;
 pub mod sampler;
+mod strips;
 
 pub use crate::ops::flow_loss::Weight;
 pub use landscape::{Estimate, Landscape};

@@ -77,8 +77,8 @@ pub struct Batch<'a, X: FloatX> {
 /// The random numbers of one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Draws {
-    noise: Draw,
-    time: Draw,
+    pub(super) noise: Draw,
+    pub(super) time: Draw,
 }
 
 impl Draws {
@@ -206,6 +206,10 @@ impl Objective {
         want: Want<'_>,
     ) -> Result<Outcome> {
         let (samples, d) = batch.data.rows_cols();
+        let scale = loss_scale.into().times((2.0 / self.divisor(d)) as f32);
+        if let Some(strips) = self.strips(&velocity, &batch, &want) {
+            return self.evaluate_in(strips, velocity, batch, draws, scale, want);
+        }
         let rows = Rows { first: batch.first, samples, replicas: self.flow_mul, share: self.share() };
         let t = draw_times(batch.data.device(), draws.time, rows, self.sampler(), self.time_range)?;
         let x_t: Tensor<X> = interpolate(batch.data, &t, draws.noise, rows)?;
@@ -234,7 +238,6 @@ impl Objective {
         if matches!(want, Want::Loss) {
             return Ok(Outcome { rows: head.loss(velocity.params, &to_head.m, &target)?, divisor, dy: None });
         }
-        let scale = loss_scale.into().times((2.0 / divisor) as f32);
         let (rows_loss, dv) = head.loss_and_gradient(velocity.params, &to_head.m, &target, scale)?;
         let dy = match (want, to_head.into_saved()) {
             (Want::Params(grads), Some(saved)) => {
@@ -250,14 +253,14 @@ impl Objective {
         Ok(Outcome { rows: rows_loss, divisor, dy })
     }
 
-    fn divisor(&self, d: usize) -> f64 {
+    pub(super) fn divisor(&self, d: usize) -> f64 {
         match self.reduction {
             Reduction::MeanAll => (self.total_rows() * d) as f64,
             Reduction::SumDimsMeanRows => self.total_rows() as f64,
         }
     }
 
-    fn sampler(&self) -> TimeSampler {
+    pub(super) fn sampler(&self) -> TimeSampler {
         match self.times {
             Times::Uniform => TimeSampler::Uniform,
             Times::Stratified => {

@@ -5,8 +5,8 @@ use crate::float::FloatX;
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
 use crate::ops::flow_loss::{Scale, Target};
 use crate::ops::linear::{
-    Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
-    linear_loss_backward, linear_loss_forward,
+    Activation, Branch, linear_backward_input, linear_backward_input_add, linear_backward_weight_parts,
+    linear_forward, linear_gated_forward, linear_loss_backward, linear_loss_forward,
 };
 use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
@@ -31,6 +31,11 @@ impl Linear {
         params.view(self.weight)
     }
 
+    /// Returns the places of weight and bias in the layout.
+    pub(crate) fn ids(&self) -> [ParamId; 2] {
+        [self.weight, self.bias]
+    }
+
     /// Returns the bias.
     pub fn bias<'p, X: FloatX>(&self, params: &'p Params<X>) -> View<'p, X> {
         params.view(self.bias)
@@ -44,7 +49,7 @@ impl Linear {
         add: Option<&Tensor<A>>,
         act: Activation,
     ) -> Result<(Tensor<A>, Option<Tensor<A>>)> {
-        linear_forward(x, params.view(self.weight), Some(params.view(self.bias)), add, act)
+        linear_forward(x, params.weight(self.weight), Some(params.view(self.bias)), add, act)
     }
 
     /// `x: (N, in)`, `h: (N, out)` → `h + gate·u` with `u = x·Wᵀ + b`, and u if it is kept; gates begin at column `offset` of the table.
@@ -56,7 +61,14 @@ impl Linear {
         (table, offset): (&Modulation<'_, X>, usize),
         branch: Branch,
     ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
-        linear_gated_forward(x, params.view(self.weight), params.view(self.bias), h, (table, offset), branch)
+        linear_gated_forward(
+            x,
+            params.weight(self.weight),
+            params.view(self.bias),
+            h,
+            (table, offset),
+            branch,
+        )
     }
 
     /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`.
@@ -66,7 +78,7 @@ impl Linear {
         x: &Tensor<X>,
         target: &Target<'_>,
     ) -> Result<Tensor<f32>> {
-        linear_loss_forward(x, params.view(self.weight), params.view(self.bias), target)
+        linear_loss_forward(x, params.weight(self.weight), params.view(self.bias), target)
     }
 
     /// `x: (N, in)` → the row losses (N) of `v = x·Wᵀ + b`, and `dv: (N, out)`, times `scale`.
@@ -77,7 +89,7 @@ impl Linear {
         target: &Target<'_>,
         scale: Scale,
     ) -> Result<(Tensor<f32>, Tensor<X>)> {
-        linear_loss_backward(x, params.view(self.weight), params.view(self.bias), target, scale)
+        linear_loss_backward(x, params.weight(self.weight), params.view(self.bias), target, scale)
     }
 
     /// `dz: (N, out)` → dx `(N, in)`, through the activation that produced x when given with its pre-activation.
@@ -87,12 +99,23 @@ impl Linear {
         dz: &Tensor<A>,
         through: Option<(Activation, &Tensor<A>)>,
     ) -> Result<Tensor<A>> {
-        linear_backward_input(dz, params.view(self.weight), through)
+        linear_backward_input(dz, params.weight(self.weight), through)
+    }
+
+    /// Adds the gradient of the input to `dx: (N, in)`.
+    pub(crate) fn backward_input_add<A: FloatX, W: FloatX>(
+        &self,
+        dx: &mut Tensor<A>,
+        params: &Params<W>,
+        dz: &Tensor<A>,
+        through: Option<(Activation, &Tensor<A>)>,
+    ) -> Result<()> {
+        linear_backward_input_add(dx, dz, params.weight(self.weight), through)
     }
 
     /// Accumulates the gradients of weight and bias from `dz: (N, out)` and `x: (N, in)`.
     pub fn backward_params<A: FloatX>(&self, grads: &mut Grads, dz: &Tensor<A>, x: &Tensor<A>) -> Result<()> {
-        let [dw, db] = grads.views_mut([self.weight, self.bias]);
-        linear_backward_weight(dw, Some(db), dz, x)
+        let ([dw, db], start) = grads.layer_mut([self.weight, self.bias]);
+        linear_backward_weight_parts(start, dw, Some(db), &[(dz, x)])
     }
 }

@@ -18,6 +18,7 @@ use crate::float::FloatX;
 use crate::nn::linear::Linear;
 use crate::nn::modulation_path::{EMBEDDING, Form, ModulationPath, Modulations, NodeTables, TableGrads};
 use crate::nn::params::{Grads, Init, Layout, ParamId, Params};
+use crate::nn::sink::Sink;
 use crate::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads, RowStats, layer_norm_backward, layer_norm_forward};
 use crate::ops::linear::{Activation, Branch};
@@ -47,7 +48,7 @@ pub struct MlpConfig {
 pub struct Mlp {
     config: MlpConfig,
     layout: Arc<Layout>,
-    path: ModulationPath,
+    pub(super) path: ModulationPath,
     input: Linear,
     blocks: Vec<Block>,
     output: Linear,
@@ -269,6 +270,12 @@ impl Mlp {
         Ok((v, to_head.into_saved()))
     }
 
+    /// Returns the layers that every row goes through.
+    pub(super) fn row_layers(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.blocks.iter().flat_map(|block| [&block.mlp0, &block.mlp2]);
+        blocks.chain([&self.input, &self.output])
+    }
+
     /// Returns the last layer, whose output is v.
     pub fn head(&self) -> &Linear {
         &self.output
@@ -312,7 +319,24 @@ impl Mlp {
         dv: &Tensor<X>,
         mut grads: Option<&mut Grads>,
     ) -> Result<Tensor<X>> {
-        if grads.is_some() && saved.m.is_none() {
+        let mut sink = grads.as_deref_mut().map_or(Sink::Nowhere, Sink::Sums);
+        let (dx, modulations, dtables) = self.backward_rows(params, saved, dv, &mut sink)?;
+        if let (Some(grads), Some(dtables)) = (grads, dtables) {
+            self.path.backward(params, modulations, dtables, grads)?;
+        }
+        Ok(dx)
+    }
+
+    /// Does the same but for the modulation path, whose gradients it returns with what they need.
+    #[allow(clippy::type_complexity)] // what the backward of the path takes
+    pub(super) fn backward_rows<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        saved: Saved<X>,
+        dv: &Tensor<X>,
+        sink: &mut Sink<'_, X>,
+    ) -> Result<(Tensor<X>, Modulations<X>, Option<TableGrads<X>>)> {
+        if sink.is_open() && saved.m.is_none() {
             return Err(Error::argument(
                 "Mlp::backward",
                 "saved",
@@ -321,43 +345,32 @@ impl Mlp {
             ));
         }
         let modulations = saved.modulations;
-        let mut dtables = grads.is_some().then(|| modulations.gradients());
+        let mut dtables = sink.is_open().then(|| modulations.gradients());
         let last = self.blocks.len();
         let dm = self.output.backward_input(params, dv, None)?;
-        if let (Some(grads), Some(m)) = (&mut grads, &saved.m) {
-            self.output.backward_params(grads, dv, m)?;
+        if let Some(m) = saved.m {
+            sink.output(&self.output, dv, m)?;
         }
         let norm = self.final_norm(&modulations);
         let norm_grads = LayerNormGrads { affine: None, modulation: dtables.as_mut().map(|d| d.head(last)) };
         let mut dh = layer_norm_backward(&dm, &saved.h, &saved.stats, &norm, None, norm_grads)?;
-        drop((dm, saved.h, saved.m));
+        drop((dm, saved.h));
         for (k, (block, kept)) in self.blocks.iter().zip(saved.blocks).enumerate().rev() {
             let table = modulations.head(k);
             let inner = match kept.inner {
                 Some(inner) => Some(inner),
                 None => {
-                    block
-                        .forward(
-                            params,
-                            &kept.h,
-                            &table,
-                            if grads.is_some() { Keep::All } else { Keep::Inputs },
-                        )?
-                        .1
+                    let keep = if sink.is_open() { Keep::All } else { Keep::Inputs };
+                    block.forward(params, &kept.h, &table, keep)?.1
                 }
             };
             let Some(inner) = inner else { continue };
             let dtable = dtables.as_mut().map(|d| (d, k));
-            dh = block.backward(params, &kept.h, inner, &table, dh, grads.as_deref_mut(), dtable)?;
-        }
-        if let Some(grads) = &mut grads {
-            self.input.backward_params(grads, &dh, &saved.x_t)?;
+            dh = block.backward(params, &kept.h, inner, &table, dh, sink, dtable)?;
         }
         let dx = self.input.backward_input(params, &dh, None)?;
-        if let (Some(grads), Some(dtables)) = (grads, dtables) {
-            self.path.backward(params, modulations, dtables, grads)?;
-        }
-        Ok(dx)
+        sink.linear(&self.input, dh, saved.x_t)?;
+        Ok((dx, modulations, dtables))
     }
 
     fn final_norm<'m, X: FloatX>(&self, modulations: &'m Modulations<X>) -> LayerNorm<'m, X> {
@@ -411,36 +424,34 @@ impl Block {
         kept: BlockInner<X>,
         table: &Modulation<'_, X>,
         dh: Tensor<X>,
-        mut grads: Option<&mut Grads>,
+        sink: &mut Sink<'_, X>,
         mut dtable: Option<(&mut TableGrads<X>, usize)>,
     ) -> Result<Tensor<X>> {
         let c = h.rows_cols().1;
+        let (inputs, u) = kept.params.map_or((None, None), |(m, a, u)| (Some((m, a)), Some(u)));
         let dgated = match (self.post_norm, &kept.post) {
             (Some(ids), Some((gated, stats))) => {
-                let affine_grads = grads.as_deref_mut().map(|g| g.views_mut([ids.0, ids.1]).into());
-                let norm_grads = LayerNormGrads { affine: affine_grads, modulation: None };
+                let norm_grads = LayerNormGrads { affine: sink.norm(ids, h), modulation: None };
                 Some(layer_norm_backward(&dh, gated, stats, &affine(params, ids), None, norm_grads)?)
             }
             _ => None,
         };
         let dbranch = dgated.as_ref().unwrap_or(&dh);
-        let dgate = match (&kept.params, &mut dtable) {
-            (Some((_, _, u)), Some((d, k))) => Some((u, d.head(*k))),
-            _ => None,
-        };
+        let dgate = u.as_ref().zip(dtable.as_mut()).map(|(u, (d, k))| (u, d.head(*k)));
         let du = gated_residual_backward(dbranch, table, 2 * c, dgate)?;
-        if let (Some(grads), Some((_, a, _))) = (&mut grads, &kept.params) {
-            self.mlp2.backward_params(grads, &du, a)?;
-        }
+        drop((u, dgated));
         let dz = self.mlp2.backward_input(params, &du, Some((Activation::Silu, &kept.z)))?;
-        drop(du);
-        if let (Some(grads), Some((m, _, _))) = (&mut grads, &kept.params) {
-            self.mlp0.backward_params(grads, &dz, m)?;
-        }
-        let dm = self.mlp0.backward_input(params, &dz, None)?;
-        drop(dz);
+        let dm = match inputs {
+            Some((m, a)) => {
+                sink.linear(&self.mlp2, du, a)?;
+                let dm = self.mlp0.backward_input(params, &dz, None)?;
+                sink.linear(&self.mlp0, dz, m)?;
+                dm
+            }
+            None => self.mlp0.backward_input(params, &dz, None)?,
+        };
         let norm_grads = LayerNormGrads {
-            affine: grads.map(|g| g.views_mut([self.in_ln.0, self.in_ln.1]).into()),
+            affine: sink.norm(self.in_ln, h),
             modulation: dtable.as_mut().map(|(d, k)| d.head(*k)),
         };
         layer_norm_backward(&dm, h, &kept.stats, &self.in_norm(params, table), Some(&dh), norm_grads)

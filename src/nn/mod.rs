@@ -8,7 +8,9 @@ pub mod linear;
 pub mod mlp;
 pub mod modulation_path;
 pub mod params;
+mod sink;
 pub mod state_dict;
+pub(crate) mod strips;
 
 pub use autoencoder::{Autoencoder, AutoencoderConfig};
 pub use linear::Linear;

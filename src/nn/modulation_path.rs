@@ -22,7 +22,7 @@ use crate::float::FloatX;
 use crate::nn::linear::Linear;
 use crate::nn::params::{Grads, Params};
 use crate::ops::chebyshev::{chebyshev_coefficients, chebyshev_nodes, chebyshev_weights};
-use crate::ops::linear::{Activation, linear_backward_input_add};
+use crate::ops::linear::Activation;
 use crate::ops::modulation::{Modulation, ModulationGrad};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tensor::Tensor;
@@ -97,12 +97,13 @@ enum Inner<X: FloatX> {
 
 /// Activations of the path, T the type they are computed in.
 #[derive(Debug)]
-struct Saved<T: FloatX> {
+pub(crate) struct Saved<T: FloatX> {
     embedding: Tensor<T>,  // (G, 256)
     z1: Option<Tensor<T>>, // (G, D)
     a1: Tensor<T>,
     c: Option<Tensor<T>>,
-    s: Tensor<T>,
+    /// silu(c), which all heads take.
+    pub(crate) s: Tensor<T>,
     cond: Option<Tensor<T>>, // (G, z)
 }
 
@@ -136,6 +137,14 @@ pub(crate) enum TableGrads<X: FloatX> {
 }
 
 impl<X: FloatX> TableGrads<X> {
+    /// Returns the gradients of tables at nodes, head by head; none of any others.
+    pub(crate) fn at_nodes(self) -> Vec<Tensor<f32>> {
+        match self {
+            Self::Index(_) => Vec::new(),
+            Self::Interpolate(tables) => tables,
+        }
+    }
+
     /// Returns the gradient of head k's table.
     pub(crate) fn head(&mut self, k: usize) -> ModulationGrad<'_, X> {
         match self {
@@ -204,6 +213,17 @@ impl ModulationPath {
         Ok((tables?, Saved { embedding, z1, a1, c, s, cond }))
     }
 
+    /// Evaluates the tables at r nodes, with what the backward needs.
+    pub(crate) fn tables_at_nodes<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        r: usize,
+    ) -> Result<(NodeTables, Saved<f32>)> {
+        let (tables, saved) =
+            self.forward::<f32, X>(params, &nodes_tensor(params.flat().device(), r)?, None)?;
+        Ok((NodeTables(Arc::new(tables)), saved))
+    }
+
     /// Accumulates the path's parameter gradients from those of its tables.
     pub(crate) fn backward<X: FloatX>(
         &self,
@@ -233,22 +253,47 @@ impl ModulationPath {
         dtables: &[Tensor<T>],
         grads: &mut Grads,
     ) -> Result<()> {
-        let mut dc: Option<Tensor<T>> = None;
         for (head, dtable) in self.heads.iter().zip(dtables) {
             head.backward_params(grads, dtable, &saved.s)?;
+        }
+        match self.backward_inputs(params, &saved, dtables)? {
+            Some(inputs) => self.backward_embedding(&saved, &inputs, grads),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the gradients of c and of z1 from those of the tables; `None` without a head.
+    pub(crate) fn backward_inputs<T: FloatX, X: FloatX>(
+        &self,
+        params: &Params<X>,
+        saved: &Saved<T>,
+        dtables: &[Tensor<T>],
+    ) -> Result<Option<[Tensor<T>; 2]>> {
+        let mut dc: Option<Tensor<T>> = None;
+        for (head, dtable) in self.heads.iter().zip(dtables) {
             let through = saved.c.as_ref().map(|c| (Activation::Silu, c));
             match &mut dc {
                 None => dc = Some(head.backward_input(params, dtable, through)?),
-                Some(dc) => linear_backward_input_add(dc, dtable, head.weight(params), through)?,
+                Some(dc) => head.backward_input_add(dc, params, dtable, through)?,
             }
         }
-        let Some(dc) = dc else { return Ok(()) };
-        if let (Some(layer), Some(z)) = (&self.cond, &saved.cond) {
-            layer.backward_params(grads, &dc, z)?;
-        }
-        self.time2.backward_params(grads, &dc, &saved.a1)?;
+        let Some(dc) = dc else { return Ok(None) };
         let dz1 = self.time2.backward_input(params, &dc, saved.z1.as_ref().map(|z| (Activation::Silu, z)))?;
-        self.time1.backward_params(grads, &dz1, &saved.embedding)
+        Ok(Some([dc, dz1]))
+    }
+
+    /// Accumulates the gradients of the layers before c.
+    pub(crate) fn backward_embedding<T: FloatX>(
+        &self,
+        saved: &Saved<T>,
+        [dc, dz1]: &[Tensor<T>; 2],
+        grads: &mut Grads,
+    ) -> Result<()> {
+        if let (Some(layer), Some(z)) = (&self.cond, &saved.cond) {
+            layer.backward_params(grads, dc, z)?;
+        }
+        self.time2.backward_params(grads, dc, &saved.a1)?;
+        self.time1.backward_params(grads, dz1, &saved.embedding)
     }
 
     /// Bounds the interpolation error at r nodes: the largest of the last two Chebyshev coefficients of any table

@@ -5,12 +5,13 @@
 //! update rule.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::ops::elementwise::{axpy, clear};
+use crate::ops::linear::{Panels, Start, Weight};
 use crate::rng::{Draw, Stream};
 use crate::tensor::{Shape, Tensor, View, ViewMut};
 
@@ -147,6 +148,8 @@ impl Layout {
 pub struct Params<X: FloatX> {
     layout: Arc<Layout>,
     flat: Tensor<X>,
+    /// Weights packed for small products; gone as soon as the values may change.
+    panels: OnceLock<Vec<Option<Panels>>>,
 }
 
 impl<X: FloatX> Params<X> {
@@ -164,7 +167,7 @@ impl<X: FloatX> Params<X> {
     /// Another number of values than the layout's.
     pub fn from_flat(device: &Device, layout: Arc<Layout>, values: &[f32]) -> Result<Self> {
         let flat = Tensor::from_f32(device, [layout.len()], values)?;
-        Ok(Self { layout, flat })
+        Ok(Self { layout, flat, panels: OnceLock::new() })
     }
 
     /// Takes a flat buffer.
@@ -173,7 +176,7 @@ impl<X: FloatX> Params<X> {
     /// Another length than the layout's.
     pub fn from_tensor(layout: Arc<Layout>, flat: Tensor<X>) -> Result<Self> {
         flat.expect("Params::from_tensor", "flat", [layout.len()])?;
-        Ok(Self { layout, flat })
+        Ok(Self { layout, flat, panels: OnceLock::new() })
     }
 
     /// Returns the layout.
@@ -188,6 +191,7 @@ impl<X: FloatX> Params<X> {
 
     /// Returns the flat buffer, to update.
     pub fn flat_mut(&mut self) -> &mut Tensor<X> {
+        self.panels = OnceLock::new();
         &mut self.flat
     }
 
@@ -195,6 +199,35 @@ impl<X: FloatX> Params<X> {
     pub fn view(&self, id: ParamId) -> View<'_, X> {
         let (offset, shape) = self.layout.place(id);
         self.flat.view().part(offset, shape)
+    }
+
+    /// Returns a weight, with its panels if they were packed.
+    pub(crate) fn weight(&self, id: ParamId) -> Weight<'_, X> {
+        Weight::new(self.view(id), self.panels.get().and_then(|panels| panels[id.0].as_ref()))
+    }
+
+    /// Packs weights for products by the CPU, once until the values change: pays where many small products take each of them.
+    ///
+    /// # Errors
+    /// Parameters of another device.
+    pub(crate) fn pack(&self, weights: impl Iterator<Item = ParamId>) -> Result<()> {
+        let Device::Cpu(cpu) = self.flat.device() else { return Ok(()) };
+        if self.panels.get().is_some() {
+            return Ok(());
+        }
+        let mut panels: Vec<Option<Panels>> = self.layout.entries.iter().map(|_| None).collect();
+        for id in weights {
+            panels[id.0] = Some(Panels::room(cpu, self.view(id))?);
+        }
+        let mut filled: Vec<Result<()>> = panels.iter().map(|_| Ok(())).collect();
+        let work = panels.iter_mut().zip(&mut filled).enumerate();
+        cpu.each(work.filter_map(|(i, (panels, filled))| Some((i, panels.as_mut()?, filled))), |work| {
+            let (i, panels, filled) = work;
+            *filled = panels.fill(self.view(ParamId(i)));
+        });
+        filled.into_iter().collect::<Result<()>>()?;
+        self.panels.get_or_init(|| panels);
+        Ok(())
     }
 
     /// Returns a parameter by its state-dict key.
@@ -211,13 +244,15 @@ impl<X: FloatX> Params<X> {
 pub struct Grads {
     layout: Arc<Layout>,
     flat: Tensor<f32>,
+    /// Parameters whose gradient is zero, whatever is written there: see [`Grads::forget`].
+    stale: Vec<bool>,
 }
 
 impl Grads {
     /// Returns zero gradients.
     pub fn zeros(device: &Device, layout: Arc<Layout>) -> Self {
         let flat = Tensor::zeros(device, [layout.len()]);
-        Self { layout, flat }
+        Self { stale: vec![false; layout.entries.len()], layout, flat }
     }
 
     /// Sets all gradients to zero, before the first micro-batch of a step.
@@ -225,7 +260,35 @@ impl Grads {
     /// # Errors
     /// None on a device that works.
     pub fn clear(&mut self) -> Result<()> {
+        self.stale.fill(false);
         clear(&mut self.flat)
+    }
+
+    /// Does the same where that takes no writing: the first sum of a gradient then starts from zero. Until [`Grads::settle`] the flat
+    /// buffer is not to be read.
+    ///
+    /// # Errors
+    /// None on a device that works.
+    pub(crate) fn forget(&mut self) -> Result<()> {
+        if let Device::Cuda(_) = self.flat.device() {
+            return self.clear();
+        }
+        self.stale.fill(true);
+        Ok(())
+    }
+
+    /// Writes the zeros of gradients that were forgotten and not summed since.
+    pub(crate) fn settle(&mut self) {
+        for i in 0..self.stale.len() {
+            if std::mem::take(&mut self.stale[i]) {
+                self.zero(ParamId(i));
+            }
+        }
+    }
+
+    fn zero(&mut self, id: ParamId) {
+        let [mut grad] = self.flat.view_mut().parts([self.layout.place(id)]);
+        grad.fill_zero();
     }
 
     /// Returns the flat buffer.
@@ -240,7 +303,25 @@ impl Grads {
 
     /// Returns several gradients, to accumulate into.
     pub fn views_mut<const P: usize>(&mut self, ids: [ParamId; P]) -> [ViewMut<'_, f32>; P] {
+        for id in ids {
+            if std::mem::take(&mut self.stale[id.0]) {
+                self.zero(id);
+            }
+        }
         self.flat.view_mut().parts(ids.map(|id| self.layout.place(id)))
+    }
+
+    /// Returns the gradients of a weight and a bias, to sum into, and what the weight's sum starts from.
+    pub(crate) fn layer_mut(&mut self, [weight, bias]: [ParamId; 2]) -> ([ViewMut<'_, f32>; 2], Start) {
+        let start = start(&mut self.stale[weight.0]);
+        (self.views_mut([weight, bias]), start)
+    }
+
+    /// Returns all gradients apart, for several threads to sum into.
+    pub(crate) fn apart(&mut self) -> GradsApart<'_> {
+        let places = self.layout.entries.iter().map(|entry| (entry.offset, entry.shape));
+        let views = self.flat.view_mut().split(places).into_iter().map(Some).collect();
+        GradsApart { views, stale: &mut self.stale }
     }
 
     /// Adds `values`, of the parameter's shape, to the gradient of `name`.
@@ -262,6 +343,36 @@ impl Grads {
         let (offset, shape) = self.layout.place(id_of(&self.layout, name)?);
         Ok(self.flat.view().part(offset, shape))
     }
+}
+
+/// All gradients, each to be taken by whoever sums into it.
+pub(crate) struct GradsApart<'a> {
+    views: Vec<Option<ViewMut<'a, f32>>>,
+    stale: &'a mut [bool],
+}
+
+impl<'a> GradsApart<'a> {
+    /// Takes the gradient of a parameter that was not taken before, zero or what it was.
+    pub(crate) fn take(&mut self, id: ParamId) -> Option<ViewMut<'a, f32>> {
+        let mut view = self.views[id.0].take()?;
+        if std::mem::take(&mut self.stale[id.0]) {
+            view.fill_zero();
+        }
+        Some(view)
+    }
+
+    /// Takes the gradients of a weight and a bias, and what the weight's sum starts from.
+    pub(crate) fn take_layer(
+        &mut self,
+        [weight, bias]: [ParamId; 2],
+    ) -> ([Option<ViewMut<'a, f32>>; 2], Start) {
+        let start = start(&mut self.stale[weight.0]);
+        ([self.take(weight), self.take(bias)], start)
+    }
+}
+
+fn start(stale: &mut bool) -> Start {
+    if std::mem::take(stale) { Start::Zero } else { Start::Value }
 }
 
 fn id_of(layout: &Layout, name: &str) -> Result<ParamId> {

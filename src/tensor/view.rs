@@ -270,6 +270,33 @@ impl<'a, X: FloatX> ViewMut<'a, X> {
     }
 }
 
+impl<'a, X: FloatX> ViewMut<'a, X> {
+    /// Splits off any number of parts, each given by offset and shape, in ascending order.
+    ///
+    /// Panics when parts overlap or lie outside: offsets come from a layout that was checked when it was built.
+    pub(crate) fn split(self, wanted: impl Iterator<Item = (usize, Shape)>) -> Vec<ViewMut<'a, X>> {
+        let (device, mut rest, mut at) = (self.device, self.elements, 0);
+        let part = |(offset, shape): (usize, Shape)| {
+            let (skipped, len) = (offset - at, shape.len());
+            at = offset + len;
+            let elements = match std::mem::replace(&mut rest, ElementsMut::Host(&mut [])) {
+                ElementsMut::Host(host) => {
+                    let (part, behind) = host[..].split_at_mut(skipped).1.split_at_mut(len);
+                    rest = ElementsMut::Host(behind);
+                    ElementsMut::Host(part)
+                }
+                ElementsMut::Device(address) => {
+                    let start = address + (skipped * size_of::<X>()) as u64;
+                    rest = ElementsMut::Device(start + (len * size_of::<X>()) as u64);
+                    ElementsMut::Device(start)
+                }
+            };
+            ViewMut { shape, device, elements }
+        };
+        wanted.map(part).collect()
+    }
+}
+
 impl<X: FloatX> fmt::Debug for View<'_, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "View<{}>{:?}", X::DTYPE, self.shape)

@@ -125,8 +125,9 @@ impl<P: FloatX> Engine<P> {
 
     fn advance_here(&mut self, task: &mut impl Task<P>) -> Result<Report> {
         let loss_scale = self.scaler.as_ref().map_or(1.0, Scaler::scale);
-        self.grads.clear()?;
+        self.grads.forget()?;
         let losses = task.losses(&self.optimizer.params, self.step, loss_scale, &mut self.grads)?;
+        self.grads.settle();
         let unscale = 1.0 / loss_scale;
         let norm = grad_norm(self.grads.flat(), unscale)?;
         let lr = self.rules.rate(self.step);

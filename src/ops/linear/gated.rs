@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::ops::gated_residual::gated_residual_forward;
-use crate::ops::linear::{Activation, cuda, linear_forward, sizes};
+use crate::ops::linear::{Activation, Weight, cuda, linear_forward, sizes};
 use crate::ops::modulation::Modulation;
 use crate::tensor::{Tensor, View};
 
@@ -28,15 +28,17 @@ pub enum Branch {
 ///
 /// # Errors
 /// A shape that does not fit.
-pub fn linear_gated_forward<X: FloatX>(
+pub fn linear_gated_forward<'w, X: FloatX>(
     x: &Tensor<X>,
-    w: View<X>,
+    w: impl Into<Weight<'w, X>>,
     b: View<X>,
     h: &Tensor<X>,
     (gate, offset): (&Modulation<'_, X>, usize),
     branch: Branch,
 ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
     const OP: &str = "linear_gated_forward";
+    let weight = w.into();
+    let w = weight.view;
     let ((n, c), (o, _)) = (sizes(x.shape()), sizes(w.shape()));
     x.expect(OP, "x", [n, c])?;
     w.expect(OP, "w", [o, c])?;
@@ -45,7 +47,7 @@ pub fn linear_gated_forward<X: FloatX>(
     gate.check(OP, n, offset, o)?;
     match x.device() {
         Device::Cpu(_) => {
-            let (u, _) = linear_forward(x, w, Some(b), None, Activation::Identity)?;
+            let (u, _) = linear_forward(x, weight, Some(b), None, Activation::Identity)?;
             let y = gated_residual_forward(&u, Some(h), gate, offset)?;
             Ok((y, (branch == Branch::Keep).then_some(u)))
         }

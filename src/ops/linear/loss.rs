@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::ops::flow_loss::{Scale, Target, flow_loss_backward, flow_loss_forward};
-use crate::ops::linear::{Activation, cuda, linear_forward, sizes};
+use crate::ops::linear::{Activation, Weight, cuda, linear_forward, sizes};
 use crate::tensor::{Tensor, View};
 
 /// Computes the row losses of v = x·wᵀ + b.
@@ -18,16 +18,18 @@ use crate::tensor::{Tensor, View};
 ///
 /// # Errors
 /// A shape that does not fit.
-pub fn linear_loss_forward<X: FloatX>(
+pub fn linear_loss_forward<'w, X: FloatX>(
     x: &Tensor<X>,
-    w: View<X>,
+    w: impl Into<Weight<'w, X>>,
     b: View<X>,
     target: &Target<'_>,
 ) -> Result<Tensor<f32>> {
+    let weight = w.into();
+    let w = weight.view;
     let [n, _] = check("linear_loss_forward", x, w, b, target)?;
     match x.device() {
         Device::Cpu(_) => {
-            flow_loss_forward(&linear_forward(x, w, Some(b), None, Activation::Identity)?.0, target)
+            flow_loss_forward(&linear_forward(x, weight, Some(b), None, Activation::Identity)?.0, target)
         }
         Device::Cuda(queue) => {
             let mut loss = Tensor::uninit(x.device(), [n]);
@@ -43,17 +45,19 @@ pub fn linear_loss_forward<X: FloatX>(
 ///
 /// # Errors
 /// A shape that does not fit.
-pub fn linear_loss_backward<X: FloatX>(
+pub fn linear_loss_backward<'w, X: FloatX>(
     x: &Tensor<X>,
-    w: View<X>,
+    w: impl Into<Weight<'w, X>>,
     b: View<X>,
     target: &Target<'_>,
     scale: impl Into<Scale>,
 ) -> Result<(Tensor<f32>, Tensor<X>)> {
+    let weight = w.into();
+    let w = weight.view;
     let [n, d] = check("linear_loss_backward", x, w, b, target)?;
     match x.device() {
         Device::Cpu(_) => {
-            let (v, _) = linear_forward(x, w, Some(b), None, Activation::Identity)?;
+            let (v, _) = linear_forward(x, weight, Some(b), None, Activation::Identity)?;
             flow_loss_backward(&v, target, scale)
         }
         Device::Cuda(queue) => {

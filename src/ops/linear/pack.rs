@@ -24,16 +24,24 @@ pub(super) struct Operand<'a, T> {
     pub across: usize,
     /// Length of the sums.
     pub depth: usize,
+    /// Where memory rows lie in several places: those of each place but the last, and the places. `data` is empty then.
+    pub parts: Option<(usize, &'a [&'a [T]])>,
 }
 
 /// Takes a row-major (rows, cols) matrix whose columns are summed over.
 pub(super) fn rows_of<T>(data: &[T], rows: usize, cols: usize) -> Operand<'_, T> {
-    Operand { data, stride: cols, along_depth: true, across: rows, depth: cols }
+    Operand { data, stride: cols, along_depth: true, across: rows, depth: cols, parts: None }
 }
 
 /// Takes a row-major (rows, cols) matrix whose rows are summed over.
 pub(super) fn columns_of<T>(data: &[T], rows: usize, cols: usize) -> Operand<'_, T> {
-    Operand { data, stride: cols, along_depth: false, across: cols, depth: rows }
+    Operand { data, stride: cols, along_depth: false, across: cols, depth: rows, parts: None }
+}
+
+/// Takes several such matrices of `cols` columns, one below the other; all but the last have `each` rows, an even number.
+pub(super) fn columns_of_parts<'a, T>(parts: &'a [&'a [T]], each: usize, cols: usize) -> Operand<'a, T> {
+    let depth = parts.iter().map(|part| part.len()).sum::<usize>() / cols.max(1);
+    Operand { data: &[], stride: cols, along_depth: false, across: cols, depth, parts: Some((each, parts)) }
 }
 
 /// Which side of the product an operand is on; decides its panels.
@@ -150,7 +158,23 @@ impl<'d, T: FloatX> Operand<'d, T> {
         units: Range<usize>,
         (out, deep): (&mut [u32], usize),
     ) {
-        let job = Panels { side, panels, units, deep };
+        let Some((each, parts)) = self.parts else {
+            return self.pack_part(isa, format, Panels { side, panels, units, deep, at: 0 }, out);
+        };
+        let each = format.units(each);
+        for (i, data) in parts.iter().enumerate() {
+            let end = if i + 1 < parts.len() { (i + 1) * each } else { units.end };
+            let here = units.start.max(i * each)..units.end.min(end);
+            if !here.is_empty() {
+                let part = Self { data, depth: data.len() / self.stride.max(1), parts: None, ..*self };
+                let (at, first) = (here.start - units.start, i * each);
+                let units = here.start - first..here.end - first;
+                part.pack_part(isa, format, Panels { side, panels: panels.clone(), units, deep, at }, out);
+            }
+        }
+    }
+
+    fn pack_part(&self, isa: Isa, format: Format, job: Panels, out: &mut [u32]) {
         match format {
             Format::Single => Packer::<T, Single> { operand: *self, isa, how: PhantomData }.run(job, out),
             Format::Pair => Packer::<T, Pair> { operand: *self, isa, how: PhantomData }.run(job, out),
@@ -164,6 +188,8 @@ struct Panels {
     panels: Range<usize>,
     units: Range<usize>,
     deep: usize,
+    /// The place in the panels that the first of the units has, for an operand that is contiguous across.
+    at: usize,
 }
 
 struct Packer<'a, T, U> {
@@ -293,7 +319,7 @@ impl<T: FloatX, U: Units<T>> Packer<'_, T, U> {
     #[inline(always)]
     fn spread_units<const W: usize>(&self, job: &Panels, units: Range<usize>, out: &mut [u32]) {
         let operand = &self.operand;
-        let (start, at) = (job.panels.start * W, units.start - job.units.start);
+        let (start, at) = (job.panels.start * W, job.at + units.start - job.units.start);
         let whole = job.panels.len().min((operand.across - start) / W);
         let (body, tail) = out.split_at_mut(whole * W * job.deep);
         if units.end * U::DEPTH <= operand.depth && units.len() == SPREAD {

@@ -12,10 +12,12 @@ use std::ops::Range;
 
 use crate::device::{Arch, Cpu, Isa};
 use crate::float::{DType, FloatX};
-use crate::ops::linear::finish::{Add, Finish};
+use crate::ops::linear::Start;
+use crate::ops::linear::finish::{Add, Finish, Through};
 use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
+use crate::ops::linear::turned::{InPlace, product_turned};
 
 /// Depth of a block in units. 512 × 48 × 4 bytes of B are 96 KiB, read 32 times from the second cache level while the next are
 /// fetched, and 256 rows of A are 512 KiB of it; shorter blocks pay for loading the sums, longer ones leave no room for them.
@@ -26,11 +28,11 @@ const TILE_COLS: usize = 4;
 /// Multiply-adds below which one more tile costs more in overhead than it gains in balance (about 20 µs).
 const SMALL_TILE: usize = 1 << 20;
 /// Tiles that keep eight threads busy.
-const ENOUGH_TILES: usize = 16;
+pub(super) const ENOUGH_TILES: usize = 16;
 /// Groups of panels that keep eight threads busy.
 const ENOUGH_CHUNKS: usize = 8;
 /// Multiply-adds below which waking another thread (some µs) costs more than it saves.
-const SERIAL: usize = 1 << 19;
+pub(super) const SERIAL: usize = 1 << 19;
 
 /// Everything about a product that follows from its shape.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +49,7 @@ struct Plan {
 impl Plan {
     fn new(m: usize, n: usize, k: usize, format: Format) -> Self {
         let units = format.units(k);
-        let blocks = units.div_ceil(BLOCK).max(1);
-        let block = units.div_ceil(blocks).next_multiple_of(CHUNK).max(CHUNK);
+        let block = block_of(units);
         let (row_panels, col_panels) = (m.div_ceil(ROWS), n.div_ceil(COLS));
         let (mut tall, mut wide) = (TILE_ROWS, TILE_COLS);
         let tiles = |tall, wide| row_panels.div_ceil(tall) * col_panels.div_ceil(wide);
@@ -104,6 +105,38 @@ impl Plan {
     }
 }
 
+/// Returns the depth of a block, of `units` in all.
+fn block_of(units: usize) -> usize {
+    let blocks = units.div_ceil(BLOCK).max(1);
+    units.div_ceil(blocks).next_multiple_of(CHUNK).max(CHUNK)
+}
+
+/// Returns the units that all panels of B take; the depth of their blocks; and the units of all panels of a block.
+pub(super) fn extent<B: FloatX>(b: &Operand<B>, format: Format) -> (usize, usize, usize) {
+    let units = format.units(b.depth);
+    let block = block_of(units);
+    let period = b.across.next_multiple_of(LANES) * block;
+    (units.div_ceil(block) * period, block, period)
+}
+
+/// Returns what the units of a product are.
+pub(super) fn format_of<A: FloatX, B: FloatX>(cpu: &Cpu) -> Format {
+    let pairs = A::DTYPE == DType::Bf16 && B::DTYPE == DType::Bf16 && cpu.isa() == Isa::Avx512Bf16;
+    if pairs { Format::Pair } else { Format::Single }
+}
+
+/// The right side of a product: where it lies, and its panels if it was packed before.
+pub(super) struct Right<'a, B> {
+    pub operand: Operand<'a, B>,
+    pub panels: Option<&'a [u32]>,
+}
+
+impl<'a, B> From<Operand<'a, B>> for Right<'a, B> {
+    fn from(operand: Operand<'a, B>) -> Self {
+        Self { operand, panels: None }
+    }
+}
+
 /// Units of A that are packed at a time (32 MiB): longer products go in several passes.
 const PASS: usize = 1 << 23;
 
@@ -111,31 +144,48 @@ const PASS: usize = 1 << 23;
 pub(super) fn by_rows<A: FloatX, B: FloatX, F: Finish>(
     cpu: &Cpu,
     a: Operand<A>,
-    b: Operand<B>,
+    b: Right<B>,
     finish: &F,
     first: &mut [F::Out],
     mut second: Option<&mut [F::Out]>,
 ) {
+    let across = b.operand.across;
     let passes = (a.across * a.depth).div_ceil(PASS).max(1);
     let rows = a.across.div_ceil(passes).next_multiple_of(TILE_ROWS * ROWS).max(1);
     for start in (0..a.across).step_by(rows) {
         let end = a.across.min(start + rows);
-        let (data, out) = (&a.data[start * a.depth..end * a.depth], start * b.across..end * b.across);
+        let (data, out) = (&a.data[start * a.depth..end * a.depth], start * across..end * across);
         let second = second.as_deref_mut().map(|s| &mut s[out.clone()]);
         let part = Operand { data, across: end - start, ..a };
-        product(cpu, part, b, &Below { finish, row: start }, &mut first[out], second);
+        product(cpu, part, &b, &Below { finish, row: start }, &mut first[out], second);
     }
 }
 
-/// Computes `dw += a · b` in passes over the depth (both row-major, summed over their rows).
-pub(super) fn by_depth<A: FloatX, B: FloatX>(cpu: &Cpu, a: Operand<A>, b: Operand<B>, dw: &mut [f32]) {
+/// Computes `dw = a · b` or `dw += a · b` in passes over the depth (both row-major, summed over their rows).
+pub(super) fn by_depth<A: FloatX, B: FloatX>(
+    cpu: &Cpu,
+    start: Start,
+    a: Operand<A>,
+    b: Operand<B>,
+    dw: &mut [f32],
+) {
+    let mut pass = |a: Operand<A>, b: Operand<B>, start| match start {
+        Start::Zero => {
+            product(cpu, a, &b.into(), &Through::<f32> { through: None, cols: 0, add: false }, dw, None);
+        }
+        Start::Value => product(cpu, a, &b.into(), &Add { out: PhantomData }, dw, None),
+    };
+    if a.parts.is_some() {
+        // Parts are for small products: they are packed into one.
+        return pass(a, b, start);
+    }
     let passes = (a.depth * a.across.max(b.across)).div_ceil(PASS).max(1);
     let depth = a.depth.div_ceil(passes).next_multiple_of(BLOCK).max(1);
-    for start in (0..a.depth).step_by(depth) {
-        let end = a.depth.min(start + depth);
-        let a = Operand { data: &a.data[start * a.stride..end * a.stride], depth: end - start, ..a };
-        let b = Operand { data: &b.data[start * b.stride..end * b.stride], depth: end - start, ..b };
-        product(cpu, a, b, &Add { out: PhantomData }, dw, None);
+    for first in (0..a.depth.max(1)).step_by(depth) {
+        let end = a.depth.min(first + depth);
+        let a = Operand { data: &a.data[first * a.stride..end * a.stride], depth: end - first, ..a };
+        let b = Operand { data: &b.data[first * b.stride..end * b.stride], depth: end - first, ..b };
+        pass(a, b, if first == 0 { start } else { Start::Value });
     }
 }
 
@@ -164,16 +214,21 @@ impl<F: Finish> Finish for Below<'_, F> {
 fn product<A: FloatX, B: FloatX, F: Finish>(
     cpu: &Cpu,
     a: Operand<A>,
-    b: Operand<B>,
+    right: &Right<B>,
     finish: &F,
     first: &mut [F::Out],
     second: Option<&mut [F::Out]>,
 ) {
+    let b = right.operand;
     if a.across == 0 || b.across == 0 {
         return;
     }
-    let pairs = A::DTYPE == DType::Bf16 && B::DTYPE == DType::Bf16 && cpu.isa() == Isa::Avx512Bf16;
-    let format = if pairs { Format::Pair } else { Format::Single };
+    let format = format_of::<A, B>(cpu);
+    if right.panels.is_none()
+        && let Some(in_place) = InPlace::of(&b, format, a.across)
+    {
+        return product_turned(cpu, a, (in_place, b.across), format, finish, first, second);
+    }
     let plan = Plan::new(a.across, b.across, a.depth, format);
     let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
     let in_place = a.in_place(format);
@@ -183,9 +238,10 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         (_, true) => (plan.period(Side::A) * blocks, 0),
         (_, false) => (0, plan.tile(Side::A) * plan.block),
     };
-    let (b_len, b_block) = match plan.grid.down.parts > 1 {
-        true => (plan.period(Side::B) * blocks, 0),
-        false => (0, plan.tile(Side::B) * plan.block),
+    let (b_len, b_block) = match (right.panels.is_some(), plan.grid.down.parts > 1) {
+        (true, _) => (0, 0),
+        (_, true) => (plan.period(Side::B) * blocks, 0),
+        (_, false) => (0, plan.tile(Side::B) * plan.block),
     };
     let sums = plan.tile(Side::A) * plan.tile(Side::B);
     let each = sums + a_block + b_block;
@@ -198,6 +254,7 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         plan,
         a,
         b,
+        packed: right.panels,
         finish,
         a_panels: Chunks::new(
             a_panels,
@@ -231,6 +288,8 @@ struct Job<'a, A, B, F: Finish> {
     plan: Plan,
     a: Operand<'a, A>,
     b: Operand<'a, B>,
+    /// All panels of B, if they were there before.
+    packed: Option<&'a [u32]>,
     finish: &'a F,
     /// A where it lies, with its stride, if it needs no packing.
     in_place: Option<(&'a [u32], usize)>,
@@ -253,7 +312,7 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
             let panels = plan.panels(Side::A, i);
             self.a.pack(isa, plan.format, Side::A, panels, plan.units(block), (&mut out, plan.block));
         }
-        let (a, b) = (self.a_panels.wait(), self.b_panels.wait());
+        let (a, b) = (self.a_panels.wait(), self.packed.unwrap_or_else(|| self.b_panels.wait()));
         while let Some(mut tile) = self.tiles.next(me) {
             self.tile(&mut tile, a, b, scratch);
         }

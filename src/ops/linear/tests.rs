@@ -224,6 +224,57 @@ fn assert_rows_independent<A: FloatX>(device: &Device) {
     }
 }
 
+fn assert_packed_and_in_parts<A: FloatX>(device: &Device) {
+    let Device::Cpu(handle) = device else { unreachable!("opened as the processor") };
+    for (c, o) in [(128, 128), (37, 130), (1100, 50), (1, 7)] {
+        let parts =
+            [64, 64, 31].map(|n| (numbers::<A>(device, n, c, n as u32), numbers::<A>(device, n, o, 9)));
+        let w = numbers::<A>(device, o, c, 2);
+        let mut panels = Panels::room(handle, w.view()).unwrap();
+        panels.fill(w.view()).unwrap();
+        let packed = Weight::new(w.view(), Some(&panels));
+        let same = |a: &Tensor<A>, b: &Tensor<A>| assert!(a.to_f32_vec().unwrap() == b.to_f32_vec().unwrap());
+        for (x, dy) in &parts {
+            let forward = |w: Weight<'_, A>| linear_forward(x, w, None, None, Activation::Silu).unwrap().0;
+            same(&forward(packed), &forward(w.view().into()));
+            let backward = |w: Weight<'_, A>| linear_backward_input(dy, w, None).unwrap();
+            same(&backward(packed), &backward(w.view().into()));
+        }
+        let joined = |of: fn(&(Tensor<A>, Tensor<A>)) -> &Tensor<A>, width: usize| {
+            let values: Vec<f32> = parts.iter().flat_map(|part| of(part).to_f32_vec().unwrap()).collect();
+            Tensor::<A>::from_f32(device, [159, width], &values).unwrap()
+        };
+        let (x, dy) = (joined(|part| &part.0, c), joined(|part| &part.1, o));
+        let sums = |sum: &dyn Fn(ViewMut<f32>, ViewMut<f32>)| {
+            let (mut dw, mut db) = (numbers::<f32>(device, o, c, 5), vector::<f32>(device, o, 6));
+            sum(dw.view_mut(), db.view_mut());
+            [dw.to_f32_vec().unwrap(), db.to_f32_vec().unwrap()]
+        };
+        let whole = sums(&|dw, db| linear_backward_weight(dw, Some(db), &dy, &x).unwrap());
+        let parts: Vec<_> = parts.iter().map(|(x, dy)| (dy, x)).collect();
+        let in_parts =
+            sums(&|dw, db| linear_backward_weight_parts(Start::Value, dw, Some(db), &parts).unwrap());
+        assert!(whole == in_parts, "{device:?} {} {c} {o}", A::DTYPE);
+        let from_zero = |parts: &[(&Tensor<A>, &Tensor<A>)], start: Start, value: f32| {
+            let mut dw = Tensor::<f32>::from_f32(device, [o, c], &vec![value; o * c]).unwrap();
+            linear_backward_weight_parts(start, dw.view_mut(), None, parts).unwrap();
+            dw.to_f32_vec().unwrap()
+        };
+        for parts in [&parts[..], &[(&dy, &x)]] {
+            assert!(from_zero(parts, Start::Zero, f32::NAN) == from_zero(parts, Start::Value, 0.0));
+        }
+    }
+}
+
+#[test]
+fn packed_weights_and_rows_in_parts_give_the_same_bits() {
+    for isa in isas() {
+        assert_packed_and_in_parts::<f32>(&cpu(2, Some(isa)));
+        assert_packed_and_in_parts::<bf16>(&cpu(2, Some(isa)));
+        assert_packed_and_in_parts::<f16>(&cpu(1, Some(isa)));
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     for isa in isas() {
@@ -285,4 +336,8 @@ fn wrong_shapes_are_named() {
     let mut dw = Tensor::<f32>::zeros(&device, [4, 4]);
     let message = linear_backward_weight(dw.view_mut(), None, &x, &w).unwrap_err().to_string();
     assert_eq!(message, "linear_backward_weight: `x` has shape [5, 6], expected shape [3, 6]");
+    let parts = [(&x, &x), (&x, &x)];
+    let message =
+        linear_backward_weight_parts(Start::Value, dw.view_mut(), None, &parts).unwrap_err().to_string();
+    assert!(message.contains("the same even number of rows in all parts but the last"), "{message}");
 }
