@@ -240,11 +240,11 @@ fn assert_packed_and_in_parts<A: FloatX>(device: &Device) {
             let backward = |w: Weight<'_, A>| linear_backward_input(dy, w, None).unwrap();
             same(&backward(packed), &backward(w.view().into()));
         }
-        let joined = |of: fn(&(Tensor<A>, Tensor<A>)) -> &Tensor<A>, width: usize| {
-            let values: Vec<f32> = parts.iter().flat_map(|part| of(part).to_f32_vec().unwrap()).collect();
+        let joined = |parts: [&Tensor<A>; 3], width: usize| {
+            let values: Vec<f32> = parts.into_iter().flat_map(|part| part.to_f32_vec().unwrap()).collect();
             Tensor::<A>::from_f32(device, [159, width], &values).unwrap()
         };
-        let (x, dy) = (joined(|part| &part.0, c), joined(|part| &part.1, o));
+        let (x, dy) = (joined(parts.each_ref().map(|p| &p.0), c), joined(parts.each_ref().map(|p| &p.1), o));
         let sums = |sum: &dyn Fn(ViewMut<f32>, ViewMut<f32>)| {
             let (mut dw, mut db) = (numbers::<f32>(device, o, c, 5), vector::<f32>(device, o, 6));
             sum(dw.view_mut(), db.view_mut());
