@@ -8,22 +8,22 @@ use flowprior::flow::guidance::{Form, Guidance};
 use flowprior::flow::likelihood::{Trace, log_density};
 use flowprior::flow::sampler::sde::{Diffusion, LastStep, Sde};
 use flowprior::flow::sampler::{Direction, Grid, Method, Solver, Tolerance};
-use flowprior::nn::{Mlp, MlpConfig, Params};
+use flowprior::nn::{MlpConfig, Params, VelocityConfig, VelocityNet};
 use flowprior::rng::{Draw, Stream};
 use flowprior::train::field::{Field, Label};
 use flowprior::train::sampling::{Sampling, draw_samples};
 use flowprior::{Device, Result, Tensor};
 
 /// A network with classes whose weights are all random.
-fn network(device: &Device, classes: usize) -> Result<(Mlp, Params<f32>)> {
-    let net = Mlp::new(MlpConfig {
+fn network(device: &Device, classes: usize) -> Result<(VelocityNet, Params<f32>)> {
+    let net = VelocityNet::new(VelocityConfig::Mlp(MlpConfig {
         channels: 3,
         width: 16,
         depth: 2,
         cond: classes,
         post_norm: false,
         time_scale: 1.0,
-    })?;
+    }))?;
     let mut values = net.layout().initial_values(1);
     let mut noise = vec![0.0; values.len()];
     Isa::detect().run(|arch| Draw::new(1, Stream::Init, 9).fill_normal(arch, &mut noise, 0, 0));

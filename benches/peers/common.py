@@ -6,6 +6,8 @@ import time
 
 # name -> (channels, width, depth, samples, flow_mul)
 SIZES = {"reference": (32, 1024, 6, 512, 4), "toy": (2, 128, 4, 256, 1)}
+# DiT-S/2 on latents of 4 x 32 x 32 with the classes of ImageNet
+DIT = {"width": 384, "depth": 12, "heads": 6, "image": (4, 32, 32), "patch": 2, "classes": 1000, "batch": 8}
 
 
 def serve(step, warmup):

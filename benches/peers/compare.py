@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common import DIT
 from torch_step import TUNED, cpu_model
 
 HERE = Path(__file__).resolve().parent
@@ -25,12 +26,19 @@ ROOT = HERE.parents[1]
 PYTHON = sys.executable
 THREADS = 2
 
+# DiT-S/2 of common.py. Its modulation has a row for each sample, so it has no `nodes`, and only PyTorch runs it beside us.
+DIT_STEP = [
+    *["--set=model.kind=dit", "--set=model.size=S", f"--set=model.patch={DIT['patch']}", f"--set=model.image={list(DIT['image'])}"],
+    *[f"--set=model.classes={DIT['classes']}", f"--set=train.batch={DIT['batch']}", "--set=optim.weight_decay=1e-4"],
+]
+
 # case -> (arguments of `bench step`, forms of modulation, steps a round)
 CASES = {
     "reference-prior": (["--preset", "reference-prior"], ["direct", "nodes"], 1),
     "reference-align": (["--preset", "reference-align", "--stage", "align"], ["direct", "nodes"], 1),
     "toy-prior": (["--preset", "toy-gaussians"], ["direct", "nodes"], 100),
     "toy-align": (["--preset", "toy-gaussians", "--stage", "align", "--set", "align.latents=256"], ["direct", "nodes"], 100),
+    "dit-prior": (DIT_STEP, ["direct"], 1),
 }
 
 
@@ -105,7 +113,7 @@ def contestants(case, dtype, quick, rust):
     """Yields constructors of those that run `case` in `dtype`."""
     arguments, forms, _ = CASES[case]
     for form in forms:
-        own = [*arguments, "--dtype", dtype, "--modulation", form, "--threads", str(THREADS)]
+        own = [*arguments, "--dtype", dtype, *(["--modulation", form] if "nodes" in forms else []), "--threads", str(THREADS)]
         yield f"ours {form}", lambda own=own, form=form: Ours(f"ours {form}", own)
     torch_dtype = "f32m" if dtype == "f32" else dtype
     step = [PYTHON, "torch_step.py", "--serve", "--case", case, "--threads", str(THREADS)]
@@ -117,6 +125,8 @@ def contestants(case, dtype, quick, rust):
             name = f"tuned {form} {'compiled' if compiled else 'eager'}"
             own = [*step, "--dtype", torch_dtype, "--modulation", form, *compiled]
             yield name, lambda name=name, own=own: Served(name, own, True)
+    if "nodes" not in forms:
+        return
     yield "jax", lambda: Served("jax", [PYTHON, "jax_step.py", "--case", case, "--dtype", dtype], False)
     for name, program in rust.items() if dtype == "f32" else []:
         yield name, lambda name=name, program=program: Served(name, [str(program), case], False)
@@ -147,7 +157,9 @@ def best(times, start):
 
 
 def ratio(times, peer, ours):
-    return statistics.median(p / o for p, o in zip(times[peer], times[ours])) if peer in times else None
+    if peer not in times or ours not in times:
+        return None
+    return statistics.median(p / o for p, o in zip(times[peer], times[ours]))
 
 
 def cell(number, digits=2):
@@ -156,14 +168,15 @@ def cell(number, digits=2):
 
 def steps_table(cases, dtypes, options, rust):
     print("| step | precision | ours `direct` | ours `nodes` | tuned PyTorch | stock | JAX | candle | burn |", end="")
-    print(" tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | best Rust / `nodes` | memory: ours `direct`, `nodes`, tuned |")
-    print("|" + " --- |" * 15)
+    print(" stock / `direct` | tuned / `direct` | tuned / `nodes` | tuned with `nodes` / `nodes` | JAX / `nodes` | best Rust / `nodes` | memory: ours `direct`, `nodes`, tuned |")
+    print("|" + " --- |" * 16)
     for case in cases:
         for dtype in dtypes:
             times, memory = race(contestants(case, dtype, options.quick, rust), CASES[case][2], options.rounds)
             tuned, same = best(times, "tuned direct"), best(times, "tuned nodes")
             ms = {n: f"{statistics.median(t):.{0 if statistics.median(t) > 100 else 2}f} ms" for n, t in times.items()}
             ratios = [
+                ratio(times, "stock", "ours direct"),
                 ratio(times, tuned, "ours direct"),
                 ratio(times, tuned, "ours nodes"),
                 ratio(times, same, "ours nodes"),
@@ -171,7 +184,7 @@ def steps_table(cases, dtypes, options, rust):
                 min((r for r in (ratio(times, name, "ours nodes") for name in rust) if r), default=None),
             ]
             mib = [f"{memory[n] >> 20} MiB" if n in memory else "-" for n in ["ours direct", "ours nodes", tuned]]
-            columns = [case, dtype, ms["ours direct"], ms["ours nodes"]]
+            columns = [case, dtype, ms["ours direct"], ms.get("ours nodes", "-")]
             columns += [f"{ms[tuned]} ({tuned.split()[-1]})" if tuned else "-", *(ms.get(name, "-") for name in ["stock", "jax", "candle", "burn"])]
             columns += [cell(r) for r in ratios] + [", ".join(mib)]
             print("| " + " | ".join(columns) + " |", flush=True)

@@ -2,12 +2,14 @@
 
 The network is the one of tests/reference/network.py. A step draws t and noise, runs forward and backward, and
   prior: clips the gradient, then fused AdamW and the EMA of all parameters;
-  align: Adam on free latents, the network frozen.
+  align: Adam on free latents, the network frozen;
+  dit-prior: the same step of DiT-S/2 with class labels (torch_dit.py).
 README.md beside this file says how to install and which settings matter.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -18,10 +20,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from common import SIZES, serve
+from common import DIT, SIZES, serve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "reference"))
 from network import VelocityMlp  # noqa: E402
+
+import torch_dit  # noqa: E402
 
 # libc and OpenMP read these when they start, so --tuned starts the program again.
 TUNED = {
@@ -32,7 +36,7 @@ TUNED = {
     "OMP_PLACES": "cores",
 }
 
-CASES = [f"{size}-{stage}" for size in SIZES for stage in ("prior", "align")]
+CASES = [f"{size}-{stage}" for size in SIZES for stage in ("prior", "align")] + ["dit-prior"]
 DTYPES = ["f32", "f32m", "bf16"]
 MODULATIONS = ["direct", "nodes"]
 NODES = 16
@@ -54,8 +58,11 @@ def arguments():
 
 
 def build(size, modulation, compiled):
-    channels, width, depth, *_ = SIZES[size]
-    net = VelocityMlp(channels, width, depth, nodes=NODES if modulation == "nodes" else 0)
+    if size == "dit":
+        net = torch_dit.build()
+    else:
+        channels, width, depth, *_ = SIZES[size]
+        net = VelocityMlp(channels, width, depth, nodes=NODES if modulation == "nodes" else 0)
     with torch.no_grad():
         for p in net.parameters():
             if not p.any():
@@ -73,14 +80,14 @@ def matching_loss(net, data, flow_mul, autocast):
     return F.mse_loss(v.float(), data - noise)
 
 
-def prior_step(net, called, data, flow_mul, autocast):
+def prior_step(net, called, data, loss_of):
     params = list(net.parameters())
     ema = [p.detach().clone() for p in params]
     opt = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
     def step():
         opt.zero_grad()
-        loss = matching_loss(called, data, flow_mul, autocast)
+        loss = loss_of(called, data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
@@ -90,14 +97,14 @@ def prior_step(net, called, data, flow_mul, autocast):
     return step
 
 
-def align_step(net, called, data, flow_mul, autocast):
+def align_step(net, called, data, loss_of):
     net.requires_grad_(False)
     latents = data.clone().requires_grad_()
     opt = torch.optim.Adam([latents], lr=1e-2, fused=True)
 
     def step():
         opt.zero_grad()
-        loss = matching_loss(called, latents, flow_mul, autocast)
+        loss = loss_of(called, latents)
         loss.backward()
         opt.step()
         return loss.item()
@@ -108,17 +115,21 @@ def align_step(net, called, data, flow_mul, autocast):
 def prepare(case, dtype, modulation, options):
     """Returns a function that makes one step."""
     size, stage = case.split("-")
-    channels, _, _, samples, flow_mul = SIZES[size]
+    autocast = dtype == "bf16"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("medium" if dtype == "f32m" else "highest")
     net, called = build(size, modulation, options.compile)
+    if size == "dit":
+        loss_of = lambda called, data: torch_dit.matching_loss(called, data, autocast)
+        return prior_step(net, called, torch.randn(DIT["batch"], math.prod(DIT["image"])), loss_of)
+    channels, _, _, samples, flow_mul = SIZES[size]
     make = prior_step if stage == "prior" else align_step
-    return make(net, called, torch.randn(samples, channels), flow_mul, dtype == "bf16")
+    return make(net, called, torch.randn(samples, channels), lambda called, data: matching_loss(called, data, flow_mul, autocast))
 
 
 def measure(case, dtype, modulation, options):
     size, stage = case.split("-")
-    _, _, _, samples, flow_mul = SIZES[size]
+    samples, flow_mul = (DIT["batch"], 1) if size == "dit" else SIZES[size][3:]
     step = prepare(case, dtype, modulation, options)
     steps = 50 if size == "toy" else 1
     for _ in range(options.warmup * steps):
@@ -167,7 +178,7 @@ def main():
         print(f"{'case':<16} {'dtype':<6} {'modulation':<11} {'median ms':>10} {'min ms':>10} {'samples/s':>11}")
     for case in options.case:
         for dtype in options.dtype:
-            for modulation in options.modulation:
+            for modulation in options.modulation if case != "dit-prior" else ["direct"]:
                 r = measure(case, dtype, modulation, options)
                 row = f"{r['ms_median']:>10.2f} {r['ms_min']:>10.2f} {r['samples_per_s']:>11.1f}"
                 print(json.dumps(r) if options.json else f"{case:<16} {dtype:<6} {modulation:<11} {row}", flush=True)

@@ -69,7 +69,12 @@ impl Objective {
         let each = (rows / self.flow_mul.max(1)).next_multiple_of(UNIT).max(UNIT);
         let small = if let Want::Params(_) = want { SMALL[0] } else { SMALL[1] };
         let is_small = samples * self.flow_mul * width * width <= small;
-        (is_small && each < samples && batch.cond.vectors.is_none()).then_some(Strips { cpu, mlp, nodes, each })
+        (is_small && each < samples && batch.cond.vectors.is_none()).then_some(Strips {
+            cpu,
+            mlp,
+            nodes,
+            each,
+        })
     }
 
     /// Does what [`Objective::evaluate`] does, in strips.
@@ -143,16 +148,14 @@ impl Objective {
         let (noise, weight) = (draws.noise, self.weight);
         let target = Target { data, t, noise, rows, weight, control_variate: false };
         if let Purpose::Loss = purpose {
-            return Ok(Strip {
-                losses: net.loss(params, &to_head, &target)?,
-                dy: None,
-                grads: None,
-            });
+            return Ok(Strip { losses: net.loss(params, &to_head, &target)?, dy: None, grads: None });
         }
         let (losses, dv) = net.loss_and_gradient(params, &to_head, &target, scale)?;
         let (mut dy, mut grads) = (None, None);
         match (purpose, to_head.into_saved()) {
-            (Purpose::Params, Some(Saved::Mlp(saved))) => grads = Some(mlp.backward_strip(params, saved, &dv)?),
+            (Purpose::Params, Some(Saved::Mlp(saved))) => {
+                grads = Some(mlp.backward_strip(params, saved, &dv)?)
+            }
             (_, saved) => {
                 let dx_t = saved.map(|saved| net.backward(params, saved, &dv, None)).transpose()?;
                 dy = Some(latent_gradient(&dv, dx_t.as_ref(), t, rows, 1.0)?);

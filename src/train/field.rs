@@ -79,10 +79,13 @@ impl<'a, X: FloatX> Field<'a, X> {
             Conditioning::Classes { classes, .. } => {
                 let number = |label: &Label| match label {
                     Label::Null => Ok(None),
-                    Label::Class(class) => u32::try_from(*class).map(Some).map_err(|_| no_class(*class, classes)),
+                    Label::Class(class) => {
+                        u32::try_from(*class).map(Some).map_err(|_| no_class(*class, classes))
+                    }
                 };
                 let numbers: Vec<_> = labels.iter().map(number).collect::<Result<_>>()?;
-                let each: Vec<_> = numbers.iter().flat_map(|label| std::iter::repeat_n(*label, share)).collect();
+                let each: Vec<_> =
+                    numbers.iter().flat_map(|label| std::iter::repeat_n(*label, share)).collect();
                 (Told::Labels(net.labels(device, &each)?), each.len(), 1)
             }
         };

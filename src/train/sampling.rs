@@ -243,8 +243,8 @@ mod tests {
     use crate::device::Device;
     use crate::flow::guidance::Form;
     use crate::flow::sampler::sde::{Diffusion, LastStep};
-    use crate::nn::VelocityConfig;
     use crate::nn::MlpConfig;
+    use crate::nn::VelocityConfig;
 
     fn network(cond: usize) -> (VelocityNet, Params<f32>) {
         let config = MlpConfig { channels: 3, width: 16, depth: 2, cond, post_norm: false, time_scale: 1.0 };

@@ -122,13 +122,19 @@ impl Multiplier {
     /// Packs the rows of `matrix` as columns of a right operand: its transpose, summed over its columns.
     pub(in crate::ops) fn pack_rows<X: FloatX>(self, out: &mut [u32], matrix: Matrix<'_, X>) {
         let Matrix { data, rows, columns, stride } = matrix;
-        self.pack(out, Operand { data, stride, along_depth: true, across: rows, depth: columns, parts: None });
+        self.pack(
+            out,
+            Operand { data, stride, along_depth: true, across: rows, depth: columns, parts: None },
+        );
     }
 
     /// Packs the columns of `matrix` as columns of a right operand, summed over its rows.
     pub(in crate::ops) fn pack_columns<X: FloatX>(self, out: &mut [u32], matrix: Matrix<'_, X>) {
         let Matrix { data, rows, columns, stride } = matrix;
-        self.pack(out, Operand { data, stride, along_depth: false, across: columns, depth: rows, parts: None });
+        self.pack(
+            out,
+            Operand { data, stride, along_depth: false, across: columns, depth: rows, parts: None },
+        );
     }
 
     /// Takes what was packed as `columns` columns of `depth` elements.
