@@ -7,7 +7,7 @@ use crate::device::{Device, Isa};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::sampler::{Method, sample};
-use crate::nn::{Condition, Conditioning, Params, VelocityConfig, VelocityNet};
+use crate::nn::{Condition, Conditioning, Params, VelocityNet};
 use crate::ops::elementwise::cast;
 use crate::ops::embedding::Labels;
 use crate::rng::{Draw, Stream};
@@ -50,10 +50,7 @@ pub fn sample_rows<X: FloatX>(net: &VelocityNet, params: &Params<X>, how: &Sampl
         Conditioning::Nothing => 0,
         Conditioning::Vectors(classes) | Conditioning::Classes { classes, .. } => classes,
     };
-    let chunk = match net.config() {
-        VelocityConfig::Mlp(_) => CHUNK,
-        VelocityConfig::Dit { dit } => (CHUNK / dit.tokens()).max(FEWEST),
-    };
+    let chunk = (CHUNK / net.tokens()).max(FEWEST);
     if how.count == 0 {
         return Err(Error::Usage("sampling: 0 samples were asked for; ask for at least 1".into()));
     }
@@ -122,7 +119,7 @@ pub fn points(rows: &[f32]) -> Vec<[f32; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::MlpConfig;
+    use crate::nn::{MlpConfig, VelocityConfig};
 
     fn network(cond: usize) -> (VelocityNet, Params<f32>) {
         let config = MlpConfig { channels: 3, width: 16, depth: 2, cond, post_norm: false, time_scale: 1.0 };
