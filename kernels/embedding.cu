@@ -48,7 +48,8 @@ extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = strip + lane * EACH;
     bool vector = c % EACH == 0, found = false;
     float sum[EACH] = {};
-    for (unsigned base = warp * 32; base < rows; base += WARPS * 32) {
+    for (unsigned chunk = 0; chunk < rows; chunk += WARPS * 32) { // the same for all, so that warps stay together
+        unsigned base = chunk + warp * 32;
         unsigned same = __ballot_sync(0xffffffffu, base + lane < rows && chosen[base + lane] == (float)own);
         found |= same != 0;
         for (; same; same &= same - 1) { // the warp's lanes agree

@@ -86,8 +86,7 @@ impl Latents {
         let half = width / 2;
         let rows = rows.chunks_exact(width.max(1)).filter(|_| self.moments).enumerate();
         let bad = |(i, row): (usize, &[f32])| {
-            // Not `x > MOST`, which NaN is not either.
-            row[half..].iter().position(|x| !(*x <= Self::MOST)).map(|at| (i, at))
+            row[half..].iter().position(|x| x.is_nan() || *x > Self::MOST).map(|at| (i, at))
         };
         rows.map(bad).find_map(|found| found)
     }
