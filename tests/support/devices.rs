@@ -15,7 +15,8 @@ pub struct Family {
 
 /// Returns all families. Their buffers are guarded: sentinels around each, NaN in fresh ones.
 ///
-/// `FLOWPRIOR_TEST_DEVICES=cuda` leaves out the processor, to repeat what is emulated with other settings; `cpu` leaves out the emulator.
+/// `FLOWPRIOR_TEST_DEVICES=cuda` leaves out the processor, to repeat what is emulated with other settings; `cpu` leaves
+/// out the emulator, and what tests say of a card alone then fails for want of one.
 pub fn families() -> &'static [Family] {
     static FAMILIES: LazyLock<Vec<Family>> = LazyLock::new(|| {
         let wanted = std::env::var("FLOWPRIOR_TEST_DEVICES").unwrap_or_default();
