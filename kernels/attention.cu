@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_96(
     forward<96, 1, 64>(o, lse, qkv, scale, tokens, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_128(
+extern "C" __global__ void __launch_bounds__(128, BLOCKS) attention_forward_128(
     floatX* __restrict__ o, float* __restrict__ lse, const floatX* __restrict__ qkv, float scale, unsigned tokens, unsigned heads,
     unsigned k) {
     forward<128, 1, 32>(o, lse, qkv, scale, tokens, heads, k);
@@ -281,25 +281,25 @@ __device__ __forceinline__ void forward_f32(
     write_rows<WIDTH>(rows_of(o, block, tokens, heads, k), block.first, sums, factors);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_32(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_f32_32(
     float* __restrict__ o, float* __restrict__ lse, const float* __restrict__ qkv, float scale, unsigned tokens, unsigned heads,
     unsigned k) {
     forward_f32<32>(o, lse, qkv, scale, tokens, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_64(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_f32_64(
     float* __restrict__ o, float* __restrict__ lse, const float* __restrict__ qkv, float scale, unsigned tokens, unsigned heads,
     unsigned k) {
     forward_f32<64>(o, lse, qkv, scale, tokens, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_96(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_f32_96(
     float* __restrict__ o, float* __restrict__ lse, const float* __restrict__ qkv, float scale, unsigned tokens, unsigned heads,
     unsigned k) {
     forward_f32<96>(o, lse, qkv, scale, tokens, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_128(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_f32_128(
     float* __restrict__ o, float* __restrict__ lse, const float* __restrict__ qkv, float scale, unsigned tokens, unsigned heads,
     unsigned k) {
     forward_f32<128>(o, lse, qkv, scale, tokens, heads, k);

@@ -83,6 +83,14 @@ __device__ __forceinline__ HeadRows<T> rows_of(T* o, const HeadBlock& block, uns
 
 static const unsigned ATTENTION_THREADS = 128;
 
+// Blocks on a multiprocessor, of kernels that are given the registers for as many: for newer cards the compiler would rather have three, and
+// spills.
+#if __CUDA_ARCH__ >= 1000
+static const unsigned BLOCKS = 2;
+#else
+static const unsigned BLOCKS = 3;
+#endif
+
 // How a row of WIDTH columns lies in shared memory.
 template <unsigned WIDTH> struct TileRow {
     static const unsigned CHUNKS = WIDTH / 8, BYTES = WIDTH * 2;

@@ -54,8 +54,10 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_rows(
         }
 #pragma unroll
         for (int lanes = 4; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-        if (place != 0 || head >= heads) continue;
-        ((float2*)rows)[(sample * heads + head) * padded + first + i] = make_float2(of_rows[i][threadIdx.x / 32], sum);
+        if (place == 0 && head < heads) {
+            ((float2*)rows)[(sample * heads + head) * padded + first + i] = make_float2(of_rows[i][threadIdx.x / 32], sum);
+        }
+        __syncwarp(); // the next rows are read by all lanes together
     }
 }
 
@@ -194,7 +196,7 @@ __device__ __forceinline__ void backward_queries(
     TileReader<WIDTH, false> read_across(start);
     TileReader<WIDTH, true> read_down(start);
     auto step = [&](auto which) {
-#pragma unroll
+#pragma unroll 2 // not four: the compiler would interleave them all, and run out of registers
         for (unsigned slice = 0; slice < KEYS / 16; slice++) {
             unsigned from = stage + slice * 16 * ROW_BYTES, b[4], ds[4];
             float s[2][4] = {}, dp[2][4] = {};
@@ -243,7 +245,7 @@ __device__ __forceinline__ void backward_queries(
     write_rows<WIDTH>(part_of(dqkv, 0, block, tokens, heads, head_width), first, dq, scale, scale, slab);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys_32(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_keys_32(
     floatX* __restrict__ dqkv, const floatX* __restrict__ d_o, const floatX* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys<32, 64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
@@ -279,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_32(
     backward_queries<32, 64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_64(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_64(
     floatX* __restrict__ dqkv, const floatX* __restrict__ d_o, const floatX* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_queries<64, 64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
@@ -398,49 +400,49 @@ __device__ __forceinline__ void backward_queries_f32(
     write_rows<WIDTH>(part_of(dqkv, 0, block, tokens, heads, k), block.first, dq, scales);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_f32_32(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_keys_f32_32(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys_f32<32>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_f32_64(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_keys_f32_64(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys_f32<64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_f32_96(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_keys_f32_96(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys_f32<96>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_f32_128(
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys_f32_128(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_keys_f32<128>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_f32_32(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_f32_32(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_queries_f32<32>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_f32_64(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_f32_64(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_queries_f32<64>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_f32_96(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_f32_96(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_queries_f32<96>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_f32_128(
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_f32_128(
     float* __restrict__ dqkv, const float* __restrict__ d_o, const float* __restrict__ qkv, const float* __restrict__ rows,
     float scale, unsigned tokens, unsigned padded, unsigned heads, unsigned k) {
     backward_queries_f32<128>(dqkv, d_o, qkv, rows, scale, tokens, padded, heads, k);

@@ -2,8 +2,9 @@
 
 use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::{FloatX, Result, Tensor};
+use half::bf16;
 
-use crate::support::devices::any_device;
+use crate::support::devices::{any_device, devices};
 use crate::support::random::Random;
 use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, answer, check_all, fresh};
 
@@ -81,7 +82,38 @@ fn token_counts_beside_a_block_are_right_at_every_head_width() {
 
 #[test]
 fn samples_of_many_blocks_are_right() {
-    check(&[(1, 257, 1, 32), (2, 130, 1, 18)]);
+    check(&[
+        (1, 257, 1, 32),
+        (2, 130, 1, 18),
+        (1, 130, 1, 72),
+        (1, 70, 2, 64),
+        (1, 66, 1, 96),
+        (1, 65, 1, 128),
+    ]);
+}
+
+/// Where heads suffice for all multiprocessors, a card takes blocks of twice as many rows.
+#[test]
+fn many_heads_are_what_few_are_on_a_card() -> Result<()> {
+    let of_card = devices().filter(|(name, _)| name.starts_with("cuda"));
+    for ((_, device), k) in of_card.flat_map(|device| [32, 64, 72].map(|k| (device, k))) {
+        let (samples, heads) = (22, Heads { tokens: 128, heads: 8 });
+        let columns = 3 * heads.heads * k;
+        let numbers: Vec<f32> =
+            Random::new("qkv").normals(heads.tokens * columns).into_iter().map(|x| x as f32).collect();
+        let results = |samples: usize| -> Result<[Vec<f32>; 2]> {
+            let shape = [samples * heads.tokens, columns];
+            let qkv = Tensor::<bf16>::from_f32(device, shape, &numbers.repeat(samples))?;
+            let (o, lse) = attention_forward(&qkv, heads)?;
+            Ok([o.to_f32_vec()?, lse.to_f32_vec()?])
+        };
+        for (few, many) in results(1)?.iter().zip(results(samples)?) {
+            for (i, (x, y)) in many.iter().zip(few.iter().cycle()).enumerate() {
+                assert!((x - y).abs() <= 1e-2, "K = {k}, element {i} is {x}, of few heads {y}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where there are many heads, a task of the processor takes whole ones; where there are few, parts of them.
