@@ -78,8 +78,8 @@ fn the_last_channels_of_a_row_are_a_condition_if_asked_for() -> Outcome {
         engine.advance_and_look(&mut task)?; // only then does the head pass a gradient on
     }
     let gradient = engine.grads().named("x_embedder.proj.weight")?;
-    assert_eq!(gradient.shape().dims(), [32, 2, 2, 2]);
-    let of_condition = gradient.to_f32_vec()?.chunks(4).skip(1).step_by(2).flatten().any(|g| *g != 0.0);
+    assert_eq!(gradient.shape().dims(), [32, 2, 4, 4]);
+    let of_condition = gradient.to_f32_vec()?.chunks(16).skip(1).step_by(2).flatten().any(|g| *g != 0.0);
     assert!(of_condition, "the condition reaches the network");
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
     session(&config, &whole, 0)?;

@@ -166,6 +166,11 @@ impl VelocityNet {
         self.config().data_width()
     }
 
+    /// Returns T, the tokens that a row of data is to the network.
+    pub fn tokens(&self) -> usize {
+        self.config().tokens()
+    }
+
     /// Returns what the network has to be told about each sample.
     pub fn conditioning(&self) -> Conditioning {
         self.config().conditioning()
@@ -455,6 +460,14 @@ impl VelocityConfig {
             Self::Mlp(config) => Conditioning::Vectors(config.cond),
             Self::Dit { dit: DitConfig { classes: 0, .. } } => Conditioning::Nothing,
             Self::Dit { dit } => Conditioning::Classes { classes: dit.classes, null: dit.null_label },
+        }
+    }
+
+    /// Returns T, the tokens that a row of data is to the network.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Mlp(_) => 1,
+            Self::Dit { dit } => dit.tokens(),
         }
     }
 

@@ -263,10 +263,7 @@ impl Work {
 
     /// Returns the tokens of a row of data.
     pub fn tokens(&self) -> usize {
-        match &self.net {
-            VelocityConfig::Mlp(_) => 1,
-            VelocityConfig::Dit { dit } => dit.tokens(),
-        }
+        self.net.tokens()
     }
 }
 

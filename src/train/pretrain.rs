@@ -309,8 +309,9 @@ impl<X: FloatX> Trainee<X> for Pretrain {
     fn evaluate(&mut self, engine: &Engine<X>) -> Result<Vec<(&'static str, f64)>> {
         let params = engine.optimizer.averaged()?;
         let mut values = vec![("loss", mean(&self.fresh_losses(&params, self.seed, 0..EVALUATION_BATCHES)?))];
-        let sampling =
-            Sampling { count: EVALUATION_SAMPLES, steps: 16, seed: self.seed, ..Default::default() };
+        let count =
+            (EVALUATION_TOKENS / self.net.tokens()).clamp(EVALUATION_SAMPLES.start, EVALUATION_SAMPLES.end);
+        let sampling = Sampling { count, steps: 16, seed: self.seed, ..Default::default() };
         if self.reference()?.is_none() {
             return Ok(values);
         }
@@ -324,5 +325,7 @@ impl<X: FloatX> Trainee<X> for Pretrain {
 
 /// Batches of an evaluation during a run.
 const EVALUATION_BATCHES: u64 = 16;
-/// Samples of an evaluation during a run.
-const EVALUATION_SAMPLES: usize = 512;
+/// Samples of an evaluation during a run, at least and at most.
+const EVALUATION_SAMPLES: Range<usize> = 16..512;
+/// Tokens of all of them, about.
+const EVALUATION_TOKENS: usize = 8192;

@@ -102,7 +102,7 @@ pub fn draw_samples<X: FloatX>(
     check(strong.0, weak.map(|weak| weak.0), how)?;
     let (d, classes) = (strong.0.data_width(), strong.0.conditioning().classes());
     let mut samples = vec![0.0; how.count * d];
-    let chunk = (CHUNK / strong.0.config().tokens()).max(FEWEST);
+    let chunk = (CHUNK / strong.0.tokens()).max(FEWEST);
     let (mut first, mut cost) = (0, Cost::default());
     while first < how.count {
         let chunk = Chunk::new(first, how.count - first, chunk, classes, how.class);

@@ -233,8 +233,9 @@ fn velocity_loss_and_every_gradient_are_pytorchs_on_every_instruction_set() -> R
 
 #[test]
 fn velocity_loss_and_every_gradient_are_pytorchs_to_the_precision_of_bf16() -> Result<()> {
-    // 6e-2, not the 2e-2 of single operations: a width of 8 averages little of what each of some twenty roundings adds.
-    check::<bf16>(6e-2)
+    // 1e-1, not the 2e-2 of single operations: a width of 8, and norms over heads of 4 columns, average little of what each of some
+    // twenty roundings adds. f16, eight times finer, stays below 8e-3: it is the rounding of storage.
+    check::<bf16>(1e-1)
 }
 
 #[test]

@@ -56,6 +56,7 @@ pub const DIT: &[&str] = &[
     "data.builtin=digits",
     "model.kind=dit",
     "model.image=[1, 8, 8]",
+    "model.patch=4",
     "model.heads=4",
     "model.classes=10",
     "model.label_dropout=0.3",

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! N·T·C    stage 1     7·L + 4   h, m1, o, h between, u1, m2, u2 of every block; the last h and m; two gradients
-//!          recompute   1·L + 9   h of every block; the six others of one block, and its output; two gradients
-//!          stage 2     3·L + 4   h, o, h between
+//!          recompute   L + 10    h of every block; the six others of one block, its output, the last h and m; a gradient
+//!          stage 2     3·L + 3   h, o, h between; the last h; two gradients
 //! N·T·3·C              L + 1     qkv, twice with qk-norm
-//! N·T·4·C              2·L + 1   z and gelu(z); z alone in stage 2
+//! N·T·4·C              2·L + 1   z and gelu(z), a gradient; L + 1 in stage 2: z alone is kept
 //! ```
 
 use crate::nn::DitConfig;
@@ -25,7 +25,7 @@ pub(super) fn activations(config: &Config, work: &Work, net: &DitConfig) -> Vec<
     let (one, three, four, stats) = match work.purpose {
         Purpose::Params if config.train.recompute => (depth + 10, each + 1, 3, 3),
         Purpose::Params => (7 * depth + 4, each * depth + 1, 2 * depth + 1, 2 * depth + 1),
-        Purpose::Latents => (3 * depth + 4, each * depth + 1, depth + 2, 2 * depth + 1),
+        Purpose::Latents => (3 * depth + 3, each * depth + 1, depth + 1, 2 * depth + 1),
         Purpose::Detached => (4, each, 2, 1),
     };
     let kept = if work.purpose == Purpose::Detached { 1 } else { kept };
