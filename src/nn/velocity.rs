@@ -445,14 +445,6 @@ impl VelocityConfig {
         }
     }
 
-    /// Returns T, the tokens that a row of data is to the network.
-    pub fn tokens(&self) -> usize {
-        match self {
-            Self::Mlp(_) => 1,
-            Self::Dit { dit } => dit.tokens(),
-        }
-    }
-
     /// Returns what the network has to be told about each sample.
     pub fn conditioning(&self) -> Conditioning {
         match self {
