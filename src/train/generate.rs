@@ -9,7 +9,9 @@ use crate::device::{CpuOptions, Device};
 use crate::error::{Error, Result};
 use crate::float::{DType, FloatX};
 use crate::flow::sampler::Cost;
-use crate::plot::{Group, ImageGrid, Layout, image_grid, scatter_2d};
+use crate::nn::dit::DitInput;
+use crate::nn::{VelocityConfig, VelocityNet};
+use crate::plot::{ClassGrid, Group, ImageGrid, Layout, class_grid, image_grid, scatter_2d};
 use crate::train::config::{Stage, Target};
 use crate::train::export::{check_ending, write_rows};
 use crate::train::features::Standardise;
@@ -51,8 +53,16 @@ struct Rows {
     /// Brings them to the units of the data.
     standardise: Option<Standardise>,
     reference: Option<Reference>,
-    images: Option<[usize; 2]>,
+    images: Option<Images>,
     cost: Option<Cost>,
+}
+
+/// What rows that are images look like.
+struct Images {
+    /// Channels, height, width.
+    shape: [usize; 3],
+    /// The class that each was asked to be of.
+    labels: Option<Vec<u32>>,
 }
 
 /// Draws what `sampling` asks for from a run, one of its checkpoints or a network's file, and writes it to `out`, with a
@@ -124,8 +134,18 @@ fn samples(prior: Prior<f32>, weak: Option<Prior<f32>>, sampling: &Sampling) -> 
     // Samples are as good without the data that they could be compared with.
     let open = |data| Reference::open(data, prior.standardise.as_ref(), sampling.seed).ok();
     let reference = prior.data.as_ref().and_then(open);
-    let (width, standardise, cost) = (prior.net.data_width(), prior.standardise, Some(cost));
-    Ok(Rows { what: "samples", values, width, standardise, reference, images: None, cost })
+    let (width, images) = (prior.net.data_width(), images_of(&prior.net, sampling));
+    let (standardise, cost) = (prior.standardise, Some(cost));
+    Ok(Rows { what: "samples", values, width, standardise, reference, images, cost })
+}
+
+/// Describes the samples of a DiT whose rows are grey images or have the three channels of colours.
+fn images_of(net: &VelocityNet, sampling: &Sampling) -> Option<Images> {
+    let VelocityConfig::Dit { dit } = net.config() else { return None };
+    let DitInput::Image { channels: channels @ (1 | 3), height, width, .. } = dit.input else { return None };
+    let class = |i: usize| sampling.class.unwrap_or(i % dit.classes.max(1)) as u32;
+    let labels = (dit.classes > 0).then(|| (0..sampling.count).map(class).collect());
+    Some(Images { shape: [channels, height, width], labels })
 }
 
 fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows> {
@@ -145,7 +165,9 @@ fn decoded<X: FloatX>(run: &Restored, device: &Device, sampling: &Sampling) -> R
     let sampling = Sampling { count: sampling.count * per_sample, ..sampling.clone() };
     let (latents, cost) = draw_samples((&prior.net, &prior.params), None, &sampling)?;
     let values = task.decode(&engine.optimizer.averaged()?, &latents)?;
-    let (width, images) = (task.features.width(), image_shape(task.features.source()));
+    let images = image_shape(task.features.source());
+    let images = images.map(|[height, width]| Images { shape: [1, height, width], labels: None });
+    let width = task.features.width();
     let standardise = task.features.standardise;
     Ok(Rows { what: "decoded", values, width, standardise, reference: None, images, cost: Some(cost) })
 }
@@ -166,22 +188,22 @@ fn draw_cloud(rows: &Rows, path: &Path) -> Result<bool> {
     scatter_2d(path, "", &groups, Layout::SideBySide).map(|()| true)
 }
 
+/// Images of a grid without classes, and columns of any grid.
+const GRID: (usize, usize) = (144, 12);
+
 fn draw_images(rows: &Rows, path: &Path) -> Result<bool> {
-    let Some([height, width]) = rows.images else { return Ok(false) };
-    let images: Vec<&[f32]> = rows.values.chunks_exact(height * width).take(144).collect();
-    let (mut low, mut high) = (f32::MAX, f32::MIN);
-    images.iter().flat_map(|image| image.iter()).for_each(|x| {
-        (low, high) = (low.min(*x), high.max(*x));
-    });
-    let figure = ImageGrid {
-        title: "",
-        images: &images,
-        channels: 1,
-        width,
-        height,
-        columns: 12,
-        captions: &[],
-        range: (low, high.max(low + 1e-3)),
-    };
+    let Some(Images { shape, labels }) = &rows.images else { return Ok(false) };
+    let [channels, height, width] = *shape;
+    let (low, high) = rows.values.iter().fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(*x), b.max(*x)));
+    let range = (low, high.max(low + 1e-3));
+    if let Some(labels) = labels {
+        let names = rows.reference.as_ref().map_or(&[][..], Reference::class_names);
+        let (images, columns) = (&rows.values[..], GRID.1);
+        let figure = ClassGrid { title: "", images, shape: *shape, labels, names, columns, range };
+        return class_grid(path, &figure).map(|()| true);
+    }
+    let images: Vec<&[f32]> = rows.values.chunks_exact(rows.width).take(GRID.0).collect();
+    let (images, columns, captions) = (&images[..], GRID.1, &[][..]);
+    let figure = ImageGrid { title: "", images, channels, width, height, columns, captions, range };
     image_grid(path, &figure).map(|()| true)
 }

@@ -26,6 +26,7 @@ pub struct Reference {
     rows: Vec<f32>,
     width: usize,
     toy: Option<(Toy, Density)>,
+    names: Vec<String>,
 }
 
 impl Reference {
@@ -38,7 +39,8 @@ impl Reference {
         let batch = if features.toy().is_some() { TOY_BATCH } else { 0 };
         let rows = features.fresh(seed, batch, count)?;
         let toy = features.toy().map(|toy| (toy, Density::new(toy)));
-        Ok(Self { rows, width: features.width(), toy })
+        let names = features.source().class_names().to_vec();
+        Ok(Self { rows, width: features.width(), toy, names })
     }
 
     /// Opens the data that a prior was trained on.
@@ -61,6 +63,11 @@ impl Reference {
     /// Returns their width, D.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Returns the names of the classes, or none.
+    pub fn class_names(&self) -> &[String] {
+        &self.names
     }
 
     /// Returns the toy distribution that the rows are draws from.
