@@ -284,8 +284,10 @@ fn likelihoods_by_both_methods_are_near_each_other() {
     };
     close(&of(&["--solver", "dopri5"]), 2e-3);
     close(&of(&["--trace", "hutchinson", "--steps", "24"]), 0.5);
-    // A network that has hardly trained is no exact velocity of any density.
-    close(&of(&["--method", "ode-free", "--draws", "128", "--truncation", "0.95"]), 0.5);
+    // A network that has hardly trained is no exact velocity of any density: what its loss is above the floor is added to the estimate.
+    let free = of(&["--method", "ode-free", "--draws", "128", "--truncation", "0.95"]);
+    assert_eq!(free["method"], "ode-free");
+    assert!((-0.1..4.0).contains(&(number(&free, "nll") - number(&exact, "nll"))), "{free} {exact}");
     close(
         &json(&["likelihood", &quick().path("toy-prior/prior.safetensors"), "--json", "--count", "200"]),
         2e-3,

@@ -37,7 +37,7 @@ fn the_classifier_learns_digits() -> Outcome {
     digits.gather(&ids, &mut images, Some(&mut labels))?;
     let (train, test) = images.split_at(1500 * 64);
     let device = Device::cpu_with_threads(2)?;
-    let net = Classifier::train(&device, train, &labels[..1500], 10, 40)?;
+    let net = Classifier::train(&device, train, &labels[..1500], 10, 200)?;
     let accuracy = net.accuracy(test, &labels[1500..])?;
     assert!(accuracy > 0.9, "{accuracy} of the digits that were kept back");
     Ok(())

@@ -30,22 +30,22 @@ pub struct SampleArgs {
     #[arg(long, value_name = "T,T,…", conflicts_with = "shift")]
     grid: Option<String>,
     /// Moves the steps: t = a·u/(1 + (a-1)·u) for equal steps of u; a below 1 spends more of them near noise
-    #[arg(long, value_name = "A")]
+    #[arg(allow_negative_numbers = true, long, value_name = "A")]
     shift: Option<f64>,
     /// Error of a step that dopri5 allows, relative and absolute
-    #[arg(long, value_name = "E", default_value_t = Tolerance::default().rtol)]
+    #[arg(allow_negative_numbers = true, long, value_name = "E", default_value_t = Tolerance::default().rtol)]
     tolerance: f64,
     /// Random paths with this diffusion: constant, sbdm, sigma, linear, decreasing, increasing-decreasing or flow-grpo
     #[arg(long, value_name = "FORM")]
     sde: Option<String>,
     /// What the diffusion is multiplied by; the a of flow-grpo
-    #[arg(long, value_name = "W", default_value_t = 1.0, requires = "sde")]
+    #[arg(allow_negative_numbers = true, long, value_name = "W", default_value_t = 1.0, requires = "sde")]
     sde_scale: f64,
     /// The last step of a random path, which has no noise: tweedie, euler or mean
     #[arg(long, value_name = "NAME", default_value = "tweedie", requires = "sde")]
     sde_last: String,
     /// Guides by this weight: a network with classes by itself without one, or any by --weak
-    #[arg(long, value_name = "W")]
+    #[arg(allow_negative_numbers = true, long, value_name = "W")]
     guidance: Option<f64>,
     /// What the weight means: `w`, weak + w·(strong - weak), or `1+w`, (1+w)·strong - w·weak
     #[arg(long, value_name = "FORM", default_value = "w", requires = "guidance")]
