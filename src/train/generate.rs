@@ -191,11 +191,18 @@ fn draw_cloud(rows: &Rows, path: &Path) -> Result<bool> {
 /// Images of a grid without classes, and columns of any grid.
 const GRID: (usize, usize) = (144, 12);
 
+/// Returns the values that are black and white: all but the outermost hundredth at either end, which few pixels decide.
+fn range(values: &[f32]) -> (f32, f32) {
+    let mut sorted: Vec<f32> = values.iter().copied().filter(|x| x.is_finite()).collect();
+    sorted.sort_unstable_by(f32::total_cmp);
+    let at = |share: usize| sorted.get(sorted.len() * share / 100).copied().unwrap_or_default();
+    (at(1), at(99).max(at(1) + 1e-3))
+}
+
 fn draw_images(rows: &Rows, path: &Path) -> Result<bool> {
     let Some(Images { shape, labels }) = &rows.images else { return Ok(false) };
     let [channels, height, width] = *shape;
-    let (low, high) = rows.values.iter().fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(*x), b.max(*x)));
-    let range = (low, high.max(low + 1e-3));
+    let range = range(&rows.values);
     if let Some(labels) = labels {
         let names = rows.reference.as_ref().map_or(&[][..], Reference::class_names);
         let (images, columns) = (&rows.values[..], GRID.1);
