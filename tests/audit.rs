@@ -159,10 +159,15 @@ fn kernels_keep_their_budgets_and_the_tables_are_current() {
 }
 
 /// Returns the kernels that a run in one storage type uses: those of the files without one too. Matrix products on tensor cores
-/// are there both for 16 bits and, as `_tf32`, for f32: the same text, with limits of its own.
+/// are there both for 16 bits and, as `_tf32`, for f32: the same text, with limits of its own. A kernel that its file has for one
+/// type only belongs to the runs of all.
 fn of_type(found: &[(Job, Vec<KernelAudit>)], version: NvrtcVersion, dtype: DType) -> Vec<KernelAudit> {
-    let narrow = if dtype == DType::F32 { SHOWN } else { dtype };
+    let (narrow, other) = if dtype == DType::F32 { (SHOWN, SHOWN) } else { (dtype, DType::F32) };
     let mut audits = Vec::new();
+    let lacks = |of: &Job, kernel: &str| {
+        let own = |job: &Job| (job.name, job.version, job.dtype) == (of.name, version, dtype);
+        !found.iter().any(|(job, all)| own(job) && all.iter().any(|audit| audit.resources.kernel == kernel))
+    };
     for (job, of_job) in found.iter().filter(|(job, _)| job.version == version) {
         for audit in of_job {
             let mut audit = audit.clone();
@@ -174,7 +179,7 @@ fn of_type(found: &[(Job, Vec<KernelAudit>)], version: NvrtcVersion, dtype: DTyp
                     true
                 }
                 (true, _) => job.dtype == narrow,
-                (false, true) => job.dtype == dtype,
+                (false, true) => job.dtype == dtype || job.dtype == other && lacks(job, name),
                 (false, false) => job.dtype == DType::F32,
             };
             audits.extend(wanted.then_some(audit));

@@ -11,7 +11,8 @@
 //!       post-norm    one more for every block kept, or one
 //! P·C   the path, direct or groups: z1, silu(z1), c, silu(c), tables of 3·C (2·C at the end), in stage 1 their gradients
 //! ```
-//! Scratch (packed operands, partial sums) is estimated from the largest products.
+//! Scratch (packed operands, partial sums) is estimated from the largest products. Small batches of an MLP go through it in strips
+//! ([`crate::flow::objective`]) that hold a few MiB more for scratch memory of their own, which is not counted.
 
 mod dit;
 
