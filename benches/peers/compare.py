@@ -27,10 +27,7 @@ PYTHON = sys.executable
 THREADS = 2
 
 # DiT-S/2 of common.py. Its modulation has a row for each sample, so it has no `nodes`, and only PyTorch runs it beside us.
-DIT_STEP = [
-    *["--set=model.kind=dit", "--set=model.size=S", f"--set=model.patch={DIT['patch']}", f"--set=model.image={list(DIT['image'])}"],
-    *[f"--set=model.classes={DIT['classes']}", f"--set=train.batch={DIT['batch']}", "--set=optim.weight_decay=1e-4"],
-]
+DIT_STEP = ["--preset", "reference-dit", "--set=optim.weight_decay=1e-4", "--set=optim.clip=1.0", f"--set=train.batch={DIT['batch']}"]
 
 # case -> (arguments of `bench step`, forms of modulation, steps a round)
 CASES = {
