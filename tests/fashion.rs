@@ -23,7 +23,7 @@ type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 /// Classes of Fashion-MNIST.
 const CLASSES: usize = 10;
 /// Samples of each class that are judged.
-const EACH: usize = 64;
+const EACH: usize = 32;
 /// What the issue asks for.
 const ENOUGH: f64 = 0.85;
 
@@ -52,7 +52,7 @@ fn guided_samples_are_what_was_asked_for() -> Outcome {
     let net = Classifier::train(&device, &images, &labels, CLASSES, 12)?;
     println!("classifier: {:.4} of the test images", net.accuracy(&test_images, &test_labels)?);
     let mut worst = 1.0f64;
-    for guidance in ["1", "1.5", "2", "3"] {
+    for guidance in ["1.5", "2", "3"] {
         let samples = sampled(&folder("FLOWPRIOR_FASHION_RUN")?, guidance)?;
         let asked: Vec<u32> =
             (0..samples.len() / (images.len() / labels.len())).map(|i| (i % CLASSES) as u32).collect();
@@ -61,9 +61,7 @@ fn guided_samples_are_what_was_asked_for() -> Outcome {
             "guidance {guidance}: {share:.4} of {} samples are of the class that was asked for",
             asked.len()
         );
-        if guidance != "1" {
-            worst = worst.min(share);
-        }
+        worst = worst.min(share);
     }
     assert!(worst >= ENOUGH, "{worst} of the guided samples are of the class that was asked for");
     Ok(())
