@@ -111,9 +111,6 @@ fn a_dit_with_labels_follows_the_cpu_and_is_captured() -> Outcome {
     let read = of("read", &["device=cuda", "data.on_device=no", "train.graph=false"])?;
     assert_same(&tensors(&kept, 5)?, &tensors(&read, 5)?, "rows read by the host, kernel by kernel");
     assert_eq!(records(&kept)?, records(&read)?);
-    let narrow = losses(&of("narrow", &["device=cuda", "dtype=bf16", "model.qk_norm=true"])?)?;
-    let same = losses(&of("wide", &["device=cpu", "model.qk_norm=true"])?)?;
-    assert!(same.iter().zip(&narrow).all(|(a, b)| (a - b).abs() <= 0.02 * a), "{same:?} {narrow:?}");
     Ok(())
 }
 
