@@ -5,6 +5,7 @@ mod run;
 
 use std::path::{Path, PathBuf};
 
+use flowprior::flow::guidance::{Form, Guidance};
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, Want};
 use flowprior::nn::{Condition, Import, VelocityConfig, VelocityNet};
@@ -162,6 +163,22 @@ fn a_run_can_be_opened_sampled_by_class_and_exported() -> Outcome {
     assert_eq!(turns[2 * 64..3 * 64], twos[2 * 64..3 * 64], "sample 2 is of class 2");
     assert_eq!(draw(5, None)?, turns[..5 * 64]);
     assert!(draw(1, Some(10)).unwrap_err().to_string().contains("has 10 classes"));
+    Ok(())
+}
+
+#[test]
+fn a_network_that_knows_no_sample_without_a_class_is_sampled_and_not_guided() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let config = config(&["train.steps=2", "model.label_dropout=0"])?;
+    // A run samples itself when it ends.
+    Kind::Pretrain.run(&config, &dir.path().join("run"), Resume::Never)?;
+    let (net, path) = random(&dir.path().join("random.safetensors"), &config)?;
+    let prior = Prior::<f32>::read(&Device::cpu()?, &path, Import::default())?;
+    let plain = Sampling { count: 20, steps: 2, ..Default::default() };
+    assert!(sample_rows(&net, &prior.params, &plain)?.iter().all(|x| x.is_finite()));
+    let guided = Sampling { guidance: Some(Guidance::plain(2.0, Form::W)), ..plain };
+    let message = sample_rows(&net, &prior.params, &guided).unwrap_err().to_string();
+    assert!(message.contains("model.label_dropout = 0"), "{message}");
     Ok(())
 }
 

@@ -209,14 +209,21 @@ impl Chunk {
         );
         let x = Tensor::<f32>::from_f32(device, [self.rows(), d], &noise)?;
         let field = Field::new(strong.0, strong.1, &labels, self.share)?;
-        let other = match weak {
-            Some((net, params)) => Field::new(net, params, &labels, self.share)?,
-            None => Field::new(strong.0, strong.1, &vec![Label::Null; self.groups], self.share)?,
+        // Only guidance asks for no class, which not every network knows.
+        let guided = match (&how.guidance, weak) {
+            (None, _) => None,
+            (Some(how), Some((net, params))) => Some((how, Field::new(net, params, &labels, self.share)?)),
+            (Some(how), None) => {
+                let none = vec![Label::Null; self.groups];
+                Some((how, Field::new(strong.0, strong.1, &none, self.share)?))
+            }
         };
         let velocity = |x: &Tensor<f32>, time: Time<'_>| -> Result<Tensor<f32>> {
             let of = |field: &Field<'_, X>| field.velocity(x, time.tensor(device)?);
-            match &how.guidance {
-                Some(how) => how.velocity(device, [self.rows(), d], time, || of(&field), || of(&other)),
+            match &guided {
+                Some((how, other)) => {
+                    how.velocity(device, [self.rows(), d], time, || of(&field), || of(other))
+                }
                 None => cast(&of(&field)?),
             }
         };
