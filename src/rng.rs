@@ -58,6 +58,10 @@ pub enum Stream {
     SamplerNoise = 14,
     /// Probes of a trace.
     Probe = 15,
+    /// Holes of images that are inpainted.
+    Mask = 16,
+    /// The same, of an evaluation.
+    EvaluationMask = 17,
 }
 
 /// The largest replica number, plus one.

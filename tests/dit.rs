@@ -4,19 +4,24 @@
 mod run;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use flowprior::data::Dataset;
 use flowprior::flow::guidance::{Form, Guidance};
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, Want};
-use flowprior::nn::{Condition, Import, VelocityConfig, VelocityNet};
+use flowprior::nn::{Condition, Import, Params, VelocityConfig, VelocityNet};
 use flowprior::ops::embedding::Labels;
 use flowprior::train::align::LatentTask;
+use flowprior::train::beside::{Beside, Mask};
 use flowprior::train::cost::Work;
+use flowprior::train::export::write_rows as write_npy;
 use flowprior::train::features::RowShape;
+use flowprior::train::generate::{With, generate};
 use flowprior::train::pretrain::Pretrain;
 use flowprior::train::prior::{Prior, open_prior, write_network};
 use flowprior::train::run::train;
-use flowprior::train::sampling::{Sampling, sample_rows};
+use flowprior::train::sampling::{Sampling, Shown, sample_rows};
 use flowprior::train::signal::StopFlag;
 use flowprior::train::{Config, Resume, RunDir, setup};
 use flowprior::{Device, Error, Result, Tensor};
@@ -91,6 +96,133 @@ fn the_last_channels_of_a_row_are_a_condition_if_asked_for() -> Outcome {
     let none = Kind::Pretrain.config(None, &none)?;
     let message = Kind::Pretrain.run(&none, &dir.path().join("none"), Resume::Never).unwrap_err().to_string();
     assert!(message.contains("expected more channels than those 1 of the condition"), "{message}");
+    Ok(())
+}
+
+/// Writes images of 8 × 8 whose lower half is the upper one, mirrored, and that are labelled by its brightness.
+fn mirrored_images(path: &Path, count: usize) -> Outcome<PathBuf> {
+    let mut rows = vec![0.0; count * 64];
+    normals(&mut rows, 11);
+    for row in rows.chunks_mut(64) {
+        let (upper, lower) = row.split_at_mut(32);
+        lower.chunks_mut(8).zip(upper.chunks(8).rev()).for_each(|(to, from)| to.copy_from_slice(from));
+    }
+    Ok(write_rows(path, &rows, 64, count)?)
+}
+
+#[test]
+fn inpainting_resumes_bit_for_bit_and_keeps_what_is_known() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = mirrored_images(&dir.path().join("rows"), 96)?;
+    let path = format!("data.path='{}'", data.display());
+    let others = ["model.classes", "data.", "model.label_dropout"];
+    let mut sets: Vec<&str> =
+        DIT.iter().copied().filter(|set| !others.iter().any(|o| set.starts_with(o))).collect();
+    sets.extend([&path, "model.inpaint=true", "train.micro_batches=2", "train.eval_every=12"]);
+    let config = Kind::Pretrain.config(None, &sets)?;
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    session(&config, &whole, 0)?;
+    assert!(matches!(session(&config, &broken, 9), Err(Error::Stopped { step: 9, .. })));
+    session(&config, &broken, 0)?;
+    assert_same(&tensors(&whole, 24)?, &tensors(&broken, 24)?, "stopped and resumed");
+    // Through a checkpoint and through a network's file: what is known is kept, what is not varies with the seed.
+    let mut known = vec![0.0; 5 * 64];
+    Dataset::open(&data)?.gather(&[0, 1, 2, 3, 4], &mut known)?;
+    let device = Device::cpu()?;
+    let exported = dir.path().join("prior.safetensors");
+    open_prior::<f32>(&device, &whole, true)?.write(&exported)?;
+    for source in [whole.clone(), exported] {
+        let filled = |seed, mask: Mask| -> Outcome<Vec<f32>> {
+            let out = dir.path().join("filled.npy");
+            let sampling = Sampling { steps: 2, seed, ..Default::default() };
+            let beside = Beside { data: data.clone(), mask: Some(mask) };
+            let with = With { beside: Some(&beside), ..With::default() };
+            let made = generate(&source, &sampling, with, Some(5), &out)?;
+            assert_eq!((made.count, made.width), (5, 64));
+            assert!(made.figure.is_some_and(|figure| figure.exists()));
+            let mut rows = vec![0.0; 5 * 64];
+            Dataset::open(&out)?.gather(&[0, 1, 2, 3, 4], &mut rows)?;
+            Ok(rows)
+        };
+        let (one, two) = (filled(1, Mask::Lower)?, filled(2, Mask::Lower)?);
+        for ((one, two), known) in one.chunks(64).zip(two.chunks(64)).zip(known.chunks(64)) {
+            assert_eq!((&one[..32], &two[..32]), (&known[..32], &known[..32]), "the upper half");
+            assert!(one[32..].iter().zip(&two[32..]).all(|(a, b)| a != b), "the lower half");
+        }
+        assert_eq!(filled(1, Mask::Left)?[4..8], known[4..8]);
+    }
+    let prior: Prior<f32> = open_prior(&device, &whole, true)?;
+    // Without an image nothing is known, which is what a hole everywhere says.
+    let plain = Sampling { count: 3, steps: 2, ..Default::default() };
+    let hole = [vec![0.0; 64], vec![1.0; 64]].concat().repeat(3);
+    let shown = Shown { count: 3, images: hole, classes: None };
+    let told = Sampling { beside: Some(Arc::new(shown)), ..plain.clone() };
+    let unknown = sample_rows(&prior.net, &prior.params, &plain)?;
+    assert_eq!(unknown, sample_rows(&prior.net, &prior.params, &told)?);
+    Ok(())
+}
+
+#[test]
+fn what_is_shown_has_to_fit_the_network() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = mirrored_images(&dir.path().join("rows"), 8)?;
+    let refused = |sets: &[&str], beside: Beside| -> Outcome<String> {
+        let (_, path) = random(&dir.path().join("net.safetensors"), &config(sets)?)?;
+        let with = With { beside: Some(&beside), ..With::default() };
+        let out = dir.path().join("out.npy");
+        Ok(generate(&path, &Sampling::default(), with, Some(2), &out).unwrap_err().to_string())
+    };
+    let shown = |mask| Beside { data: data.clone(), mask };
+    let message = refused(&[], shown(None))?;
+    assert!(message.contains("takes no spatial condition"), "{message}");
+    let message = refused(&["model.inpaint=true"], shown(None))?;
+    assert!(message.contains("--mask"), "{message}");
+    let given = ["model.image=[2, 4, 8]", "model.cond_channels=1"];
+    let message = refused(&given, shown(Some(Mask::Lower)))?;
+    assert!(message.contains("a mask is for a network that inpaints"), "{message}");
+    let narrow = ["model.inpaint=true", "model.image=[1, 4, 16]"];
+    let mask = dir.path().join("mask.npy");
+    write_npy(&mask, "mask", &[1.0; 64], 8)?;
+    let message = refused(&narrow, shown(Some(Mask::File(mask.clone()))))?;
+    assert!(message.contains("expected [4, 16]") && message.contains("[8, 8]"), "{message}");
+    write_npy(&mask, "mask", &[0.0; 64], 8)?;
+    let message = refused(&["model.inpaint=true"], shown(Some(Mask::File(mask))))?;
+    assert!(message.contains("no hole"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_rescaled_map_reaches_the_network_and_is_trained() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut rows = vec![0.0; 96 * 96];
+    normals(&mut rows, 6);
+    let data = format!("data.path='{}'", write_rows(&dir.path().join("rows"), &rows, 96, 96)?.display());
+    let others = ["model.image", "model.classes", "data."];
+    let mut sets: Vec<&str> =
+        DIT.iter().copied().filter(|set| !others.iter().any(|o| set.starts_with(o))).collect();
+    sets.extend([&data, "model.image=[3, 4, 8]", "model.cond_channels=2", "model.cond_rescale=1"]);
+    let config = Kind::Pretrain.config(None, &sets)?;
+    let run = dir.path().join("run");
+    Kind::Pretrain.run(&config, &run, Resume::Never)?;
+    let name = "cond_rescaler.channel_mapper.weight";
+    let net = setup::network(&config, RowShape { width: 96, image: None })?;
+    let before = Params::<f32>::from_flat(
+        &Device::cpu()?,
+        net.layout().clone(),
+        &net.layout().initial_values(config.seed),
+    )?;
+    let after: Prior<f32> = open_prior(&Device::cpu()?, &run, false)?;
+    let (before, after) = (before.named(name)?.to_f32_vec()?, after.params.named(name)?.to_f32_vec()?);
+    assert_eq!(before.len(), 2);
+    assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() > 1e-5), "{before:?} {after:?}");
+    // Samples are drawn beside the maps of other rows.
+    let out = dir.path().join("samples.npy");
+    let beside = Beside { data: dir.path().join("rows"), mask: None };
+    let with = With { beside: Some(&beside), ..With::default() };
+    let made = generate(&run, &Sampling { steps: 2, ..Default::default() }, with, Some(7), &out)?;
+    assert_eq!((made.count, made.width), (7, 32));
+    let alone = generate(&run, &Sampling::default(), With::default(), Some(7), &out).unwrap_err();
+    assert!(alone.to_string().contains("2 channels of a spatial condition"), "{alone}");
     Ok(())
 }
 

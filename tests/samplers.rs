@@ -85,7 +85,7 @@ fn likelihoods_follow_the_cpu() -> Result<()> {
         let mut all = Vec::new();
         for device in devices()? {
             let (net, params) = network(&device, 0)?;
-            let field = Field::new(&net, &params, &[Label::Null], 5)?;
+            let field = Field::new(&net, &params, &[Label::Null], 5, None)?;
             let x = Tensor::from_f32(&device, [5, 3], &points)?;
             let carried = log_density(x, &solver, Direction::ToNoise, trace, |x, time, e| {
                 field.vjp(x, time.tensor(&device)?, e)

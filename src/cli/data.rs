@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use flowprior::data::Dataset;
-use flowprior::data::import::{self, LabelSource, Options, Scale, Shift};
+use flowprior::data::import::{self, LabelSource, Maps, Options, Scale, Shift};
 use flowprior::data::projection::Kind;
 use flowprior::data::stats::Stats;
 use flowprior::data::writer::NonFinite;
@@ -69,6 +69,13 @@ pub struct ImportArgs {
     /// Pad with this value, before shift and scale
     #[arg(long, value_name = "X", allow_hyphen_values = true, default_value_t = 0.0, requires = "pad")]
     background: f32,
+    /// Semantic maps, one file for each input: arrays (rows, H·f, W·f) with a class for each pixel. The share of each class in the
+    /// f × f pixels of an image's pixel becomes a channel behind the image's: see model.cond_channels, model.cond_rescale
+    #[arg(long, value_name = "FILE", requires = "map_classes")]
+    map: Vec<PathBuf>,
+    /// Classes of the maps
+    #[arg(long, value_name = "K", requires = "map")]
+    map_classes: Option<usize>,
     /// Rows are means and their log-variances, (2·C, H, W): samples are drawn when they are read
     #[arg(long)]
     moments: bool,
@@ -139,6 +146,7 @@ fn import(args: ImportArgs) -> Result<()> {
         shape: args.shape.as_deref().map(|text| parse_sizes("--shape", "C,H,W", text)).transpose()?,
         pad: args.pad.as_deref().map(|text| parse_sizes("--pad", "H,W", text)).transpose()?,
         background: args.background,
+        maps: args.map_classes.map(|classes| Maps { files: args.map, classes }),
         moments: args.moments,
         latent_scale: args.latent_scale,
         dtype: args.dtype.map(|d| d.parse::<DType>()).transpose()?,

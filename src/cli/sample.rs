@@ -7,7 +7,8 @@ use flowprior::flow::Grid;
 use flowprior::flow::guidance::Guidance;
 use flowprior::flow::sampler::sde::Sde;
 use flowprior::flow::sampler::{Method, Tolerance};
-use flowprior::train::generate::generate;
+use flowprior::train::beside::Beside;
+use flowprior::train::generate::{With, generate};
 use flowprior::train::sampling::Sampling;
 use flowprior::{Error, Result};
 
@@ -17,7 +18,7 @@ pub struct SampleArgs {
     /// A run folder, one of its checkpoints, or the safetensors file of a velocity network
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// How many samples [default: 1000; all latents of a run that aligned latents]
+    /// How many samples [default: 1000; all latents of a run that aligned latents; one for each row of --beside]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// Steps of the solver from noise to data
@@ -65,6 +66,13 @@ pub struct SampleArgs {
     /// The class of all samples of a conditional network [default: each in turn]
     #[arg(long, value_name = "CLASS")]
     class: Option<usize>,
+    /// What a network with a spatial condition is shown: a data set, row by row. Its labels are the classes of the samples
+    #[arg(long, value_name = "DATA")]
+    beside: Option<PathBuf>,
+    /// The hole in those images that a network trained by model.inpaint fills: upper, lower, left, right, centre, or an array (H, W)
+    /// that is not 0 there
+    #[arg(long, value_name = "HOLE", requires = "beside")]
+    mask: Option<String>,
     /// File to write, .npy or .safetensors, with a .png beside it for 2-D samples and images [default: samples.npy in
     /// the run folder, or beside the network's file]
     #[arg(long, value_name = "FILE")]
@@ -77,8 +85,11 @@ pub struct SampleArgs {
 /// Samples and says where the samples are.
 pub fn run(args: SampleArgs) -> Result<()> {
     let sampling = sampling(&args)?;
-    let out = args.out.unwrap_or_else(|| beside(&args.run));
-    let made = generate(&args.run, &sampling, args.weak.as_deref(), args.count, &out)?;
+    let out = args.out.unwrap_or_else(|| samples_of(&args.run));
+    let mask = args.mask.as_deref().map(str::parse).transpose()?;
+    let beside = args.beside.map(|data| Beside { data, mask });
+    let with = With { weak: args.weak.as_deref(), beside: beside.as_ref() };
+    let made = generate(&args.run, &sampling, with, args.count, &out)?;
     if args.json {
         let json = serde_json::to_string(&made);
         println!("{}", json.map_err(|e| Error::data(&out, "json", "values that JSON can hold", e))?);
@@ -138,7 +149,7 @@ fn interval(text: &str) -> Result<(f64, f64)> {
         .ok_or_else(|| Error::Usage(format!("--guidance-interval takes two times, `0.1,0.8`, not `{text}`")))
 }
 
-fn beside(run: &Path) -> PathBuf {
+fn samples_of(run: &Path) -> PathBuf {
     match run.is_dir() {
         true => run.join("samples.npy"),
         false => run.with_file_name("samples.npy"),

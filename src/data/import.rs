@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::data::array::Array;
+use crate::data::class_map::ClassMap;
+pub use crate::data::class_map::Maps;
 use crate::data::dataset::Dataset;
 use crate::data::formats;
 use crate::data::manifest::{Classes, Latents};
@@ -67,6 +69,8 @@ pub struct Options {
     pub pad: Option<[usize; 2]>,
     /// What they are padded with, before shift and scale.
     pub background: f32,
+    /// Semantic maps, whose shares of each class become channels behind those of the images.
+    pub maps: Option<Maps>,
     /// A row is a mean and its log-variances.
     pub moments: bool,
     /// What samples are multiplied by when they are read; rows are stored as they are.
@@ -99,6 +103,7 @@ impl Default for Options {
             shape: None,
             pad: None,
             background: 0.0,
+            maps: None,
             moments: false,
             latent_scale: None,
             dtype: None,
@@ -163,6 +168,10 @@ impl Options {
         if self.moments && computed {
             let why = "means and log-variances are stored as they are: shift, scale, projection and padding would change \
                        the variances too (a latent scale multiplies samples)";
+            return Err(Error::Usage(why.to_owned()));
+        }
+        if self.maps.is_some() && (computed || self.moments) {
+            let why = "maps become channels of their images as they are: shift, scale, projection, padding and moments                        would change them too (prepare the images, then add the maps)";
             return Err(Error::Usage(why.to_owned()));
         }
         match self.latent_scale {
@@ -263,6 +272,7 @@ struct Part {
     features: Array,
     labels: Option<Array>,
     classes: Option<u32>,
+    map: Option<ClassMap>,
     rows: usize,
 }
 
@@ -274,6 +284,9 @@ impl Table {
         {
             let (labels, inputs) = (files.len(), inputs.len());
             return Err(Error::Usage(format!("{labels} label files for {inputs} inputs: give one for each")));
+        }
+        if let Some(maps) = &options.maps {
+            maps.check(inputs.len())?;
         }
         let mut left = options.max_rows.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let mut parts: Vec<Part> = Vec::new();
@@ -315,6 +328,9 @@ impl Table {
             Some(shape) => Some(shape),
             None => self.image_shape(options.moments),
         };
+        if let Some(maps) = &options.maps {
+            return self.mapped(maps);
+        }
         let Some(to) = options.pad else { return Ok(self) };
         let Some(image @ [channels, height, width]) = self.shape else {
             let found = format!("{:?}", features.shape());
@@ -327,6 +343,26 @@ impl Table {
         self.shape = Some([channels, to[0], to[1]]);
         self.width = channels * to[0] * to[1];
         self.padding = Some(Padding { image, to, background: options.background });
+        Ok(self)
+    }
+
+    /// Puts maps behind the images.
+    fn mapped(mut self, maps: &Maps) -> Result<Self> {
+        let Some([channels, height, width]) = self.shape else {
+            let features = &self.parts[0].features;
+            let found = format!("{:?}", features.shape());
+            return Err(features.error(
+                "shape",
+                "images, to put maps behind (`--shape C,H,W` says which)",
+                found,
+            ));
+        };
+        for (part, path) in self.parts.iter_mut().zip(&maps.files) {
+            let rows = part.features.rows();
+            part.map = Some(ClassMap::open(path, maps.classes, rows, [height, width])?);
+        }
+        self.shape = Some([channels + maps.classes, height, width]);
+        self.width += maps.classes * height * width;
         Ok(self)
     }
 
@@ -357,7 +393,7 @@ impl Table {
                 block
                     .par_chunks_exact_mut(self.width)
                     .enumerate()
-                    .for_each(|(i, row)| part.read_row(first + i, row, self.padding.as_ref()));
+                    .try_for_each(|(i, row)| part.read_row(first + i, row, self.padding.as_ref()))?;
                 if non_finite == NonFinite::Refuse {
                     part.check_finite(first, &block, self.padding.as_ref())?;
                 }
@@ -384,13 +420,19 @@ impl Part {
         if let Some(labels) = &labels {
             labels.expect_labels(rows)?;
         }
-        Ok(Self { features, labels, classes: options.classes, rows })
+        Ok(Self { features, labels, classes: options.classes, map: None, rows })
     }
 
-    fn read_row(&self, row: usize, out: &mut [f32], padding: Option<&Padding>) {
+    fn read_row(&self, row: usize, out: &mut [f32], padding: Option<&Padding>) -> Result<()> {
+        if let Some(map) = &self.map {
+            let (own, shares) = out.split_at_mut(self.features.width());
+            self.features.read_row(row, own);
+            return map.shares(row, shares);
+        }
         let Some(Padding { image: [_, height, width], to: [to_height, to_width], background }) = padding
         else {
-            return self.features.read_row(row, out);
+            self.features.read_row(row, out);
+            return Ok(());
         };
         let mut image = vec![0.0; self.features.width()];
         self.features.read_row(row, &mut image);
@@ -402,12 +444,18 @@ impl Part {
                 out[corner + y * to_width..][..*width].copy_from_slice(pixels);
             }
         }
+        Ok(())
+    }
+
+    /// Returns the values of a row, unless it is padded.
+    fn width(&self) -> usize {
+        self.features.width() + self.map.as_ref().map_or(0, ClassMap::width)
     }
 
     fn check_finite(&self, first: usize, rows: &[f32], padding: Option<&Padding>) -> Result<()> {
         let Some(at) = rows.iter().position(|x| !x.is_finite()) else { return Ok(()) };
         let (width, of) = match padding {
-            None => (self.features.width(), ""),
+            None => (self.width(), ""),
             Some(Padding { image: [channels, ..], to: [height, width], .. }) => {
                 (channels * height * width, " of the padded image")
             }

@@ -5,6 +5,7 @@
 
 pub mod array;
 pub mod builtin;
+mod class_map;
 pub mod dataset;
 pub mod density;
 pub mod formats;

@@ -87,26 +87,31 @@ pub struct Draws {
     pub(super) time: Draw,
     /// Which labels are dropped; none are in an evaluation.
     labels: Option<Draw>,
+    /// Where images that are inpainted have holes.
+    pub(crate) masks: Draw,
 }
 
 impl Draws {
     /// Returns those of a training step.
     pub fn training(seed: u64, step: u64) -> Self {
-        let [noise, time, labels] =
-            [Stream::Noise, Stream::Time, Stream::LabelDrop].map(|stream| Draw::new(seed, stream, step));
-        Self { noise, time, labels: Some(labels) }
+        let [noise, time, labels, masks] = [Stream::Noise, Stream::Time, Stream::LabelDrop, Stream::Mask]
+            .map(|stream| Draw::new(seed, stream, step));
+        Self { noise, time, labels: Some(labels), masks }
     }
 
     /// Returns the same for kernels that add the number at the device address `counter` to the step; 0 for none.
     pub(crate) fn counted(self, counter: u64) -> Self {
         let counted = |draw: Draw| draw.counted(counter);
-        Self { noise: counted(self.noise), time: counted(self.time), labels: self.labels.map(counted) }
+        let Self { noise, time, labels, masks } = self;
+        let labels = labels.map(counted);
+        Self { noise: counted(noise), time: counted(time), labels, masks: counted(masks) }
     }
 
     /// Returns those of an evaluation: never those of any training step.
     pub fn evaluation(seed: u64, step: u64) -> Self {
         let draw = |step| Draw::new(seed, Stream::Evaluation, step);
-        Self { noise: draw(2 * step), time: draw(2 * step + 1), labels: None }
+        let masks = Draw::new(seed, Stream::EvaluationMask, step);
+        Self { noise: draw(2 * step), time: draw(2 * step + 1), labels: None, masks }
     }
 }
 

@@ -21,7 +21,7 @@ pub use mlp::{Mlp, MlpConfig};
 pub use modulation_path::{Form, Modulations, NodeTables};
 pub use params::{Grads, Init, Layout, ParamId, Params};
 pub use state_dict::{Import, StateDict, TimeConvention};
-pub use velocity::{Condition, Conditioning, VelocityConfig, VelocityNet};
+pub use velocity::{Condition, Conditioning, Spatial, VelocityConfig, VelocityNet};
 
 /// What a forward keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -318,6 +318,13 @@ impl Grads {
         (self.views_mut([weight, bias]), start)
     }
 
+    /// Returns the gradient of a weight, to sum into, and what the sum starts from.
+    pub(crate) fn weight_mut(&mut self, weight: ParamId) -> (ViewMut<'_, f32>, Start) {
+        let start = start(&mut self.stale[weight.0]);
+        let [grad] = self.views_mut([weight]);
+        (grad, start)
+    }
+
     /// Returns all gradients apart, for several threads to sum into.
     pub(crate) fn apart(&mut self) -> GradsApart<'_> {
         let places = self.layout.entries.iter().map(|entry| (entry.offset, entry.shape));

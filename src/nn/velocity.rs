@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::nn::Keep;
-use crate::nn::dit::{self, Dit, DitConfig};
+use crate::nn::dit::{self, Dit, DitConfig, DitInput};
 use crate::nn::mlp::{self, Mlp, MlpConfig};
 use crate::nn::modulation_path::{Form, Modulations, NodeTables};
 use crate::nn::params::{Grads, Layout, Params};
@@ -57,6 +57,23 @@ pub enum Conditioning {
         classes: usize,
         /// Whether there may be none, too.
         null: bool,
+    },
+}
+
+/// What a network has beside each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spatial {
+    /// Nothing.
+    Nothing,
+    /// So many channels of its size, which the data hold behind its own.
+    Given {
+        /// How many.
+        channels: usize,
+    },
+    /// What is known of the image itself, [channels, height, width], and a mask.
+    Inpaint {
+        /// The sizes of the image.
+        image: [usize; 3],
     },
 }
 
@@ -174,6 +191,21 @@ impl VelocityNet {
     /// Returns what the network has to be told about each sample.
     pub fn conditioning(&self) -> Conditioning {
         self.config().conditioning()
+    }
+
+    /// Returns what the network has beside each image.
+    pub fn spatial(&self) -> Spatial {
+        self.config().spatial()
+    }
+
+    /// Returns the pixels of an image, H·W; 0 for rows that are no images.
+    pub fn pixels(&self) -> usize {
+        match self.config() {
+            VelocityConfig::Dit { dit: DitConfig { input: DitInput::Image { height, width, .. }, .. } } => {
+                height * width
+            }
+            _ => 0,
+        }
     }
 
     /// Returns the parameters' names, shapes and places.
@@ -452,6 +484,19 @@ impl VelocityConfig {
             Self::Mlp(config) => Conditioning::Vectors(config.cond),
             Self::Dit { dit: DitConfig { classes: 0, .. } } => Conditioning::Nothing,
             Self::Dit { dit } => Conditioning::Classes { classes: dit.classes, null: dit.null_label },
+        }
+    }
+
+    /// Returns what the network has beside each image.
+    pub fn spatial(&self) -> Spatial {
+        match self {
+            Self::Dit { dit: DitConfig { cond_channels: 0, .. } } | Self::Mlp(_) => Spatial::Nothing,
+            Self::Dit { dit } => match dit.input {
+                DitInput::Image { channels, height, width, .. } if dit.inpaint => {
+                    Spatial::Inpaint { image: [channels, height, width] }
+                }
+                _ => Spatial::Given { channels: dit.cond_channels },
+            },
         }
     }
 

@@ -15,6 +15,7 @@ pub mod gated_residual;
 pub mod gather;
 pub mod grad_norm;
 pub mod guidance;
+pub mod inpaint;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;

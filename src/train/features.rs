@@ -47,6 +47,12 @@ impl Standardise {
         Self { mean: vec![0.0; width], std: vec![1.0 / latents.scale; width] }
     }
 
+    /// Returns the statistics of the first columns, where rows have others behind them that are no part of a sample.
+    pub fn first(&self, columns: usize) -> Self {
+        let of = |values: &[f32]| values[..columns.min(values.len())].to_vec();
+        Self { mean: of(&self.mean), std: of(&self.std) }
+    }
+
     /// Standardises rows in place.
     pub fn apply(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.mean.len().max(1)) {

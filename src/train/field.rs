@@ -1,4 +1,5 @@
-//! A network as samplers and likelihoods take it: one t for all rows, and a class for each group of rows.
+//! A network as samplers and likelihoods take it: one t for all rows, a class for each group of rows, and an image beside each row
+//! where it has one. A network that inpaints is told that nothing is known unless something is.
 //!
 //! Shift, scale and gate depend on t and the class alone, so the modulation path is evaluated once for each class of a batch: a single
 //! row where there is no class, or one.
@@ -7,11 +8,12 @@ use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::nn::modulation_path::Modulations;
 use crate::nn::velocity::Input;
-use crate::nn::{Condition, Conditioning, Form, Keep, NodeTables, Params, VelocityConfig, VelocityNet};
+use crate::nn::{Condition, Conditioning, Form, Keep, NodeTables, Params, Spatial, VelocityNet};
 use crate::ops::elementwise::cast;
-use crate::ops::embedding::Labels;
+use crate::ops::embedding::{Labels, add_rows};
 use crate::ops::flow_path::Rows;
 use crate::ops::gather::{Affine, Index, gather_forward};
+use crate::ops::inpaint::given_holes;
 use crate::tensor::Tensor;
 
 /// The condition of a group of rows.
@@ -29,6 +31,7 @@ pub struct Field<'a, X: FloatX> {
     net: &'a VelocityNet,
     params: &'a Params<X>,
     told: Told<X>,
+    beside: Beside<X>,
     /// Takes the one t for each row of the modulation tables.
     spread: Index,
     share: usize,
@@ -44,23 +47,50 @@ enum Told<X: FloatX> {
     Labels(Labels),
 }
 
+/// What stands beside the rows.
+#[derive(Debug)]
+enum Beside<X: FloatX> {
+    Nothing,
+    /// (N, channels·H·W).
+    Given(Tensor<X>),
+    /// (1, (C + 1)·H·W): the same for all rows, of which nothing is known.
+    Unknown(Tensor<X>),
+}
+
 impl<'a, X: FloatX> Field<'a, X> {
     /// Takes a network for batches of `labels.len()·share` rows, `share` consecutive ones of each label. Without conditions the labels do
-    /// not matter. A label table is asked once for each row, vectors once for each label.
+    /// not matter. A label table is asked once for each row, vectors once for each label. `beside: (N, channels·H·W)` is a spatial
+    /// condition.
     ///
     /// # Errors
     /// A class that the network does not have, no class where it was trained to have one, a network that needs an image beside each
-    /// sample; a device that failed.
-    pub fn new(net: &'a VelocityNet, params: &'a Params<X>, labels: &[Label], share: usize) -> Result<Self> {
+    /// sample, or has none; a device that failed.
+    pub fn new(
+        net: &'a VelocityNet,
+        params: &'a Params<X>,
+        labels: &[Label],
+        share: usize,
+        beside: Option<Tensor<X>>,
+    ) -> Result<Self> {
         let device = params.flat().device();
-        if let VelocityConfig::Dit { dit } = net.config()
-            && dit.cond_channels > 0
-        {
-            return Err(Error::Usage(format!(
-                "the network takes {} channels of a spatial condition beside each sample, and there is none",
-                dit.cond_channels
-            )));
-        }
+        let beside = match (net.spatial(), beside) {
+            (Spatial::Nothing, None) => Beside::Nothing,
+            (Spatial::Nothing, Some(_)) => {
+                return Err(Error::Usage("the network takes no spatial condition, and there is one".into()));
+            }
+            (_, Some(image)) => Beside::Given(image),
+            (Spatial::Given { channels }, None) => {
+                return Err(Error::Usage(format!(
+                    "the network takes {channels} channels of a spatial condition beside each sample, and there is none"
+                )));
+            }
+            (Spatial::Inpaint { image }, None) => {
+                let [channels, height, width] = image;
+                let area = height * width;
+                let condition = given_holes(&vec![0.0; channels * area], image, &vec![true; area]);
+                Beside::Unknown(Tensor::from_f32(device, [1, condition.len()], &condition)?)
+            }
+        };
         let (told, groups, share) = match net.conditioning() {
             Conditioning::Nothing => (Told::Nothing, 1, labels.len() * share),
             Conditioning::Vectors(width) => {
@@ -89,7 +119,7 @@ impl<'a, X: FloatX> Field<'a, X> {
                 (Told::Labels(net.labels(device, &each)?), each.len(), 1)
             }
         };
-        Ok(Self { net, params, told, spread: Index::new(device, &vec![0; groups])?, share })
+        Ok(Self { net, params, told, beside, spread: Index::new(device, &vec![0; groups])?, share })
     }
 
     /// `x: (N, D)`, `t: (1)` → `v: (N, D)`.
@@ -97,7 +127,8 @@ impl<'a, X: FloatX> Field<'a, X> {
     /// # Errors
     /// Another number of rows or columns; a device that failed.
     pub fn velocity(&self, x: &Tensor<f32>, t: Tensor<f32>) -> Result<Tensor<X>> {
-        Ok(self.net.forward(self.params, Input::from(cast(x)?), self.modulations(t)?, Keep::Nothing)?.0)
+        let input = self.input(cast(x)?)?;
+        Ok(self.net.forward(self.params, input, self.modulations(t)?, Keep::Nothing)?.0)
     }
 
     /// `x, e: (N, D)`, `t: (1)` → v and eᵀ·∂v/∂x, both (N, D).
@@ -110,8 +141,8 @@ impl<'a, X: FloatX> Field<'a, X> {
         t: Tensor<f32>,
         e: &Tensor<f32>,
     ) -> Result<(Tensor<f32>, Tensor<f32>)> {
-        let x = Input::from(cast(x)?);
-        let (v, saved) = self.net.forward(self.params, x, self.modulations(t)?, Keep::Inputs)?;
+        let input = self.input(cast(x)?)?;
+        let (v, saved) = self.net.forward(self.params, input, self.modulations(t)?, Keep::Inputs)?;
         let saved = saved
             .ok_or_else(|| Error::argument("Field::vjp", "saved", "the activations of a forward", "none"))?;
         Ok((cast(&v)?, cast(&self.net.backward(self.params, saved, &cast(e)?, None)?)?))
@@ -143,7 +174,21 @@ impl<'a, X: FloatX> Field<'a, X> {
                 self.told_by(t, rows, Condition { labels: Some(&labels), ..Condition::default() })?
             }
         };
-        Ok(self.net.forward(self.params, Input::from(x_t), modulations, Keep::Nothing)?.0)
+        Ok(self.net.forward(self.params, self.input(x_t)?, modulations, Keep::Nothing)?.0)
+    }
+
+    /// Puts beside rows what the network has there.
+    fn input(&self, x_t: Tensor<X>) -> Result<Input<X>> {
+        let image = match &self.beside {
+            Beside::Nothing => None,
+            Beside::Given(image) => Some(image.duplicate()?),
+            Beside::Unknown(one) => {
+                let mut all = Tensor::zeros(x_t.device(), [x_t.rows_cols().0, one.len()]);
+                add_rows(&mut all, one.view())?;
+                Some(all)
+            }
+        };
+        Ok(Input { x_t, image })
     }
 
     fn modulations(&self, t: Tensor<f32>) -> Result<Modulations<X>> {

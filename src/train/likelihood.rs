@@ -176,7 +176,7 @@ fn measure(device: &Device, prior: &Prior<f32>, options: &Options) -> Result<Lik
     let (log_p, cost) = match options.by {
         By::Ode => by_ode(device, prior, rows, &labels, trace, options)?,
         By::OdeFree => {
-            let field = Field::new(&prior.net, &prior.params, &labels, 1)?;
+            let field = Field::new(&prior.net, &prior.params, &labels, 1, None)?;
             let Options { draws, truncation, seed, .. } = *options;
             let how = OdeFree { draws, truncation, seed };
             let velocity =
@@ -244,7 +244,7 @@ fn by_ode(
     let (mut log_p, mut cost) = (Vec::with_capacity(rows.len() / width), Cost::default());
     for (i, rows) in rows.chunks(CHUNK * width).enumerate() {
         let count = rows.len() / width;
-        let field = Field::new(&prior.net, &prior.params, labels, count)?;
+        let field = Field::new(&prior.net, &prior.params, labels, count, None)?;
         let trace = match trace {
             TraceBy::Exact => Trace::Exact,
             TraceBy::Hutchinson => Trace::Hutchinson { seed: options.seed, first: (i * CHUNK) as u64 },

@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod atomic;
+pub mod beside;
 pub mod checkpoint;
 pub mod config;
 pub mod cost;

@@ -9,9 +9,10 @@ use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::objective::Velocity;
 use crate::flow::{Batch, Draws, Objective, Want};
-use crate::nn::{Condition, Conditioning, Grads, Params, VelocityNet};
+use crate::nn::{Condition, Conditioning, Grads, Params, Spatial, VelocityNet};
 use crate::ops::elementwise::cast;
 use crate::ops::embedding::Labels;
+use crate::ops::inpaint::{Holes, inpaint};
 use crate::ops::normalize::{BatchStats, batch_stats, standardize_forward, unit_norm_forward};
 use crate::ops::patchify::{Channels, Patches, patchify_backward_of};
 use crate::tensor::Tensor;
@@ -25,9 +26,9 @@ use crate::train::sampling::{Sampling, sample_rows};
 use crate::train::setup;
 use crate::train::task::{Meter, StepAt, Task};
 
-/// Rows of data, and the spatial condition that lay behind them; nothing of them where they have none.
+/// Rows as the network takes them, where they are not those of the data as they are, and what it has beside each.
 struct Parts<X: FloatX> {
-    own: Option<Tensor<f32>>,
+    data: Option<Tensor<f32>>,
     image: Option<Tensor<X>>,
 }
 
@@ -47,6 +48,8 @@ pub struct Pretrain {
     micro_batches: usize,
     norm_target: bool,
     unit_norm: bool,
+    /// Probability that nothing is known of an image that is inpainted.
+    whole: f32,
     reference: Option<Reference>,
     labels: Option<Vec<u32>>,
     /// The labels of each micro-batch where a network with classes takes them, in memory that stays where it is.
@@ -97,6 +100,7 @@ impl Pretrain {
             micro_batches: config.train.micro_batches,
             norm_target: config.flow.norm_target,
             unit_norm: config.flow.unit_norm,
+            whole: config.model.inpaint_whole as f32,
             reference: None,
             labels: None,
             classes: Vec::new(),
@@ -120,15 +124,14 @@ impl Pretrain {
         let loss = |index| {
             let batch = self.features.fresh_batch(seed, index, samples)?;
             let rows = rows_to_device(&self.device, &batch.features, self.features.width(), 0..samples)?;
-            let Parts { own, image } = self.parts(&rows)?;
-            let rows = own.as_ref().unwrap_or(&rows);
-            let data = self.normalised(rows, self.stats(rows)?)?;
+            let draws = Draws::evaluation(seed, index);
+            let stats = self.stats(&rows)?;
+            let Parts { data, image } = self.parts(&rows, stats, draws, 0)?;
             let vectors = self.vectors(batch.labels.as_deref(), 0..samples)?;
             let classes = self.classes_of(batch.labels.as_deref(), 0..samples)?;
             let cond =
                 Condition { vectors: vectors.as_ref(), labels: classes.as_ref(), image: image.as_ref() };
-            let part = Batch { data: data.as_ref().unwrap_or(rows), cond, first: 0 };
-            let draws = Draws::evaluation(seed, index);
+            let part = Batch { data: data.as_ref().unwrap_or(&rows), cond, first: 0 };
             self.objective.evaluate(velocity, part, draws, 1.0, Want::Loss)?.loss()
         };
         batches.map(loss).collect()
@@ -176,18 +179,34 @@ impl Pretrain {
         Ok(Some(Tensor::from_f32(&self.device, [range.len(), classes], &z)?))
     }
 
-    /// Parts rows of data with a spatial condition behind them from that.
-    fn parts<X: FloatX>(&self, rows: &Tensor<f32>) -> Result<Parts<X>> {
+    /// Normalises the samples `first ..` of a batch as configured, and parts them from a spatial condition behind them, or makes it.
+    fn parts<X: FloatX>(
+        &self,
+        rows: &Tensor<f32>,
+        stats: Option<BatchStats>,
+        draws: Draws,
+        first: usize,
+    ) -> Result<Parts<X>> {
         let (width, of) = (self.net.data_width(), rows.rows_cols().1);
-        if width == of {
-            return Ok(Parts { own: None, image: None });
+        match self.net.spatial() {
+            Spatial::Nothing => Ok(Parts { data: self.normalised(rows, stats)?, image: None }),
+            Spatial::Given { .. } => {
+                // Columns of a row are channels of a picture of one pixel.
+                let columns = |first, channels| {
+                    let pixel = Patches { channels, height: 1, width: 1, patch: 1 };
+                    patchify_backward_of(rows, Channels { first, of }, pixel)
+                };
+                let own = columns(0, width)?;
+                let data = self.normalised(&own, stats)?.unwrap_or(own);
+                Ok(Parts { data: Some(data), image: Some(cast(&columns(width, of - width)?)?) })
+            }
+            Spatial::Inpaint { image } => {
+                let data = self.normalised(rows, stats)?;
+                let holes = Holes { whole: self.whole, draw: draws.masks };
+                let image = inpaint(data.as_ref().unwrap_or(rows), image, holes, first as u64)?;
+                Ok(Parts { data, image: Some(image) })
+            }
         }
-        // Columns of a row are channels of a picture of one pixel.
-        let columns = |first, channels| {
-            let pixel = Patches { channels, height: 1, width: 1, patch: 1 };
-            patchify_backward_of(rows, Channels { first, of }, pixel)
-        };
-        Ok(Parts { own: Some(columns(0, width)?), image: Some(cast(&columns(width, of - width)?)?) })
     }
 
     /// The labels on the device, for a network with classes.
@@ -250,17 +269,15 @@ impl<X: FloatX> Task<X> for Pretrain {
         let stats = self.stats(self.staged.all()?)?;
         let velocity = Velocity { net: &self.net, params, tables: None };
         let micro = self.objective.samples / self.micro_batches;
+        let draws = at.draws(self.seed);
         self.staged.each(micro, |first, rows| {
-            let Parts { own, image } = self.parts(rows)?;
-            let rows = own.as_ref().unwrap_or(rows);
-            let data = self.normalised(rows, stats)?;
+            let Parts { data, image } = self.parts(rows, stats, draws, first)?;
             let vectors = self.vectors(self.labels.as_deref(), first..first + micro)?;
             let labels = self.classes.get(first / micro);
             let cond = Condition { vectors: vectors.as_ref(), labels, image: image.as_ref() };
             let part = Batch { data: data.as_ref().unwrap_or(rows), cond, first: first as u64 };
             let want = Want::Params(&mut *grads);
-            let outcome =
-                self.objective.evaluate(velocity, part, at.draws(self.seed), at.loss_scale, want)?;
+            let outcome = self.objective.evaluate(velocity, part, draws, at.loss_scale, want)?;
             meter.add(&outcome.rows, outcome.divisor)
         })
     }

@@ -4,7 +4,9 @@
 //! `dopri5` chooses its steps for a thousand samples together. All rows share one t, so the modulation path is evaluated once for a
 //! whole chunk of rows, or once for each class in it: rows of a chunk are in the order of their classes.
 
-use crate::device::Isa;
+use std::sync::Arc;
+
+use crate::device::{Device, Isa};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::guidance::Guidance;
@@ -43,8 +45,22 @@ pub struct Sampling {
     pub guidance: Option<Guidance>,
     /// Decides the noise.
     pub seed: u64,
-    /// The class of all samples of a conditional network; without it, sample i is of class i modulo their number.
+    /// The class of all samples of a conditional network; without it, sample i is of the class that `beside` has for it, or else of
+    /// class i modulo their number.
     pub class: Option<usize>,
+    /// What stands beside the samples, for a network with a spatial condition.
+    pub beside: Option<Arc<Shown>>,
+}
+
+/// What a network with a spatial condition is shown beside each sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// Samples.
+    pub count: usize,
+    /// (count, channels·H·W), in the space of the network.
+    pub images: Vec<f32>,
+    /// The class of each sample, where it is known.
+    pub classes: Option<Vec<usize>>,
 }
 
 impl Default for Sampling {
@@ -61,6 +77,7 @@ impl Default for Sampling {
             guidance: None,
             seed: 0,
             class: None,
+            beside: None,
         }
     }
 }
@@ -105,7 +122,7 @@ pub fn draw_samples<X: FloatX>(
     let chunk = (CHUNK / strong.0.tokens()).max(FEWEST);
     let (mut first, mut cost) = (0, Cost::default());
     while first < how.count {
-        let chunk = Chunk::new(first, how.count - first, chunk, classes, how.class);
+        let chunk = Chunk::new(first, how.count - first, chunk, classes, how);
         let (x, of_chunk) = chunk.draw(strong, weak, how)?;
         for (row, values) in x.chunks_exact(d).enumerate() {
             samples[chunk.sample(row) * d..][..d].copy_from_slice(values);
@@ -132,6 +149,20 @@ fn check(net: &VelocityNet, weak: Option<&VelocityNet>, how: &Sampling) -> Resul
             "a stochastic sampler takes steps of Euler and Maruyama: ask for method `euler`".into(),
         );
     }
+    if let Some(Shown { count, images, classes: known }) = how.beside.as_deref() {
+        let labelled = known.as_ref().map_or(how.count, Vec::len);
+        if (*count, labelled) != (how.count, how.count) || images.len() % how.count != 0 {
+            return Err(Error::argument(
+                "sampling",
+                "beside",
+                format!("an image and at most one class for each of {} samples", how.count),
+                format!("{count} images of {} values, and {labelled} classes", images.len()),
+            ));
+        }
+        if let Some(class) = known.iter().flatten().find(|class| classes > 0 && **class >= classes) {
+            return Err(no_class(*class, classes));
+        }
+    }
     match (&how.guidance, weak) {
         (Some(guidance), weak) => {
             guidance.check()?;
@@ -155,24 +186,38 @@ fn check(net: &VelocityNet, weak: Option<&VelocityNet>, how: &Sampling) -> Resul
 }
 
 /// Samples that go through the network together, in the order of their classes.
-struct Chunk {
+struct Chunk<'a> {
     /// Number of the first sample.
     first: usize,
-    /// Classes, each of `share` rows; 1 where all rows have the same.
+    /// Classes, each of `share` rows; 1 where all rows have the same, or each its own.
     groups: usize,
     share: usize,
     /// Classes of the network that samples take in turn; 1 where they do not.
     turn: usize,
-    class: Option<usize>,
+    classes: Classes<'a>,
 }
 
-impl Chunk {
+/// Which classes the samples of a chunk are of.
+#[derive(Clone, Copy)]
+enum Classes<'a> {
+    InTurn,
+    All(usize),
+    /// The class of each sample.
+    Each(&'a [usize]),
+}
+
+impl<'a> Chunk<'a> {
     /// Takes some of the `rest` samples from `first` on: whole turns of classes, and at last what is no whole turn.
-    fn new(first: usize, rest: usize, chunk: usize, classes: usize, class: Option<usize>) -> Self {
-        let turn = if class.is_some() { 1 } else { classes.max(1) };
+    fn new(first: usize, rest: usize, chunk: usize, classes: usize, how: &'a Sampling) -> Self {
+        let known = how.beside.as_deref().and_then(|shown| shown.classes.as_deref());
+        let (turn, of) = match (how.class, known) {
+            (Some(class), _) => (1, Classes::All(class)),
+            (None, Some(each)) if classes > 0 => (1, Classes::Each(each)),
+            (None, _) => (classes.max(1), Classes::InTurn),
+        };
         let most = rest.min(chunk.max(turn));
         let (groups, share) = if most < turn { (most, 1) } else { (turn, most / turn) };
-        Self { first, groups, share, turn, class }
+        Self { first, groups, share, turn, classes: of }
     }
 
     fn rows(&self) -> usize {
@@ -190,8 +235,24 @@ impl Chunk {
         Rows { first, samples: self.share, replicas: self.groups, share: 1 }
     }
 
-    fn labels(&self) -> Vec<Label> {
-        (0..self.groups).map(|group| Label::Class(self.class.unwrap_or(group))).collect()
+    /// Returns the labels, and how many rows have each.
+    fn labels(&self) -> (Vec<Label>, usize) {
+        match self.classes {
+            Classes::InTurn => ((0..self.groups).map(Label::Class).collect(), self.share),
+            Classes::All(class) => (vec![Label::Class(class)], self.share),
+            Classes::Each(of) => {
+                (of[self.first..][..self.share].iter().copied().map(Label::Class).collect(), 1)
+            }
+        }
+    }
+
+    /// Returns what stands beside the rows, on `device`.
+    fn beside<X: FloatX>(&self, device: &Device, how: &Sampling) -> Result<Option<Tensor<X>>> {
+        let Some(shown) = how.beside.as_deref() else { return Ok(None) };
+        let width = shown.images.len() / how.count;
+        let rows = (0..self.rows()).flat_map(|row| &shown.images[self.sample(row) * width..][..width]);
+        let images: Vec<f32> = rows.copied().collect();
+        Tensor::from_f32(device, [self.rows(), width], &images).map(Some)
     }
 
     fn draw<X: FloatX>(
@@ -200,7 +261,7 @@ impl Chunk {
         weak: Option<Network<'_, X>>,
         how: &Sampling,
     ) -> Result<(Vec<f32>, Cost)> {
-        let (device, d, labels) = (strong.1.flat().device(), strong.0.data_width(), self.labels());
+        let (device, d, (labels, share)) = (strong.1.flat().device(), strong.0.data_width(), self.labels());
         let mut noise = vec![0.0; self.rows() * d];
         let draw = Draw::new(how.seed, Stream::Sampling, 0);
         Isa::detect().run(
@@ -208,21 +269,23 @@ impl Chunk {
             |arch| draw.fill_normal_rows(arch, &mut noise, d, 0, |row| (self.sample(row) as u64, 0)),
         );
         let x = Tensor::<f32>::from_f32(device, [self.rows(), d], &noise)?;
-        let field = Field::new(strong.0, strong.1, &labels, self.share)?;
+        let field = Field::new(strong.0, strong.1, &labels, share, self.beside(device, how)?)?;
         // Only guidance asks for no class, which not every network knows.
         let guided = match (&how.guidance, weak) {
             (None, _) => None,
-            (Some(how), Some((net, params))) => Some((how, Field::new(net, params, &labels, self.share)?)),
-            (Some(how), None) => {
-                let none = vec![Label::Null; self.groups];
-                Some((how, Field::new(strong.0, strong.1, &none, self.share)?))
+            (Some(guidance), Some((net, params))) => {
+                Some((guidance, Field::new(net, params, &labels, share, self.beside(device, how)?)?))
+            }
+            (Some(guidance), None) => {
+                let none = vec![Label::Null; labels.len()];
+                Some((guidance, Field::new(strong.0, strong.1, &none, share, self.beside(device, how)?)?))
             }
         };
         let velocity = |x: &Tensor<f32>, time: Time<'_>| -> Result<Tensor<f32>> {
             let of = |field: &Field<'_, X>| field.velocity(x, time.tensor(device)?);
             match &guided {
-                Some((how, other)) => {
-                    how.velocity(device, [self.rows(), d], time, || of(&field), || of(other))
+                Some((guidance, other)) => {
+                    guidance.velocity(device, [self.rows(), d], time, || of(&field), || of(other))
                 }
                 None => cast(&of(&field)?),
             }
@@ -247,7 +310,6 @@ pub fn points(rows: &[f32]) -> Vec<[f32; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
     use crate::flow::guidance::Form;
     use crate::flow::sampler::sde::{Diffusion, LastStep};
     use crate::nn::MlpConfig;

@@ -33,6 +33,23 @@ pub fn network(config: &Config, rows: RowShape) -> Result<VelocityNet> {
         ));
     }
     let time_scale = m.time_scale as f32;
+    let dit_config = || {
+        let input = dit_input(config, rows)?;
+        Ok::<_, Error>(DitConfig {
+            input,
+            width: m.width,
+            depth: m.depth,
+            heads: m.heads(),
+            classes: m.classes,
+            null_label: m.classes > 0 && m.label_dropout > 0.0,
+            qk_norm: m.qk_norm,
+            learn_sigma: m.learn_sigma,
+            cond_channels: if m.inpaint { input.channels() + 1 } else { m.cond_channels },
+            cond_rescale: m.cond_rescale,
+            inpaint: m.inpaint,
+            time_scale,
+        })
+    };
     VelocityNet::new(match m.kind {
         Kind::Mlp => VelocityConfig::Mlp(MlpConfig {
             channels: width,
@@ -42,20 +59,7 @@ pub fn network(config: &Config, rows: RowShape) -> Result<VelocityNet> {
             post_norm: m.post_norm,
             time_scale,
         }),
-        Kind::Dit => VelocityConfig::Dit {
-            dit: DitConfig {
-                input: dit_input(config, rows)?,
-                width: m.width,
-                depth: m.depth,
-                heads: m.heads(),
-                classes: m.classes,
-                null_label: m.classes > 0 && m.label_dropout > 0.0,
-                qk_norm: m.qk_norm,
-                learn_sigma: m.learn_sigma,
-                cond_channels: m.cond_channels,
-                time_scale,
-            },
-        },
+        Kind::Dit => VelocityConfig::Dit { dit: dit_config()? },
     })
 }
 

@@ -19,6 +19,7 @@ use flowprior::ops::gather::{
 };
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::guidance::{WeakScale, guidance};
+use flowprior::ops::inpaint::{Holes, inpaint};
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
     Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
@@ -200,6 +201,8 @@ fn images(device: &Device) -> Result<()> {
     patchify_backward(&tokens, patches)?;
     unpatchify(&tokens, patches, 4)?;
     unpatchify_backward(&x, patches, 4)?;
+    let holes = Holes { whole: 0.1, draw: Draw::new(1, Stream::Mask, 2) };
+    inpaint::<bf16>(&filled(device, N * C / patches.sample(), patches.sample())?, [4, 64, 64], holes, 0)?;
 
     let classes: Vec<u32> = (0..N as u32).map(|i| i * i % 10).collect();
     let labels = Labels::new(device, &classes, 10)?;

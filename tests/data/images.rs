@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flowprior::data::import::{LabelSource, Options, Scale, Shift};
+use flowprior::data::import::{LabelSource, Maps, Options, Scale, Shift};
 use flowprior::data::manifest::Latents;
 use flowprior::data::source::Source;
 use flowprior::data::writer::{DatasetWriter, NonFinite};
@@ -67,6 +67,40 @@ fn flat_rows_become_images_of_the_shape_that_is_given() {
     );
     let shapeless = Options { pad: Some([9, 9]), ..Options::default() };
     assert_refused(import_one(&input, &shapeless), &["expected images, to be padded", "found [2, 24]"]);
+}
+
+#[test]
+fn shares_of_the_classes_of_a_map_become_channels() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = npy(&folder.path().join("latents.npy"), &[2, 1, 2, 3], |i| i as f32);
+    // Two classes; map 0 is of class 1 in its right half, map 1 in one pixel of each square.
+    let map = |name: &str, shape: &[usize], f: fn(usize) -> f32| npy(&folder.path().join(name), shape, f);
+    let halves = |i: usize| match i / 24 {
+        0 => (i % 6 >= 3) as u8 as f32,
+        _ => ((i / 6).is_multiple_of(2) && i.is_multiple_of(2)) as u8 as f32,
+    };
+    let imported = |path: PathBuf, classes, more: Options| {
+        import_one(&input, &Options { maps: Some(Maps { files: vec![path], classes }), ..more })
+    };
+    let good = map("good.npy", &[2, 4, 6], halves);
+    let (_folder, dataset) = imported(good.clone(), 2, Options::default()).unwrap();
+    assert_eq!((dataset.image_shape(), dataset.width()), (Some([3, 2, 3]), 18));
+    let one = [0.0, 0.5, 1.0, 0.0, 0.5, 1.0];
+    let rows = all_rows(&dataset);
+    assert_eq!(rows[..6], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!((rows[6..12].to_vec(), &rows[12..18]), (one.map(|x| 1.0 - x).to_vec(), &one[..]));
+    assert_eq!((&rows[24..30], &rows[30..36]), (&[0.75; 6][..], &[0.25; 6][..]));
+    dataset.verify().unwrap();
+    let wrong = |path, classes, parts: &[&str]| {
+        assert_refused(imported(path, classes, Options::default()), parts);
+    };
+    wrong(good.clone(), 1, &["good.npy", "map 0, pixel (0, 3)", "expected a class below 1, found 1"]);
+    wrong(map("few.npy", &[1, 4, 6], |_| 0.0), 2, &["expected 2 maps, one for each row, found 1"]);
+    wrong(map("odd.npy", &[2, 4, 7], |_| 0.0), 2, &["a whole multiple of the image's, 2 × 3", "[2, 4, 7]"]);
+    wrong(map("half.npy", &[2, 4, 6], |_| 0.5), 2, &["expected a class below 2, found 0.5"]);
+    let shifted = imported(good, 2, Options { shift: Shift::Value(1.0), ..Options::default() });
+    let message = shifted.err().unwrap().to_string();
+    assert!(message.contains("prepare the images, then add the maps"), "{message}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod gated_residual;
 mod gather;
 mod grad_norm;
 mod guidance;
+mod inpaint;
 mod layer_norm;
 mod linear;
 mod mse;

@@ -110,22 +110,34 @@ class FinalLayer(nn.Module):
         return self.linear(modulated(x, shift, scale))
 
 
+class Rescaler(nn.Module):
+    """What is learned of the reference's: every pixel's classes to a few channels."""
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.channel_mapper = nn.Conv2d(classes, channels, 1, bias=False)
+
+    def forward(self, x):
+        return self.channel_mapper(x)
+
+
 class Dit(nn.Module):
     """`image` is (C, H, W) with a patch, or `tokens` is (T, C): rows of data are flat in both."""
 
     def __init__(self, width, depth, heads, image=None, patch=None, tokens=None, classes=0, null_label=False,
-                 qk_norm=False, learn_sigma=False, cond_channels=0, time_scale=1.0):
+                 qk_norm=False, learn_sigma=False, cond_channels=0, cond_rescale=0, time_scale=1.0):
         super().__init__()
         self.image, self.patch, self.tokens = image, patch, tokens
         channels = image[0] if image else tokens[1]
         self.out_channels = channels * (2 if learn_sigma else 1)
         if image:
-            self.x_embedder = PatchEmbed(channels + cond_channels, patch, width)
+            self.x_embedder = PatchEmbed(channels + (cond_rescale or cond_channels), patch, width)
             position = grid_embedding(image[1] // patch, image[2] // patch, width)
         else:
             self.x_embedder = nn.Linear(channels, width)
             position = sequence_embedding(tokens[0], width)
         self.register_buffer("position", position.float().double(), persistent=False)
+        self.cond_rescaler = Rescaler(cond_channels, cond_rescale) if cond_rescale else None
         self.t_embedder = TimeEmbed(width, time_scale)
         if classes:
             self.y_embedder = LabelEmbed(classes + null_label, width)
@@ -148,7 +160,10 @@ class Dit(nn.Module):
         x = x_t.reshape(-1, *self.image)
         if beside is None:
             return x
-        return torch.cat([x, beside.reshape(len(x), -1, *self.image[1:])], dim=1)
+        beside = beside.reshape(len(x), -1, *self.image[1:])
+        if self.cond_rescaler is not None:
+            beside = self.cond_rescaler(beside)
+        return torch.cat([x, beside], dim=1)
 
     def unpatchified(self, y):  # (B, T, p p Cout), channel fastest
         if self.tokens:

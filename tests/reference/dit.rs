@@ -26,15 +26,15 @@ use super::engine::{self, Outputs, device, isas, matrix, outputs_of, wide};
 use super::fixture::{Fixture, Tensors, assert_close, relative_error};
 use super::{F32, ROWS, assert_all_close, config, engine_from, integer, named, optional, order};
 
-const CASES: [&str; 4] = ["dit_plain", "dit_labels", "dit_variants", "dit_tokens"];
+const CASES: [&str; 5] = ["dit_plain", "dit_labels", "dit_variants", "dit_tokens", "dit_map"];
 
 /// The settings of a case as keys of a configuration.
 fn settings(case: &Fixture) -> Vec<String> {
     let c = case.config();
-    let mut sets: Vec<String> = ["heads", "classes", "qk_norm", "learn_sigma", "cond_channels", "time_scale"]
-        .iter()
-        .map(|key| format!("model.{key}={}", c[*key]))
-        .collect();
+    let keys = ["heads", "classes", "qk_norm", "learn_sigma", "cond_channels", "cond_rescale", "time_scale"];
+    // Cases from before there was a key do not have it.
+    let set = keys.iter().filter(|key| !c[**key].is_null());
+    let mut sets: Vec<String> = set.map(|key| format!("model.{key}={}", c[*key])).collect();
     sets.push("model.kind=dit".into());
     match c["tokens"][0].as_u64() {
         Some(tokens) => sets.push(format!("model.tokens={tokens}")),
@@ -75,8 +75,9 @@ fn import(case: &Fixture) -> Import {
 
 fn network<X: FloatX>(device: &Device, case: &Fixture) -> Result<(VelocityNet, Params<X>)> {
     let dir = tempfile::tempdir().unwrap();
-    // Shapes do not tell a spatial condition under learn_sigma; all other sizes of all cases are in them, or given.
-    let sizes = case.config()["learn_sigma"].as_bool().unwrap().then(|| sizes(case));
+    // Shapes do not tell a spatial condition under learn_sigma or a rescaler; all other sizes of all cases are in them, or given.
+    let rescaled = case.config()["cond_rescale"].as_u64().is_some_and(|channels| channels > 0);
+    let sizes = (rescaled || case.config()["learn_sigma"].as_bool().unwrap()).then(|| sizes(case));
     let metadata: Vec<_> = sizes.iter().map(|sizes| (SIZES, sizes.as_str())).collect();
     let path = file(dir.path(), &case.prefixed("weight."), &metadata);
     VelocityNet::from_safetensors(device, &path, &import(case))
@@ -90,7 +91,7 @@ fn sizes(case: &Fixture) -> String {
         json!({ "image": { "channels": channels, "height": height, "width": width, "patch": c["patch"] } });
     let known = |key: &str| {
         let others = ["input", "width", "depth", "heads", "classes", "null_label", "qk_norm", "learn_sigma"];
-        others.contains(&key) || key == "cond_channels" || key == "time_scale"
+        others.contains(&key) || ["cond_channels", "cond_rescale", "time_scale"].contains(&key)
     };
     c.as_object_mut().unwrap().retain(|key, _| known(key));
     c.to_string()

@@ -17,6 +17,7 @@ CASES = {
     "dit_labels": dict(**IMAGE, classes=3, null_label=True),
     "dit_variants": dict(**IMAGE, classes=4, qk_norm=True, learn_sigma=True, cond_channels=1, time_scale=2.0),
     "dit_tokens": dict(tokens=(5, 3), depth=1),
+    "dit_map": dict(**IMAGE, depth=1, cond_channels=5, cond_rescale=2),
 }
 DROPOUT = {"dit_labels": 0.4}
 FLOW_MUL = {"dit_labels": 2}
@@ -82,7 +83,7 @@ def dump(case, tag):
         tensors["beside"] = beside
     config = {
         "width": WIDTH, "depth": 2, "heads": HEADS, "classes": 0, "null_label": False, "qk_norm": False,
-        "learn_sigma": False, "cond_channels": 0, "time_scale": 1.0, **settings, "label_dropout": dropout,
+        "learn_sigma": False, "cond_channels": 0, "cond_rescale": 0, "time_scale": 1.0, **settings, "label_dropout": dropout,
         "flow_mul": flow_mul, "seed": PRIOR_SEED, "steps": STEPS, "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8,
         "time_convention": "data_at_one",
     }

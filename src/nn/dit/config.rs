@@ -30,6 +30,12 @@ pub struct DitConfig {
     pub learn_sigma: bool,
     /// Channels of a spatial condition, concatenated to those of x_t.
     pub cond_channels: usize,
+    /// Channels that a learned rescaler makes of the condition's before; 0 to take them as they are.
+    #[serde(default)]
+    pub cond_rescale: usize,
+    /// The condition is what is known of the image itself, and a mask: C + 1 channels ([`crate::ops::inpaint`]).
+    #[serde(default)]
+    pub inpaint: bool,
     /// Multiplies t before the embedding.
     pub time_scale: f32,
 }
@@ -113,9 +119,14 @@ impl DitConfig {
         self.input.tokens()
     }
 
+    /// Returns the channels that are concatenated to those of x_t.
+    pub fn beside(&self) -> usize {
+        if self.cond_rescale > 0 { self.cond_rescale } else { self.cond_channels }
+    }
+
     /// Returns the values that a token is embedded from.
     pub fn token_inputs(&self) -> usize {
-        (self.input.channels() + self.cond_channels) * self.input.patch().pow(2)
+        (self.input.channels() + self.beside()) * self.input.patch().pow(2)
     }
 
     /// Returns the channels that a pixel or token of the output has.
@@ -142,7 +153,7 @@ impl DitConfig {
     ///
     /// # Errors
     /// A size of zero; a side that the patch does not divide; heads that do not divide the width; an odd head; a null label
-    /// without classes.
+    /// without classes; a spatial condition that does not fit.
     pub fn check(&self) -> Result<()> {
         let refuse =
             |arg, expected: String, found: String| Err(Error::argument("a DiT", arg, expected, found));
@@ -176,6 +187,15 @@ impl DitConfig {
                     return refuse("cond_channels", "none, or images".into(), found);
                 }
             }
+        }
+        let known = self.input.channels() + 1;
+        if self.inpaint && self.cond_channels != known {
+            let expected = format!("{known} for inpainting: the channels of the image, and a mask");
+            return refuse("cond_channels", expected, self.cond_channels.to_string());
+        }
+        if self.cond_rescale > 0 && (self.cond_channels == 0 || self.inpaint) {
+            let found = if self.inpaint { "an image to inpaint" } else { "no condition" };
+            return refuse("cond_rescale", "a map as the condition to rescale".into(), found.into());
         }
         if !self.width.is_multiple_of(2 * self.heads) {
             let expected = format!("heads of an even width (width {} / heads)", self.width);

@@ -12,6 +12,7 @@
 mod block;
 mod config;
 mod position;
+mod rescaler;
 mod state;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::float::FloatX;
 use crate::nn::Keep;
 use crate::nn::dit::block::{Block, Inner};
 pub use crate::nn::dit::config::{DitConfig, DitInput, MLP_RATIO, Size};
+use crate::nn::dit::rescaler::Rescaler;
 pub use crate::nn::dit::state::{POSITION, SIZES};
 use crate::nn::linear::Linear;
 use crate::nn::modulation_path::{Conditioner, EMBEDDING, Form, Given, ModulationPath, Modulations};
@@ -31,7 +33,7 @@ use crate::ops::flow_path::Rows;
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads, RowStats, layer_norm_backward, layer_norm_forward};
 use crate::ops::linear::Activation;
 use crate::ops::patchify::{
-    Beside, Channels, patchify_backward_of, patchify_beside, unpatchify, unpatchify_backward,
+    Beside, Channels, Patches, patchify_backward_of, patchify_beside, unpatchify, unpatchify_backward,
 };
 use crate::tensor::Tensor;
 
@@ -41,6 +43,7 @@ pub struct Dit {
     config: DitConfig,
     layout: Arc<Layout>,
     path: ModulationPath,
+    rescaler: Option<Rescaler>,
     embed: Linear,
     /// (T, C).
     position: Arc<Vec<f32>>,
@@ -51,6 +54,8 @@ pub struct Dit {
 /// What the backward of one forward needs.
 #[derive(Debug)]
 pub struct Saved<X: FloatX> {
+    /// (N·H·W, K): of the map that the rescaler took.
+    map: Option<Tensor<X>>,
     tokens: Tensor<X>, // (N·T, inputs of a token)
     blocks: Vec<BlockSaved<X>>,
     h: Tensor<X>, // (N·T, C)
@@ -75,9 +80,11 @@ impl Dit {
         let (c, xavier, inputs) = (config.width, Init::XavierUniform, config.token_inputs());
         let mut layout = Layout::default();
         let l = &mut layout;
+        let rescaler = (config.cond_rescale > 0)
+            .then(|| Rescaler::new(l, config.cond_channels, config.cond_rescale, config.input.patches()));
         let (embed, position) = match config.input {
             DitInput::Image { channels, height, width, patch } => (
-                Linear::patches(l, "x_embedder.proj", [channels + config.cond_channels, patch], c, xavier),
+                Linear::patches(l, "x_embedder.proj", [channels + config.beside(), patch], c, xavier),
                 position::grid(height / patch, width / patch, c),
             ),
             DitInput::Tokens { tokens, .. } => {
@@ -103,7 +110,7 @@ impl Dit {
         let output = Linear::new(l, "final_layer.linear", c, config.token_outputs(), Init::Zeros);
         let path = ModulationPath { time1, time2, condition, heads, time_scale: config.time_scale };
         let (layout, position) = (Arc::new(layout), Arc::new(position));
-        Ok(Self { config, layout, path, embed, position, blocks, output })
+        Ok(Self { config, layout, path, rescaler, embed, position, blocks, output })
     }
 
     /// Returns the sizes.
@@ -192,7 +199,7 @@ impl Dit {
         modulations: Modulations<X>,
         keep: Keep,
     ) -> Result<(Tensor<X>, Option<Saved<X>>)> {
-        let tokens = self.tokens_of(x_t, image)?;
+        let (tokens, map) = self.tokens_of(params, x_t, image)?;
         let (mut h, _) = self.embed.forward(params, &tokens, None, Activation::Identity)?;
         add_rows(&mut h, self.position_on(params.flat().device())?.view())?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
@@ -205,7 +212,7 @@ impl Dit {
         }
         let (m, stats) = layer_norm_forward(&h, &self.final_norm(&modulations), None)?;
         let saved =
-            (keep != Keep::Nothing).then_some(Saved { tokens, blocks, h, stats, m: None, modulations });
+            (keep != Keep::Nothing).then_some(Saved { map, tokens, blocks, h, stats, m: None, modulations });
         Ok((m, saved))
     }
 
@@ -260,15 +267,26 @@ impl Dit {
             self.embed.backward_params(grads, &dh, &saved.tokens)?;
         }
         let dtokens = self.embed.backward_input(params, &dh, None)?;
+        let patches = self.config.input.patches();
+        let at = Channels { first: 0, of: patches.channels + self.config.beside() };
+        if let (Some(rescaler), Some(map), Some(grads)) = (&self.rescaler, &saved.map, &mut grads) {
+            let own = Patches { channels: self.config.cond_rescale, ..patches };
+            let beside = Channels { first: patches.channels, ..at };
+            rescaler.backward(grads, &patchify_backward_of(&dtokens, beside, own)?, map)?;
+        }
         if let (Some(grads), Some(dtables)) = (grads, dtables) {
             self.path.backward(params, modulations, dtables, grads)?;
         }
-        let patches = self.config.input.patches();
-        let at = Channels { first: 0, of: patches.channels + self.config.cond_channels };
         self.as_samples(patchify_backward_of(&dtokens, at, patches)?)
     }
 
-    fn tokens_of<X: FloatX>(&self, x_t: Tensor<X>, image: Option<&Tensor<X>>) -> Result<Tensor<X>> {
+    /// Returns the tokens, and the pixels of a map that was rescaled.
+    fn tokens_of<X: FloatX>(
+        &self,
+        params: &Params<X>,
+        x_t: Tensor<X>,
+        image: Option<&Tensor<X>>,
+    ) -> Result<(Tensor<X>, Option<Tensor<X>>)> {
         const OP: &str = "Dit::forward";
         let n = x_t.rows_cols().0;
         x_t.expect(OP, "x_t", [n, self.config.input.data_width()])?;
@@ -281,10 +299,16 @@ impl Dit {
         }
         match self.config.input {
             DitInput::Image { .. } => {
-                let beside = image.map(|image| Beside { image, channels: self.config.cond_channels });
-                patchify_beside(&x_t, beside, self.config.input.patches())
+                let rescaled = match (&self.rescaler, image) {
+                    (Some(rescaler), Some(map)) => Some(rescaler.forward(params, map)?),
+                    _ => None,
+                };
+                let image = rescaled.as_ref().map(|(rescaled, _)| rescaled).or(image);
+                let beside = image.map(|image| Beside { image, channels: self.config.beside() });
+                let tokens = patchify_beside(&x_t, beside, self.config.input.patches())?;
+                Ok((tokens, rescaled.map(|(_, pixels)| pixels)))
             }
-            DitInput::Tokens { tokens, channels } => x_t.reshaped([n * tokens, channels]),
+            DitInput::Tokens { tokens, channels } => Ok((x_t.reshaped([n * tokens, channels])?, None)),
         }
     }
 

@@ -120,6 +120,8 @@ impl StateDict {
             qk_norm: self.tensors.contains_key("blocks.0.attn.q_norm.weight"),
             learn_sigma: of_pixel == 2 * inputs,
             cond_channels,
+            cond_rescale: 0,
+            inpaint: false,
             time_scale: self.time_scale(path)?.unwrap_or(import.time_scale.unwrap_or(1.0)),
         })
     }
@@ -209,6 +211,8 @@ mod tests {
                 qk_norm,
                 learn_sigma,
                 cond_channels,
+                cond_rescale: 0,
+                inpaint: false,
                 time_scale,
             };
             assert_eq!(config.out_channels(), out);

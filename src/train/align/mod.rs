@@ -18,7 +18,7 @@ pub use latents::LatentTask;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::{Batch, Draws, LatentGradient, Objective, Outcome, Want};
-use crate::nn::{Condition, Conditioning, Form};
+use crate::nn::{Condition, Conditioning, Form, Spatial};
 use crate::ops::embedding::Labels;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
@@ -60,6 +60,11 @@ impl<X: FloatX> Alignment<X> {
     /// # Errors
     /// Sizes that do not fit together; a conditional prior.
     pub fn new(config: &Config, mut prior: Prior<X>, samples: usize) -> Result<Self> {
+        let refused =
+            || Err(Error::Usage("stage 2 aligns to unconditional priors; this one takes a condition".into()));
+        if prior.net.spatial() != Spatial::Nothing {
+            return refused();
+        }
         let null = match prior.net.conditioning() {
             Conditioning::Nothing => None,
             // A network that also knows "no class" is an unconditional one, too.
@@ -67,11 +72,7 @@ impl<X: FloatX> Alignment<X> {
                 let micro = samples / config.train.micro_batches.max(1);
                 Some(Labels::none(prior.params.flat().device(), micro, classes)?)
             }
-            _ => {
-                return Err(Error::Usage(
-                    "stage 2 aligns to unconditional priors; this one takes a condition".into(),
-                ));
-            }
+            _ => return refused(),
         };
         let mut objective = setup::objective(config, &prior.net, samples)?;
         objective.label_dropout = 0.0;

@@ -95,6 +95,12 @@ pub struct ModelConfig {
     pub learn_sigma: bool,
     /// DiT: channels of a spatial condition beside x_t: the last ones of each row of the data.
     pub cond_channels: usize,
+    /// DiT: channels that a learned 1×1 convolution makes of those, as for a semantic map; 0 to take them as they are.
+    pub cond_rescale: usize,
+    /// DiT: learns to fill holes: beside x_t it has what is known of the image, and a mask, drawn anew for each sample.
+    pub inpaint: bool,
+    /// DiT: probability that nothing of a sample is known, so that the network also learns to do without.
+    pub inpaint_whole: f64,
     /// MLP: width of the per-row condition (the reference's `z_channels`); 0 for none.
     pub cond: usize,
     /// MLP: normalises the output of each block instead of only its input.
@@ -129,6 +135,9 @@ impl Default for ModelConfig {
             qk_norm: false,
             learn_sigma: false,
             cond_channels: 0,
+            cond_rescale: 0,
+            inpaint: false,
+            inpaint_whole: 0.1,
             cond: 0,
             post_norm: false,
             time_scale: 1.0,

@@ -38,11 +38,7 @@ impl Config {
         data(&self.data)?;
         model(&self.model)?;
         flow(&self.flow)?;
-        if self.flow.norm_target && self.model.cond_channels > 0 {
-            return refuse(
-                "flow.norm_target normalises rows as a whole, the channels of model.cond_channels with them: leave one of them out",
-            );
-        }
+        spatial(&self.model, &self.flow)?;
         optim(&self.optim)?;
         self.schedule()?;
         self.scaler()?;
@@ -167,6 +163,8 @@ fn mlp(m: &ModelConfig) -> Result<()> {
         ("qk_norm", m.qk_norm),
         ("learn_sigma", m.learn_sigma),
         ("cond_channels", m.cond_channels > 0),
+        ("cond_rescale", m.cond_rescale > 0),
+        ("inpaint", m.inpaint),
     ];
     if let Some((key, _)) = of_dit.iter().find(|(_, set)| *set) {
         let instead =
@@ -214,8 +212,9 @@ fn dit(m: &ModelConfig) -> Result<()> {
         ));
     }
     within("model.label_dropout", m.label_dropout, 0.0, 0.999)?;
-    if m.tokens > 0 && (m.image.is_some() || m.cond_channels > 0) {
-        let other = if m.image.is_some() { "image" } else { "cond_channels" };
+    let of_images =
+        [("image", m.image.is_some()), ("cond_channels", m.cond_channels > 0), ("inpaint", m.inpaint)];
+    if let (true, Some((other, _))) = (m.tokens > 0, of_images.iter().find(|(_, set)| *set)) {
         return refuse(format!(
             "model.tokens takes rows as sequences, model.{other} as images: set one of them"
         ));
@@ -226,6 +225,28 @@ fn dit(m: &ModelConfig) -> Result<()> {
         return refuse(format!(
             "model.image = [{channels}, {height}, {width}] must have sides that model.patch = {} divides",
             m.patch
+        ));
+    }
+    Ok(())
+}
+
+/// Checks what a DiT has beside each image.
+fn spatial(m: &ModelConfig, f: &FlowConfig) -> Result<()> {
+    within("model.inpaint_whole", m.inpaint_whole, 0.0, 1.0)?;
+    if m.inpaint && m.cond_channels > 0 {
+        return refuse(
+            "model.inpaint makes the condition of each image itself, model.cond_channels takes it from the data: set one of them",
+        );
+    }
+    if m.cond_rescale > 0 && m.cond_channels == 0 {
+        return refuse(
+            "model.cond_rescale makes fewer channels of those of a condition: set model.cond_channels",
+        );
+    }
+    let key = if m.inpaint { "inpaint" } else { "cond_channels" };
+    if f.norm_target && (m.inpaint || m.cond_channels > 0) {
+        return refuse(format!(
+            "flow.norm_target normalises rows as a whole, a spatial condition (model.{key}) with them: leave one of them out"
         ));
     }
     Ok(())

@@ -29,7 +29,8 @@ pub(super) fn activations(config: &Config, work: &Work, net: &DitConfig) -> Vec<
         Purpose::Detached => (4, each, 2, 1),
     };
     let kept = if work.purpose == Purpose::Detached { 1 } else { kept };
-    let image = (net.cond_channels > 0) as u64;
+    let (image, rescaled) = ((net.cond_channels > 0) as u64, (net.cond_rescale > 0) as u64);
+    let area = rows * d / net.input.channels() as u64;
     vec![
         (n * c * storage, one),
         (n * 3 * c * storage, three),
@@ -40,7 +41,8 @@ pub(super) fn activations(config: &Config, work: &Work, net: &DitConfig) -> Vec<
         (n * net.token_outputs() as u64 * storage, 1),
         (net.tokens() as u64 * c * storage, 1), // positions
         (rows * d * storage, 3),                // x_t, v and dv
-        (rows * d / net.input.channels() as u64 * net.cond_channels as u64 * storage, image),
+        (area * net.cond_channels as u64 * storage, image + rescaled), // the condition, and its pixels
+        (area * net.cond_rescale as u64 * storage, 2 * rescaled),
         (work.samples as u64 * d * F32, 3), // data, dy, the sum of dy over micro-batches
         (rows * F32, 2),                    // t, losses
     ]
