@@ -120,7 +120,7 @@ impl StateDict {
             qk_norm: self.tensors.contains_key("blocks.0.attn.q_norm.weight"),
             learn_sigma: of_pixel == 2 * inputs,
             cond_channels,
-            time_scale: self.time_scale(path)?.unwrap_or(import.time_scale.unwrap_or(1.0)),
+            time_scale: self.time_scale(path)?.or(import.time_scale).unwrap_or(1.0),
         })
     }
 
@@ -128,7 +128,7 @@ impl StateDict {
         let tokens = self.tensors.get(POSITION).and_then(|(shape, _)| shape.get(1)).copied();
         let unknown = |what| {
             let expected = format!("a position embedding, or {what} given with the file");
-            Error::data(path, POSITION, expected, "neither")
+            Error::not_given(path, "image", expected, "neither")
         };
         let Some(patch) = patch else {
             let tokens = tokens.or(import.image.map(|[h, w]| h * w)).ok_or_else(|| unknown("tokens"))?;
@@ -154,7 +154,7 @@ impl StateDict {
         let published = || Size::ALL.into_iter().find_map(of_size);
         import.heads.or_else(published).ok_or_else(|| {
             let expected = "a number given with the file (shapes do not say it)";
-            Error::data(path, "heads", expected, format!("none, for {depth} blocks of width {width}"))
+            Error::not_given(path, "heads", expected, format!("none, for {depth} blocks of width {width}"))
         })
     }
 
@@ -175,7 +175,7 @@ impl StateDict {
                 let expected = format!(
                     "a number given with the file: are its {rows} rows all classes, or is the last \"no class\"?"
                 );
-                Err(Error::data(path, "classes", expected, "none"))
+                Err(Error::not_given(path, "classes", expected, "none"))
             }
         }
     }
