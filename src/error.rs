@@ -37,6 +37,18 @@ pub enum Error {
         /// What it holds.
         found: String,
     },
+    /// A file leaves open what only its user can know, and nobody said it.
+    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    NotGiven {
+        /// The file.
+        path: PathBuf,
+        /// What is not known, as a field of [`crate::nn::Import`].
+        field: &'static str,
+        /// What would have told it.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
     /// The operating system refused to read or write.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -89,6 +101,17 @@ impl Error {
         }
     }
 
+    /// Builds an error about what a file leaves open.
+    pub fn not_given(
+        path: impl AsRef<Path>,
+        field: &'static str,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> Self {
+        let (path, expected, found) = (path.as_ref().to_owned(), expected.to_string(), found.to_string());
+        Self::NotGiven { path, field, expected, found }
+    }
+
     /// Returns a closure for `map_err` that adds file and verb to a system error.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
@@ -99,7 +122,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Argument { .. } | Self::Usage(_) => 2,
-            Self::Data { .. } | Self::Io { .. } => 3,
+            Self::Data { .. } | Self::NotGiven { .. } | Self::Io { .. } => 3,
             Self::Device(_) => 4,
             Self::Diverged(_) => 5,
             Self::Stopped { .. } => 75,

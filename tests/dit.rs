@@ -20,30 +20,13 @@ use flowprior::train::features::RowShape;
 use flowprior::train::generate::{With, generate};
 use flowprior::train::pretrain::Pretrain;
 use flowprior::train::prior::{Prior, open_prior, write_network};
-use flowprior::train::run::train;
 use flowprior::train::sampling::{Sampling, Shown, sample_rows};
-use flowprior::train::signal::StopFlag;
-use flowprior::train::{Config, Resume, RunDir, setup};
+use flowprior::train::{Config, Resume, setup};
 use flowprior::{Device, Error, Result, Tensor};
-use run::{DIT, Hooked, Kind, Outcome, assert_same, normals, options, records, series, tensors, write_rows};
+use run::{DIT, Kind, Outcome, assert_same, normals, records, series, session, tensors, write_rows};
 
 fn config(more: &[&str]) -> Outcome<Config> {
     Kind::Pretrain.config(None, &[DIT, more].concat())
-}
-
-/// Continues a run where its folder is, and asks it to stop during step `stop` (from 1).
-fn session(config: &Config, dir: &Path, stop: u64) -> Result<()> {
-    let flag = StopFlag::default();
-    let options = options(dir, Resume::Auto, flag.clone());
-    let before = move |step| {
-        if step + 1 == stop {
-            flag.request();
-        }
-    };
-    let device = setup::device(config)?;
-    let (run, start) = RunDir::start(dir, &Resume::Auto)?;
-    let (inner, mut engine) = Pretrain::new::<f32>(config, &device)?;
-    train(config, &options, &run, start.checkpoint, &mut Hooked { inner, before }, &mut engine)
 }
 
 #[test]
@@ -51,14 +34,14 @@ fn a_run_with_labels_that_is_stopped_and_resumed_ends_like_the_unbroken_one() ->
     let dir = tempfile::tempdir()?;
     let config = config(&["train.micro_batches=2", "train.eval_every=6", "model.qk_norm=true"])?;
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-    session(&config, &whole, 0)?;
+    session(Kind::Pretrain, &config, &whole, 0)?;
     for stop in [1, 7, 13, 23] {
-        match session(&config, &broken, stop) {
+        match session(Kind::Pretrain, &config, &broken, stop) {
             Err(Error::Stopped { step, .. }) if step == stop => {}
             other => panic!("asked to stop at {stop}, but: {other:?}"),
         }
     }
-    session(&config, &broken, 0)?;
+    session(Kind::Pretrain, &config, &broken, 0)?;
     assert_same(&tensors(&whole, 24)?, &tensors(&broken, 24)?, "stopped and resumed");
     assert_eq!(records(&whole)?, records(&broken)?);
     Ok(())
@@ -88,9 +71,9 @@ fn the_last_channels_of_a_row_are_a_condition_if_asked_for() -> Outcome {
     let of_condition = gradient.to_f32_vec()?.chunks(16).skip(1).step_by(2).flatten().any(|g| *g != 0.0);
     assert!(of_condition, "the condition reaches the network");
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-    session(&config, &whole, 0)?;
-    assert!(matches!(session(&config, &broken, 9), Err(Error::Stopped { step: 9, .. })));
-    session(&config, &broken, 0)?;
+    session(Kind::Pretrain, &config, &whole, 0)?;
+    assert!(matches!(session(Kind::Pretrain, &config, &broken, 9), Err(Error::Stopped { step: 9, .. })));
+    session(Kind::Pretrain, &config, &broken, 0)?;
     assert_same(&tensors(&whole, 24)?, &tensors(&broken, 24)?, "stopped and resumed");
     let none = [&sets[..], &["model.image=[1, 8, 8]", "model.cond_channels=1"]].concat();
     let none = Kind::Pretrain.config(None, &none)?;
@@ -112,9 +95,9 @@ fn inpainting_with_labels_resumes_bit_for_bit_and_keeps_what_is_known() -> Outco
     let data = images(&dir.path().join("rows"), 8)?;
     let config = config(&["model.inpaint=true", "train.micro_batches=2", "train.eval_every=12"])?;
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-    session(&config, &whole, 0)?;
-    assert!(matches!(session(&config, &broken, 9), Err(Error::Stopped { step: 9, .. })));
-    session(&config, &broken, 0)?;
+    session(Kind::Pretrain, &config, &whole, 0)?;
+    assert!(matches!(session(Kind::Pretrain, &config, &broken, 9), Err(Error::Stopped { step: 9, .. })));
+    session(Kind::Pretrain, &config, &broken, 0)?;
     assert_same(&tensors(&whole, 24)?, &tensors(&broken, 24)?, "stopped and resumed");
     // Through a checkpoint and through a network's file: what is known is kept, what is not varies with the seed.
     let mut known = vec![0.0; 5 * 64];

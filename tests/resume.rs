@@ -12,54 +12,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use flowprior::Error;
 use flowprior::rng::{Draw, Stream};
-use flowprior::train::align::{AutoencoderTask, LatentTask};
-use flowprior::train::pretrain::Pretrain;
-use flowprior::train::prior::Prior;
-use flowprior::train::run::train;
 use flowprior::train::signal::StopFlag;
-use flowprior::train::{Config, Resume, RunDir, checkpoint, setup};
-use flowprior::{DType, FloatX};
-use flowprior::{Error, Result};
-use half::{bf16, f16};
-use run::{Hooked, KINDS, Kind, Outcome, assert_same, files, options, random_prior, records, tensors};
-
-/// One process's part of a run: continues where the folder is, and is asked to stop during step `stop` (from 1).
-fn session(kind: Kind, config: &Config, dir: &Path, stop: u64) -> Result<()> {
-    match config.dtype {
-        DType::F32 => session_in::<f32>(kind, config, dir, stop),
-        DType::Bf16 => session_in::<bf16>(kind, config, dir, stop),
-        DType::F16 => session_in::<f16>(kind, config, dir, stop),
-    }
-}
-
-fn session_in<X: FloatX>(kind: Kind, config: &Config, dir: &Path, stop: u64) -> Result<()> {
-    let flag = StopFlag::default();
-    let options = options(dir, Resume::Auto, flag.clone());
-    let before = move |step| {
-        if step + 1 == stop {
-            flag.request();
-        }
-    };
-    let device = setup::device(config)?;
-    let (run, start) = RunDir::start(dir, &Resume::Auto)?;
-    let from = start.checkpoint;
-    let prior = || Prior::<X>::read(&device, config.align.prior()?, None);
-    match kind {
-        Kind::Pretrain => {
-            let (inner, mut engine) = Pretrain::new::<X>(config, &device)?;
-            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
-        }
-        Kind::Latents => {
-            let (inner, mut engine) = LatentTask::new(config, &device, prior()?)?;
-            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
-        }
-        Kind::Autoencoder => {
-            let (inner, mut engine) = AutoencoderTask::new(config, &device, prior()?)?;
-            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
-        }
-    }
-}
+use flowprior::train::{Config, Resume, RunDir, checkpoint};
+use run::{KINDS, Kind, Outcome, assert_same, files, options, random_prior, records, session, tensors};
 
 /// Runs once without a stop and once with `stops`, and compares the last checkpoints, manifest included, and the logs.
 fn expect_the_same_end(kind: Kind, config: &Config, dir: &Path, stops: &[u64]) -> Outcome {

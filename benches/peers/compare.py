@@ -5,8 +5,9 @@
     python benches/peers/compare.py --only toy-prior parts --rounds 5
 
 Each contestant warms up once and then waits; in each round every one makes some steps. A ratio is the median over rounds of ratios
-within a round. "tuned" is the best of eager and compiled with oneDNN's products, the malloc settings and pinned threads of torch_step.py;
-"stock" is PyTorch as installed, eager. candle and burn (rust/) are built first, which takes minutes once; what is missing is left out.
+within a round. "tuned" is the best of eager and compiled with oneDNN's products, the malloc settings and pinned threads of torch_step.py,
+for the DiT too; "stock" is PyTorch as installed, eager. candle and burn (rust/) are built first where a case has them, which takes minutes
+once; what is missing is left out.
 """
 
 import argparse
@@ -257,7 +258,8 @@ def main():
     print(f"{cpu_model()}, {os.cpu_count()} cores, {THREADS} threads; {now}; commit {commit}; {options.rounds} rounds.\n", flush=True)
     cases = [case for case in CASES if case in options.only]
     if cases:
-        steps_table(cases, options.dtype, options, build_rust_peers())
+        rust = build_rust_peers() if any("nodes" in CASES[case][1] for case in cases) else {}
+        steps_table(cases, options.dtype, options, rust)
     if "parts" in options.only:
         parts_table(parts, options)
     if "scaling" in options.only:

@@ -164,7 +164,7 @@ fn import(args: ImportArgs) -> Result<()> {
 }
 
 /// Reads `S` sizes, none of them 0.
-fn parse_sizes<const S: usize>(option: &str, form: &str, text: &str) -> Result<[usize; S]> {
+pub fn parse_sizes<const S: usize>(option: &str, form: &str, text: &str) -> Result<[usize; S]> {
     let expected = || Error::Usage(format!("{option} `{text}`: expected {form}, whole numbers above 0"));
     let sizes: Vec<usize> =
         text.split(',').filter_map(|n| n.trim().parse().ok()).filter(|n| *n > 0).collect();

@@ -19,6 +19,7 @@ mod likelihood;
 mod plan;
 mod pretrain;
 mod sample;
+mod weights;
 
 /// Trains flow priors and aligns latent spaces to them.
 #[derive(Debug, Parser)]
@@ -49,6 +50,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Say what this machine has and what this build can use of it.
     Doctor(doctor::DoctorArgs),
+    /// Make a prior of published weights.
+    Weights(weights::WeightsArgs),
     /// Make, describe and check data sets.
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args),
+        Command::Weights(args) => weights::run(args),
         Command::Data(command) => data::run(command),
     };
     match result {

@@ -71,11 +71,6 @@ impl Latents {
     /// The largest log-variance that is accepted: where diffusers clamps, a deviation of 22,026.
     pub const MOST: f32 = 20.0;
 
-    /// Brings samples back to the encoder's units, in place: for its decoder.
-    pub fn restore(&self, samples: &mut [f32]) {
-        samples.iter_mut().for_each(|x| *x /= self.scale);
-    }
-
     /// Returns the values of a sample whose row has `width`.
     pub fn sample_width(latents: Option<Self>, width: usize) -> usize {
         if latents.is_some_and(|latents| latents.moments) { width / 2 } else { width }

@@ -133,15 +133,19 @@ impl Source {
         }
     }
 
-    /// Checks that rows have labels, all of them classes of a network that knows `classes`; `name` is the source's.
+    /// Checks that rows have labels, all of them classes of a network that knows `classes`, by the configuration's `key`; `name` is
+    /// the source's.
     ///
     /// # Errors
     /// No labels, or classes that the network lacks.
-    pub fn expect_classes(&self, classes: usize, name: &str) -> Result<()> {
+    pub fn expect_classes(&self, classes: usize, key: &str, name: &str) -> Result<()> {
         match self.classes() {
-            None => Err(Error::data(name, "labels", format!("a label below {classes} for each row"), "none")),
+            None => {
+                let expected = format!("a label for each row ({key} > 0)");
+                Err(Error::data(name, "labels", expected, "none"))
+            }
             Some(found) if found as usize > classes => {
-                let expected = format!("at most {classes} classes, as the network has");
+                let expected = format!("labels below {classes} ({key})");
                 Err(Error::data(name, "labels", expected, format!("{found} classes")))
             }
             Some(_) => Ok(()),

@@ -13,6 +13,7 @@ mod sink;
 pub mod state_dict;
 pub(crate) mod strips;
 pub mod velocity;
+pub mod velocity_config;
 
 pub use autoencoder::{Autoencoder, AutoencoderConfig};
 pub use dit::{Dit, DitConfig};
@@ -21,7 +22,8 @@ pub use mlp::{Mlp, MlpConfig};
 pub use modulation_path::{Form, Modulations, NodeTables};
 pub use params::{Grads, Init, Layout, ParamId, Params};
 pub use state_dict::{Import, StateDict, TimeConvention};
-pub use velocity::{Condition, Conditioning, Spatial, VelocityConfig, VelocityNet};
+pub use velocity::{Condition, VelocityNet};
+pub use velocity_config::{Conditioning, Spatial, VelocityConfig};
 
 /// What a forward keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

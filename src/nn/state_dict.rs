@@ -2,8 +2,8 @@
 //!
 //! The reference stores the same keys bare, under `net.` (toys), `flow_loss.net.` (stage 1), `diffloss.net.` (MAR), under
 //! `model.` or `ema.` (DiT and SiT), and any of them under `module.` (DDP) or `_orig_mod.` (compile). Where a file has averaged weights,
-//! under `ema.`, they are the ones that are read. The time convention is read from the file's metadata
-//! (`time_convention`), or must be given: a network trained with noise at t = 1 gives wrong-signed, time-reversed
+//! under `ema.`, they are the ones that are read. A caller may name a prefix of its own, and then gets what is under it. The time
+//! convention is read from the file's metadata (`time_convention`), or must be given: a network trained with noise at t = 1 gives wrong-signed, time-reversed
 //! velocities under ours, with no shape error to warn of it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,11 +16,12 @@ use safetensors::{Dtype, SafeTensors};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::nn::dit::Dit;
+use crate::nn::dit::{Dit, DitInput};
 use crate::nn::mlp::{Mlp, MlpConfig};
 use crate::nn::modulation_path::EMBEDDING;
 use crate::nn::params::{Layout, Params};
 use crate::nn::velocity::VelocityNet;
+use crate::nn::velocity_config::VelocityConfig;
 
 /// Prefixes that are stripped, again and again until none is left.
 const PREFIXES: [&str; 7] = ["module.", "_orig_mod.", "flow_loss.", "diffloss.", "net.", "model.", "ema."];
@@ -56,7 +57,7 @@ impl FromStr for TimeConvention {
     }
 }
 
-/// What is known of a file beside what it says itself.
+/// What is known of a file beside what it says itself, which it must not contradict.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Import {
     /// Where the data is on the time axis.
@@ -67,8 +68,42 @@ pub struct Import {
     pub heads: Option<usize>,
     /// Classes of a DiT's label table; a last row beyond them is "no class".
     pub classes: Option<usize>,
-    /// Height and width of a DiT's images, where the file has no position embedding of a square.
+    /// Height and width of a DiT's images, where the file has no position embedding of a square; 1 and T of T tokens in a row.
     pub image: Option<[usize; 2]>,
+}
+
+impl Import {
+    /// Checks what was given against the sizes of the network; the time convention is checked where it is used.
+    ///
+    /// # Errors
+    /// A size that the network does not have.
+    fn expect_of(&self, path: &Path, net: &VelocityConfig) -> Result<()> {
+        let none = || "none: an MLP has none".to_owned();
+        let sides = |[height, width]: [usize; 2]| format!("{height} × {width}");
+        let (heads, classes, image) = match net {
+            VelocityConfig::Mlp(_) => (none(), none(), none()),
+            VelocityConfig::Dit { dit } => {
+                let image = match dit.input {
+                    DitInput::Image { height, width, .. } => [height, width],
+                    DitInput::Tokens { tokens, .. } => [1, tokens],
+                };
+                (dit.heads.to_string(), dit.classes.to_string(), sides(image))
+            }
+        };
+        let number = |given: Option<usize>| given.map(|n| n.to_string());
+        let all = [
+            ("time_scale", self.time_scale.map(|s| s.to_string()), net.time_scale().to_string()),
+            ("heads", number(self.heads), heads),
+            ("classes", number(self.classes), classes),
+            ("image", self.image.map(sides), image),
+        ];
+        for (field, given, own) in all {
+            if let Some(given) = given.filter(|given| *given != own) {
+                return Err(Error::data(path, field, format!("{given}, as given with the file"), own));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl From<Option<TimeConvention>> for Import {
@@ -92,13 +127,27 @@ impl StateDict {
     /// # Errors
     /// A file that cannot be read, is no safetensors file, or holds a tensor that is neither f32, f64, bf16 nor f16.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_under(path, "")
+    }
+
+    /// Reads the tensors of a safetensors file whose names begin with `prefix`, without it and without the known ones behind it.
+    ///
+    /// # Errors
+    /// No such name; see [`StateDict::read`].
+    pub fn read_under(path: &Path, prefix: &str) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let bad = |e| Error::data(path, "header", "a safetensors file", e);
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
         let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
         let mut tensors = BTreeMap::new();
-        let averaged = file.names().iter().any(|name| name.starts_with(AVERAGED));
-        for (name, view) in file.tensors().into_iter().filter(|(n, _)| !averaged || n.starts_with(AVERAGED)) {
+        let under = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+        let inner: Vec<_> =
+            file.tensors().into_iter().filter_map(|(name, view)| Some((under(&name)?, view))).collect();
+        if inner.is_empty() && !prefix.is_empty() {
+            return Err(Error::data(path, "tensors", format!("names under `{prefix}`"), named(file.names())));
+        }
+        let averaged = inner.iter().any(|(name, _)| name.starts_with(AVERAGED));
+        for (name, view) in inner.into_iter().filter(|(n, _)| !averaged || n.starts_with(AVERAGED)) {
             let values = floats(view.dtype(), view.data()).ok_or_else(|| {
                 Error::data(path, &name, "f64, f32, bf16 or f16", format!("{:?}", view.dtype()))
             })?;
@@ -112,12 +161,12 @@ impl StateDict {
         Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
     }
 
-    /// Returns the sizes of the velocity network whose parameters these are; `time_scale` comes from the metadata, or
+    /// Returns the sizes of the velocity network whose parameters these are; `time_scale` comes from the metadata or `import`, or
     /// is 1.
     ///
     /// # Errors
     /// A tensor that every such network has is missing or has the wrong number of dimensions.
-    pub fn mlp_config(&self, path: &Path) -> Result<MlpConfig> {
+    pub fn mlp_config(&self, path: &Path, import: &Import) -> Result<MlpConfig> {
         let missing = |name: &str| Error::data(path, name, "a tensor of this name", "none");
         let matrix = |name: &str| match self.tensors.get(name).map(|(shape, _)| &shape[..]) {
             Some([rows, cols]) if rows * cols > 0 => Ok((*rows, *cols)),
@@ -136,7 +185,7 @@ impl StateDict {
         let cond =
             if self.tensors.contains_key("cond_embed.weight") { matrix("cond_embed.weight")?.1 } else { 0 };
         let post_norm = self.tensors.contains_key("res_blocks.0.post_norm.weight");
-        let time_scale = self.time_scale(path)?.unwrap_or(1.0);
+        let time_scale = self.time_scale(path)?.or(import.time_scale).unwrap_or(1.0);
         Ok(MlpConfig { channels, width, depth, cond, post_norm, time_scale })
     }
 
@@ -167,11 +216,28 @@ impl StateDict {
             .transpose()
     }
 
-    /// Turns weights trained with noise at t = 1 into ours; `given` is needed where the metadata names no convention. `time` is the
-    /// weight that takes the sinusoidal features of t.
+    /// Returns the convention that the metadata names, or else the one that was given.
     ///
     /// # Errors
     /// No convention, or two different ones.
+    pub fn known_convention(&self, path: &Path, given: Option<TimeConvention>) -> Result<TimeConvention> {
+        match (self.time_convention(path)?, given) {
+            (Some(stored), Some(given)) if stored != given => {
+                Err(Error::data(path, "time_convention", given.name(), stored.name()))
+            }
+            (Some(known), _) | (None, Some(known)) => Ok(known),
+            (None, None) => {
+                let expected =
+                    "metadata that names it, or a convention given with the file (we refuse to guess)";
+                Err(Error::not_given(path, "time_convention", expected, "neither"))
+            }
+        }
+    }
+
+    /// Turns weights trained with noise at t = 1 into ours. `time` is the weight that takes the sinusoidal features of t.
+    ///
+    /// # Errors
+    /// See [`StateDict::known_convention`].
     pub(crate) fn convert_time(
         &mut self,
         path: &Path,
@@ -179,18 +245,7 @@ impl StateDict {
         time: &str,
         time_scale: f32,
     ) -> Result<()> {
-        let convention = match (self.time_convention(path)?, given) {
-            (Some(stored), Some(given)) if stored != given => {
-                return Err(Error::data(path, "time_convention", given.name(), stored.name()));
-            }
-            (None, None) => {
-                let expected =
-                    "metadata that names it, or a convention given with the file (we refuse to guess)";
-                return Err(Error::data(path, "time_convention", expected, "neither"));
-            }
-            (stored, given) => stored.or(given),
-        };
-        if convention == Some(TimeConvention::NoiseAtOne) {
+        if self.known_convention(path, given)? == TimeConvention::NoiseAtOne {
             reverse_time(self, time, time_scale);
         }
         Ok(())
@@ -241,17 +296,17 @@ impl Mlp {
         path: &Path,
         convention: Option<TimeConvention>,
     ) -> Result<(Self, Params<X>)> {
-        Self::from_state(device, path, StateDict::read(path)?, convention)
+        Self::from_state(device, path, StateDict::read(path)?, &convention.into())
     }
 
     fn from_state<X: FloatX>(
         device: &Device,
         path: &Path,
         mut dict: StateDict,
-        convention: Option<TimeConvention>,
+        import: &Import,
     ) -> Result<(Self, Params<X>)> {
-        let mlp = Mlp::new(dict.mlp_config(path)?)?;
-        dict.convert_time(path, convention, "time_embed.mlp.0.weight", mlp.config().time_scale)?;
+        let mlp = Mlp::new(dict.mlp_config(path, import)?)?;
+        dict.convert_time(path, import.convention, "time_embed.mlp.0.weight", mlp.config().time_scale)?;
         let params = Params::from_flat(device, mlp.layout().clone(), &dict.to_flat(mlp.layout(), path)?)?;
         Ok((mlp, params))
     }
@@ -267,13 +322,31 @@ impl VelocityNet {
         path: &Path,
         import: &Import,
     ) -> Result<(Self, Params<X>)> {
-        let dict = StateDict::read(path)?;
-        if dict.has_any("x_embedder.") {
+        Self::from_state(device, path, StateDict::read(path)?, import)
+    }
+
+    /// Builds the same from what was read of the file `path`.
+    ///
+    /// # Errors
+    /// See [`VelocityNet::from_safetensors`].
+    pub fn from_state<X: FloatX>(
+        device: &Device,
+        path: &Path,
+        dict: StateDict,
+        import: &Import,
+    ) -> Result<(Self, Params<X>)> {
+        let (net, params): (Self, _) = if dict.has_any("x_embedder.") {
             let (net, params) = Dit::from_state(device, path, dict, import)?;
-            return Ok((net.into(), params));
-        }
-        let (net, params) = Mlp::from_state(device, path, dict, import.convention)?;
-        Ok((net.into(), params))
+            (net.into(), params)
+        } else if dict.has_any("input_proj.") {
+            let (net, params) = Mlp::from_state(device, path, dict, import)?;
+            (net.into(), params)
+        } else {
+            let expected = "the names of a DiT (`x_embedder.…`) or of the reference's MLP (`input_proj.…`)";
+            return Err(Error::data(path, "tensors", expected, named(dict.tensors.keys())));
+        };
+        import.expect_of(path, &net.config())?;
+        Ok((net, params))
     }
 }
 
@@ -296,6 +369,18 @@ fn reverse_time(dict: &mut StateDict, time: &str, time_scale: f32) {
                 (*c, *s) = ((wc * cos + ws * sin) as f32, (wc * sin - ws * cos) as f32);
             }
         }
+    }
+}
+
+/// Names the first tensors of a file, and counts the others.
+fn named(names: impl IntoIterator<Item = impl ToString>) -> String {
+    const SHOWN: usize = 4;
+    let mut names: Vec<String> = names.into_iter().map(|name| format!("`{}`", name.to_string())).collect();
+    names.sort();
+    match names.len() {
+        0 => "none".into(),
+        count if count <= SHOWN => names.join(", "),
+        count => format!("{} and {} more", names[..SHOWN].join(", "), count - SHOWN),
     }
 }
 

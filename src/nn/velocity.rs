@@ -6,16 +6,15 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::nn::Keep;
 use crate::nn::dit::{self, Dit, DitConfig, DitInput};
-use crate::nn::mlp::{self, Mlp, MlpConfig};
+use crate::nn::mlp::{self, Mlp};
 use crate::nn::modulation_path::{Form, Modulations, NodeTables};
 use crate::nn::params::{Grads, Layout, Params};
+use crate::nn::velocity_config::{Conditioning, Spatial, VelocityConfig};
 use crate::ops::embedding::{LabelDrop, Labels, add_rows};
 use crate::ops::flow_loss::{Scale, Target, flow_loss_backward, flow_loss_forward};
 use crate::ops::flow_path::Rows;
@@ -28,63 +27,6 @@ pub enum VelocityNet {
     Mlp(Mlp),
     /// DiT: a row of data is an image or some tokens.
     Dit(Dit),
-}
-
-/// Its sizes and variants. In JSON those of a DiT are `{"dit": {…}}`, those of an MLP stand bare, as they did before there was
-/// another network.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum VelocityConfig {
-    /// Those of an MLP.
-    Mlp(MlpConfig),
-    /// Those of a DiT.
-    Dit {
-        /// These.
-        dit: DitConfig,
-    },
-}
-
-/// What a network has to be told about each sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conditioning {
-    /// Nothing.
-    Nothing,
-    /// A vector of this width.
-    Vectors(usize),
-    /// A class.
-    Classes {
-        /// Labels are below this number.
-        classes: usize,
-        /// Whether there may be none, too.
-        null: bool,
-    },
-}
-
-/// What a network has beside each image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spatial {
-    /// Nothing.
-    Nothing,
-    /// So many channels of its size, which the data hold behind its own.
-    Given {
-        /// How many.
-        channels: usize,
-    },
-    /// What is known of the image itself, [channels, height, width], and a mask.
-    Inpaint {
-        /// The sizes of the image.
-        image: [usize; 3],
-    },
-}
-
-impl Conditioning {
-    /// Returns the classes that a sample may be asked to be of, 0 without any. A vector counts as one number for each class.
-    pub fn classes(self) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::Vectors(classes) | Self::Classes { classes, .. } => classes,
-        }
-    }
 }
 
 /// What a network is told about the samples of a batch, beside x_t and t.
@@ -465,55 +407,6 @@ impl From<Mlp> for VelocityNet {
 impl From<Dit> for VelocityNet {
     fn from(net: Dit) -> Self {
         Self::Dit(net)
-    }
-}
-
-impl VelocityConfig {
-    /// Returns D, the values in a row of data.
-    pub fn data_width(&self) -> usize {
-        match self {
-            Self::Mlp(config) => config.channels,
-            Self::Dit { dit } => dit.input.data_width(),
-        }
-    }
-
-    /// Returns what the network has to be told about each sample.
-    pub fn conditioning(&self) -> Conditioning {
-        match self {
-            Self::Mlp(MlpConfig { cond: 0, .. }) => Conditioning::Nothing,
-            Self::Mlp(config) => Conditioning::Vectors(config.cond),
-            Self::Dit { dit: DitConfig { classes: 0, .. } } => Conditioning::Nothing,
-            Self::Dit { dit } => Conditioning::Classes { classes: dit.classes, null: dit.null_label },
-        }
-    }
-
-    /// Returns what the network has beside each image.
-    pub fn spatial(&self) -> Spatial {
-        match self {
-            Self::Dit { dit: DitConfig { cond_channels: 0, .. } } | Self::Mlp(_) => Spatial::Nothing,
-            Self::Dit { dit } => match dit.input {
-                DitInput::Image { channels, height, width, .. } if dit.inpaint => {
-                    Spatial::Inpaint { image: [channels, height, width] }
-                }
-                _ => Spatial::Given { channels: dit.cond_channels },
-            },
-        }
-    }
-
-    /// Returns T, the tokens that a row of data is to the network.
-    pub fn tokens(&self) -> usize {
-        match self {
-            Self::Mlp(_) => 1,
-            Self::Dit { dit } => dit.tokens(),
-        }
-    }
-
-    /// Returns what t is multiplied by before its embedding.
-    pub fn time_scale(&self) -> f32 {
-        match self {
-            Self::Mlp(config) => config.time_scale,
-            Self::Dit { dit } => dit.time_scale,
-        }
     }
 }
 

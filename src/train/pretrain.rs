@@ -81,9 +81,9 @@ impl Pretrain {
             Conditioning::Vectors(_) => Some("model.cond"),
             Conditioning::Classes { .. } => Some("model.classes"),
         };
-        if let Some(key) = key.filter(|_| !features.source().has_labels()) {
-            let name = setup::source_name(config);
-            return Err(Error::data(name, "labels", format!("a label for each row ({key} > 0)"), "none"));
+        if let Some(key) = key {
+            let (classes, name) = (net.conditioning().classes(), setup::source_name(config));
+            features.source().expect_classes(classes, key, &name)?;
         }
         let objective = setup::objective(config, &net, config.train.batch)?;
         let values = net.layout().initial_values(config.seed);

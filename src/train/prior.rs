@@ -76,10 +76,17 @@ impl<X: FloatX> Prior<X> {
     /// # Errors
     /// A file that is no velocity network, or one of an unknown time convention.
     pub fn read(device: &Device, path: &Path, import: impl Into<Import>) -> Result<Self> {
-        let (net, params) = VelocityNet::from_safetensors(device, path, &import.into())?;
-        let metadata = StateDict::read(path)?.metadata;
-        let standardise = field(path, &metadata, "standardise", "mean and std of each column")?;
-        let data = field(path, &metadata, "data", "a source of data")?;
+        Self::from_state(device, path, StateDict::read(path)?, &import.into())
+    }
+
+    /// Does the same with what was read of the file `path`.
+    ///
+    /// # Errors
+    /// See [`Prior::read`].
+    pub fn from_state(device: &Device, path: &Path, dict: StateDict, import: &Import) -> Result<Self> {
+        let standardise = field(path, &dict.metadata, "standardise", "mean and std of each column")?;
+        let data = field(path, &dict.metadata, "data", "a source of data")?;
+        let (net, params) = VelocityNet::from_state(device, path, dict, import)?;
         Ok(Self { data, ..Self::freeze(net, params, standardise, path.to_owned())? })
     }
 

@@ -415,7 +415,7 @@ fn what_shapes_do_not_say_is_asked_for() -> Result<()> {
         (Import { heads: None, ..whole }, "heads: expected a number given with the file"),
         (Import { classes: None, ..whole }, "are its 4 rows all classes, or is the last \"no class\"?"),
         (Import { classes: Some(7), ..whole }, "expected 7 rows, or one more for no class, found 4 rows"),
-        (Import { image: None, ..whole }, "pos_embed: expected a position embedding, or height and width"),
+        (Import { image: None, ..whole }, "image: expected a position embedding, or height and width"),
         (Import { heads: Some(3), ..whole }, "heads of an even width"),
     ];
     for (import, words) in cases {

@@ -163,7 +163,7 @@ fn a_convention_that_is_unknown_is_never_guessed() {
 #[track_caller]
 fn refused<T>(result: Result<T>, path: &Path, rest: &str) {
     let Err(error) = result else { panic!("accepted, instead of: {rest}") };
-    assert!(matches!(error, Error::Data { .. }), "{error}");
+    assert!(matches!(error, Error::Data { .. } | Error::NotGiven { .. }), "{error}");
     assert_eq!(error.to_string(), format!("{}: {rest}", path.display()));
     assert_eq!(error.exit_code(), 3);
 }

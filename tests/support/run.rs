@@ -6,19 +6,22 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flowprior::FloatX;
 use flowprior::data::writer::{DatasetWriter, NonFinite, Spec};
 use flowprior::device::Isa;
 use flowprior::nn::{Grads, MlpConfig, Params, VelocityConfig, VelocityNet};
 use flowprior::rng::{Draw, Stream};
+use flowprior::train::align::{AutoencoderTask, LatentTask};
 use flowprior::train::config::Target;
 use flowprior::train::engine::Engine;
 use flowprior::train::log::{Console, WALL_CLOCK};
-use flowprior::train::prior::write_network;
-use flowprior::train::run::{RunOptions, Trainee};
+use flowprior::train::pretrain::Pretrain;
+use flowprior::train::prior::{Prior, write_network};
+use flowprior::train::run::{RunOptions, Trainee, train};
 use flowprior::train::signal::StopFlag;
 use flowprior::train::task::{Meter, StepAt, Task};
-use flowprior::train::{Config, Resume, Sources, Stage, checkpoint, start};
+use flowprior::train::{Config, Resume, RunDir, Sources, Stage, checkpoint, setup, start};
+use flowprior::{DType, FloatX};
+use half::{bf16, f16};
 use serde_json::Value;
 
 pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -264,5 +267,42 @@ impl<P: FloatX, T: Trainee<P>, F: FnMut(u64) + Send> Trainee<P> for Hooked<T, F>
 
     fn evaluate(&mut self, engine: &Engine<P>) -> flowprior::Result<Vec<(&'static str, f64)>> {
         self.inner.evaluate(engine)
+    }
+}
+
+/// One process's part of a run: continues where the folder is, and is asked to stop during step `stop` (from 1; 0 for never).
+pub fn session(kind: Kind, config: &Config, dir: &Path, stop: u64) -> flowprior::Result<()> {
+    match config.dtype {
+        DType::F32 => session_in::<f32>(kind, config, dir, stop),
+        DType::Bf16 => session_in::<bf16>(kind, config, dir, stop),
+        DType::F16 => session_in::<f16>(kind, config, dir, stop),
+    }
+}
+
+fn session_in<X: FloatX>(kind: Kind, config: &Config, dir: &Path, stop: u64) -> flowprior::Result<()> {
+    let flag = StopFlag::default();
+    let options = options(dir, Resume::Auto, flag.clone());
+    let before = move |step| {
+        if step + 1 == stop {
+            flag.request();
+        }
+    };
+    let device = setup::device(config)?;
+    let (run, start) = RunDir::start(dir, &Resume::Auto)?;
+    let from = start.checkpoint;
+    let prior = || Prior::<X>::read(&device, config.align.prior()?, None);
+    match kind {
+        Kind::Pretrain => {
+            let (inner, mut engine) = Pretrain::new::<X>(config, &device)?;
+            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
+        }
+        Kind::Latents => {
+            let (inner, mut engine) = LatentTask::new(config, &device, prior()?)?;
+            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
+        }
+        Kind::Autoencoder => {
+            let (inner, mut engine) = AutoencoderTask::new(config, &device, prior()?)?;
+            train(config, &options, &run, from, &mut Hooked { inner, before }, &mut engine)
+        }
     }
 }

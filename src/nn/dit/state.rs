@@ -122,7 +122,7 @@ impl StateDict {
             cond_channels,
             cond_rescale: 0,
             inpaint: false,
-            time_scale: self.time_scale(path)?.unwrap_or(import.time_scale.unwrap_or(1.0)),
+            time_scale: self.time_scale(path)?.or(import.time_scale).unwrap_or(1.0),
         })
     }
 
@@ -130,7 +130,7 @@ impl StateDict {
         let tokens = self.tensors.get(POSITION).and_then(|(shape, _)| shape.get(1)).copied();
         let unknown = |what| {
             let expected = format!("a position embedding, or {what} given with the file");
-            Error::data(path, POSITION, expected, "neither")
+            Error::not_given(path, "image", expected, "neither")
         };
         let Some(patch) = patch else {
             let tokens = tokens.or(import.image.map(|[h, w]| h * w)).ok_or_else(|| unknown("tokens"))?;
@@ -156,7 +156,7 @@ impl StateDict {
         let published = || Size::ALL.into_iter().find_map(of_size);
         import.heads.or_else(published).ok_or_else(|| {
             let expected = "a number given with the file (shapes do not say it)";
-            Error::data(path, "heads", expected, format!("none, for {depth} blocks of width {width}"))
+            Error::not_given(path, "heads", expected, format!("none, for {depth} blocks of width {width}"))
         })
     }
 
@@ -177,7 +177,7 @@ impl StateDict {
                 let expected = format!(
                     "a number given with the file: are its {rows} rows all classes, or is the last \"no class\"?"
                 );
-                Err(Error::data(path, "classes", expected, "none"))
+                Err(Error::not_given(path, "classes", expected, "none"))
             }
         }
     }
