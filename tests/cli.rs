@@ -372,3 +372,32 @@ fn a_second_demo_in_the_same_folder_trains_nothing_again() {
     let lines = |text: &str| text.lines().take(10).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&summary), lines(&quick().summary));
 }
+
+#[test]
+fn holes_of_images_are_filled_beside_what_is_known_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (run, images, filled) = (path("run"), path("images.npy"), path("filled.npy"));
+    let sets = "data.builtin=digits model.kind=dit model.width=16 model.depth=1 model.heads=2 model.classes=10 \
+                model.inpaint=true train.batch=16";
+    let sets: Vec<&str> = sets.split_whitespace().flat_map(|set| ["--set", set]).collect();
+    printed(&[&["pretrain", "--quiet", "--steps", "2", "--run", &run], &sets[..]].concat());
+    let sample = ["sample", &run, "--steps", "2", "--json"];
+    let made = json(&[&sample[..], &["--count", "4", "--out", &images]].concat());
+    assert_eq!(made["count"], 4);
+    let made = json(
+        &[&sample[..], &["--beside", &images, "--mask", "lower", "--seed", "3", "--out", &filled]].concat(),
+    );
+    assert_eq!((&made["count"], &made["width"]), (&Value::from(4), &Value::from(64)));
+    assert!(Path::new(made["figure"].as_str().unwrap()).is_file());
+    let ((_, images), (_, filled)) = (rows(Path::new(&images)), rows(Path::new(&filled)));
+    for (image, filled) in images.chunks(64).zip(filled.chunks(64)) {
+        assert_eq!(image[..32], filled[..32]);
+        assert!(image[32..].iter().zip(&filled[32..]).all(|(a, b)| a != b));
+    }
+    let (code, message) =
+        failure(&[&sample[..], &["--beside", &path("images.npy"), "--mask", "below"]].concat());
+    assert!(code == 2 && message.contains("unknown mask `below`"), "{code}: {message}");
+    let (code, message) = failure(&[&sample[..], &["--beside", &path("images.npy")]].concat());
+    assert!(code == 2 && message.contains("--mask"), "{code}: {message}");
+}
