@@ -158,7 +158,9 @@ impl Beside {
         let standardised = |raw: &[f32]| {
             let mut rows = raw.to_vec();
             // Latents have been multiplied by their scale when they were read.
-            standardise.filter(|_| source.latents().is_none()).map(|s| s.apply(&mut rows));
+            if let Some(standardise) = standardise.filter(|_| source.latents().is_none()) {
+                standardise.apply(&mut rows);
+            }
             rows
         };
         match (net.spatial(), &self.mask) {
