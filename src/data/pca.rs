@@ -56,12 +56,19 @@ impl Covariance {
         self.origin.iter().zip(&self.sum).map(|(o, s)| o + s / self.rows.max(1.0)).collect()
     }
 
-    /// Returns the eigenvalues of the unbiased covariance, largest first, and the eigenvectors as rows, each with its
-    /// largest entry positive.
+    /// Returns the eigenvalues and eigenvectors of the unbiased covariance; see [`symmetric_eigen`].
     ///
     /// # Errors
     /// Fewer than two rows, or values so large that the covariance is not finite.
     pub fn eigen(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+        Ok(symmetric_eigen(self.matrix()?, self.width))
+    }
+
+    /// Returns the unbiased covariance, (width, width).
+    ///
+    /// # Errors
+    /// Fewer than two rows, or values so large that the covariance is not finite.
+    pub fn matrix(&self) -> Result<Vec<f64>> {
         let n = self.width;
         if self.rows < 2.0 {
             return Err(Error::argument("pca", "rows", "at least two rows", self.rows));
@@ -77,9 +84,15 @@ impl Covariance {
         if !a.iter().all(|x| x.is_finite()) {
             return Err(Error::argument("pca", "rows", "a finite covariance", "values that are too large"));
         }
-        let vectors = jacobi(&mut a, n);
-        Ok(sorted(&a, &vectors, n))
+        Ok(a)
     }
+}
+
+/// Returns the eigenvalues of a positive semi-definite matrix `a` (n, n), largest first, and its eigenvectors as rows, each
+/// with its largest entry positive. Eigenvalues that rounding made negative are 0.
+pub fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
+    let vectors = jacobi(&mut a, n);
+    sorted(&a, &vectors, n)
 }
 
 /// Diagonalises the symmetric matrix `a` in place and returns its eigenvectors as rows.

@@ -2,12 +2,9 @@
 
 use std::collections::HashMap;
 
-use rayon::prelude::*;
-
 use crate::error::{Error, Result};
-use crate::metrics::knn::{kth_squared, nearest};
-use crate::metrics::pairs::{LANES, Panels};
-use crate::metrics::{neighbour, rows};
+use crate::metrics::knn::nearest;
+use crate::metrics::rows;
 
 /// How points spread over the modes of a mixture of isotropic Gaussians.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,23 +66,6 @@ pub fn std_ratio(queries: &[f32], targets: &[f32], dim: usize) -> Result<f64> {
     Ok((variance(queries) / below).sqrt())
 }
 
-/// Returns the participation rank (Σλ)² / Σλ² of the covariance's eigenvalues λ, from 1 to D.
-///
-/// It is tr(Σ)² / ‖Σ‖_F², so no eigenvalue is computed: D for a round cloud, 1 for a line.
-///
-/// # Errors
-/// An empty or ragged set, values that are not finite, or rows that are all equal.
-pub fn participation_rank(points: &[f32], dim: usize) -> Result<f64> {
-    const OP: &str = "participation_rank";
-    rows(OP, "points", points, dim)?;
-    let covariance = covariance(points, dim);
-    let trace: f64 = (0..dim).map(|d| covariance[d * dim + d]).sum();
-    if trace == 0.0 {
-        return Err(Error::argument(OP, "points", "rows that differ", "equal rows"));
-    }
-    Ok(covariance.iter().map(|c| (c / trace).powi(2)).sum::<f64>().recip())
-}
-
 /// How the queries share their nearest targets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reuse {
@@ -109,59 +89,6 @@ pub fn nearest_reuse(queries: &[f32], targets: &[f32], dim: usize) -> Result<Reu
     Ok(Reuse { distinct: uses.len(), share: uses.len() as f64 / found.len() as f64, most })
 }
 
-/// Shares of points inside the other set's k-NN balls; each is in [0, 1] and about 1 for equal distributions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PrecisionRecall {
-    /// Share of the queries inside the ball of some target: quality.
-    pub precision: f64,
-    /// Share of the targets inside the ball of some query: diversity (outlying queries inflate it).
-    pub recall: f64,
-    /// Share of the targets whose own ball holds a query: diversity, robust to outlying queries.
-    pub coverage: f64,
-}
-
-/// Compares queries `(N, D)` with targets `(M, D)`: precision and recall of Kynkäänniemi et al. 2019, coverage of
-/// Naeem et al. 2020. A point's ball reaches to its `k`-th nearest neighbour in its own set, itself excluded.
-///
-/// Costs 2·(N + M)² distances at most: take a few thousand of each.
-///
-/// # Errors
-/// An empty or ragged set, values that are not finite, or `k` not below the rows of both sets.
-pub fn precision_recall(queries: &[f32], targets: &[f32], dim: usize, k: usize) -> Result<PrecisionRecall> {
-    const OP: &str = "precision_recall";
-    let n = rows(OP, "queries", queries, dim)?;
-    let m = rows(OP, "targets", targets, dim)?;
-    neighbour(OP, k, n.min(m) - 1)?;
-    let (in_queries, in_targets) = (Panels::new(queries, dim), Panels::new(targets, dim));
-    // Each point is its own first neighbour.
-    let query_radii = kth_squared(queries, &in_queries, k + 1);
-    let target_radii = kth_squared(targets, &in_targets, k + 1);
-    let covered = kth_squared(targets, &in_queries, 1);
-    let covered = covered.iter().zip(&target_radii).filter(|(r, radius)| r <= radius).count();
-    Ok(PrecisionRecall {
-        precision: share_inside(queries, &in_targets, &target_radii, n),
-        recall: share_inside(targets, &in_queries, &query_radii, m),
-        coverage: covered as f64 / m as f64,
-    })
-}
-
-/// The share of `count` points inside at least one ball around `centres`.
-fn share_inside(points: &[f32], centres: &Panels, radii: &[f32], count: usize) -> f64 {
-    // Lanes past the last centre get a radius that no distance is inside of.
-    let mut padded = radii.to_vec();
-    padded.resize(radii.len().next_multiple_of(LANES), -1.0);
-    let inside = centres.scan(
-        points,
-        || false,
-        #[inline(always)]
-        |inside: &mut bool, panel, distances| {
-            let radii = &padded[panel * LANES..(panel + 1) * LANES];
-            *inside |= distances.iter().zip(radii).fold(false, |any, (r, radius)| any | (r <= radius));
-        },
-    );
-    inside.iter().filter(|i| **i).count() as f64 / count as f64
-}
-
 fn means(points: &[f32], dim: usize) -> Vec<f64> {
     let mut means = vec![0.0; dim];
     for row in points.chunks_exact(dim) {
@@ -170,20 +97,4 @@ fn means(points: &[f32], dim: usize) -> Vec<f64> {
     let n = (points.len() / dim) as f64;
     means.iter_mut().for_each(|m| *m /= n);
     means
-}
-
-/// The covariance `(D, D)`, divided by N; each task owns one row of it.
-fn covariance(points: &[f32], dim: usize) -> Vec<f64> {
-    let means = means(points, dim);
-    let n = (points.len() / dim) as f64;
-    let mut covariance = vec![0.0; dim * dim];
-    covariance.par_chunks_mut(dim).enumerate().for_each(|(d, sums)| {
-        for row in points.chunks_exact(dim) {
-            let factor = (row[d] as f64 - means[d]) / n;
-            for ((sum, x), mean) in sums.iter_mut().zip(row).zip(&means) {
-                *sum += factor * (*x as f64 - mean);
-            }
-        }
-    });
-    covariance
 }

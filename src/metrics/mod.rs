@@ -4,22 +4,40 @@
 //! current rayon pool and return the same bits for any number of threads: each row (or projection) is computed by one
 //! task in a fixed order, and the rows are added up in order.
 
+mod assignment;
+mod balls;
+mod bound;
+mod compare;
 mod correlation;
 mod coverage;
+mod frechet;
 mod knn;
+mod lipschitz;
+mod mmd;
 mod pairs;
+mod psnr;
+mod rank;
 mod special;
 mod transport;
 
-pub use correlation::{pearson, spearman};
-pub use coverage::{
-    Occupancy, PrecisionRecall, Reuse, mode_occupancy, nearest_reuse, participation_rank, precision_recall,
-    std_ratio,
+pub use assignment::assignment;
+pub use balls::{
+    ClassCoverage, Coverage, Labelled, PrecisionRecall, coverage, coverage_by_class, precision_recall,
 };
+pub use bound::{W2Bound, w2_bound};
+pub use compare::{Comparison, MOST_DECOMPOSED, compare};
+pub use correlation::{pearson, spearman};
+pub use coverage::{Occupancy, Reuse, mode_occupancy, nearest_reuse, std_ratio};
+pub use frechet::frechet_distance;
 pub use knn::{DEFAULT_K, KnnReport, knn_report, kth_distances, mean_log_rk, nearest, nll_knn};
+pub use lipschitz::{PowerIteration, spectral_norms};
+pub use mmd::{median_distance, mmd_squared};
+pub use psnr::psnr;
+pub use rank::{effective_rank, participation_rank};
 pub use special::{digamma, ln_gamma};
-pub use transport::{energy_distance, sliced_wasserstein2, wasserstein2_1d};
+pub use transport::{energy_distance, sliced_wasserstein2, wasserstein2, wasserstein2_1d};
 
+use crate::data::pca::Covariance;
 use crate::error::{Error, Result};
 
 /// Largest magnitude of a coordinate: the squares of differences stay finite in f32, up to 2¹⁶ dimensions.
@@ -39,6 +57,15 @@ fn rows(op: &'static str, arg: &'static str, values: &[f32], dim: usize) -> Resu
         return Err(Error::argument(op, arg, format!("finite values up to {LARGEST:e}"), found));
     }
     Ok(values.len() / dim)
+}
+
+/// Collects mean and covariance of points `(N, D)`.
+fn covariance(points: &[f32], dim: usize) -> Covariance {
+    /// Rows that are added at a time, so that their f64 copy stays in the cache.
+    const BLOCK: usize = 512;
+    let mut covariance = Covariance::new(dim);
+    points.chunks(BLOCK * dim).for_each(|rows| covariance.push(rows));
+    covariance
 }
 
 /// Checks that a neighbour number is one that `rows` targets can answer.

@@ -4,6 +4,12 @@ use flowprior::device::{Arch, Isa};
 use flowprior::metrics::*;
 use flowprior::rng::{Draw, Stream};
 
+mod balls;
+mod bound;
+mod collapse;
+mod compare;
+mod distributions;
+
 fn normals(rows: usize, dim: usize, sample: u64) -> Vec<f32> {
     let mut x = vec![0.0; rows * dim];
     let draw = Draw::new(11, Stream::Toy, 0);
@@ -70,11 +76,11 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let distances = kth_distances(&a, &b, 7, 3).unwrap();
         let sliced = sliced_wasserstein2(&a, &b, 7, 13, 5).unwrap();
         let energy = energy_distance(&a, &b, 7).unwrap();
-        let rank = participation_rank(&a, 7).unwrap();
-        (distances, sliced.to_bits(), energy.to_bits(), rank.to_bits(), nearest(&a, &b, 7).unwrap())
+        let all = compare::all_numbers(&a, &b, 7);
+        (distances, sliced.to_bits(), energy.to_bits(), all, nearest(&a, &b, 7).unwrap())
     };
     let one = in_pool(1, all);
-    for threads in [2, 3, 8] {
+    for threads in [2, 3] {
         assert!(in_pool(threads, all) == one, "{threads} threads");
     }
 }
@@ -194,81 +200,6 @@ fn energy_distance_matches_hand_computed_values() {
     assert!(energy_distance(&a, &far, 3).unwrap() > 0.5);
 }
 
-// ---- coverage --------------------------------------------------------------------------------------------------
-
-#[test]
-fn mode_occupancy_counts_hand_placed_points() {
-    let modes = [0.0f32, 0.0, 10.0, 0.0, 0.0, 10.0];
-    let points = [0.1f32, 0.0, 9.9, 0.0, 10.0, 0.1, 2.0, 0.0];
-    let found = mode_occupancy(&points, &modes, 2, 0.1).unwrap();
-    assert_eq!((found.counts, found.min, found.max), (vec![2, 2, 0], 0, 2));
-    assert_eq!(found.within_three_sigma, 0.75);
-    // Squares 0.01 + 0.01 + 0.01 + 4 over 4 points and 2 dimensions.
-    close(found.spread, (4.03f64 / 8.0).sqrt() / 0.1, 1e-5);
-}
-
-#[test]
-fn samples_of_a_mixture_have_spread_one() {
-    let (modes, sigma) = ([-5.0f32, 0.0, 5.0, 0.0], 0.3f32);
-    let noise = normals(4000, 2, 1);
-    let points: Vec<f32> = noise.iter().enumerate().map(|(i, z)| modes[i % 4] + sigma * z).collect();
-    let found = mode_occupancy(&points, &modes, 2, sigma as f64).unwrap();
-    assert_eq!(found.counts, [2000, 2000]);
-    close(found.spread, 1.0, 0.03);
-    // P(χ²₂ ≤ 9) = 1 − e^(−4.5).
-    close(found.within_three_sigma, 1.0 - (-4.5f64).exp(), 0.005);
-}
-
-#[test]
-fn std_ratio_measures_a_scaled_copy() {
-    let a = normals(100, 3, 1);
-    let scaled: Vec<f32> = a.iter().map(|x| 7.0 + 0.25 * x).collect();
-    close(std_ratio(&scaled, &a, 3).unwrap(), 0.25, 1e-6);
-    assert!(
-        std_ratio(&a, &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0], 3).unwrap_err().to_string().contains("equal rows")
-    );
-}
-
-#[test]
-fn participation_rank_counts_the_directions_in_use() {
-    // Corners of a square in a plane of R³: eigenvalues 1, 1, 0.
-    let square = [1.0f32, 1.0, 5.0, 1.0, -1.0, 5.0, -1.0, 1.0, 5.0, -1.0, -1.0, 5.0];
-    close(participation_rank(&square, 3).unwrap(), 2.0, 1e-12);
-    // A diagonal line; then eigenvalues 4 and 1: 25/17.
-    close(participation_rank(&[0.0f32, 0.0, 1.0, 1.0, 2.0, 2.0], 2).unwrap(), 1.0, 1e-12);
-    close(
-        participation_rank(&[2.0f32, 1.0, 2.0, -1.0, -2.0, 1.0, -2.0, -1.0], 2).unwrap(),
-        25.0 / 17.0,
-        1e-12,
-    );
-    assert!(participation_rank(&[0.1f32, 0.2, 0.1, 0.2, 0.1, 0.2], 2).is_err());
-}
-
-#[test]
-fn nearest_reuse_counts_shared_targets() {
-    let found = nearest_reuse(&[0.1f32, 0.2, -0.1, 4.0], &[0.0, 5.0, 100.0], 1).unwrap();
-    assert_eq!(found, Reuse { distinct: 2, share: 0.5, most: 3 });
-}
-
-#[test]
-fn precision_and_recall_of_hand_placed_points() {
-    // Targets 0 1 2 10: radii (k = 1) 1 1 1 8. Queries 0.5 1.5 30: radii 1 1 28.5.
-    let found = precision_recall(&[0.5f32, 1.5, 30.0], &[0.0, 1.0, 2.0, 10.0], 1, 1).unwrap();
-    close(found.precision, 2.0 / 3.0, 1e-15);
-    close(found.recall, 1.0, 1e-15); // the outlier's ball holds the target at 10
-    close(found.coverage, 3.0 / 4.0, 1e-15); // 1.5 lies outside the 8 around 10
-}
-
-#[test]
-fn collapsed_queries_keep_precision_and_lose_recall() {
-    let targets = normals(500, 2, 1);
-    let fresh = precision_recall(&normals(500, 2, 2), &targets, 2, 5).unwrap();
-    assert!(fresh.precision > 0.9 && fresh.recall > 0.9 && fresh.coverage > 0.9, "{fresh:?}");
-    let shrunk: Vec<f32> = normals(500, 2, 2).iter().map(|x| 0.05 * x).collect();
-    let shrunk = precision_recall(&shrunk, &targets, 2, 5).unwrap();
-    assert!(shrunk.precision > 0.99 && shrunk.recall < 0.1 && shrunk.coverage < 0.1, "{shrunk:?}");
-}
-
 // ---- bad input -------------------------------------------------------------------------------------------------
 
 #[test]
@@ -289,8 +220,15 @@ fn every_metric_refuses_empty_ragged_and_non_finite_sets() {
             assert!(std_ratio(a, b, 2).is_err());
             assert!(nearest_reuse(a, b, 2).is_err());
             assert!(precision_recall(a, b, 2, 1).is_err());
+            assert!(coverage(a, b, 2, 1).is_err());
+            assert!(mmd_squared(a, b, 2, &[1.0]).is_err());
+            assert!(median_distance(a, b, 2).is_err());
+            assert!(frechet_distance(a, b, 2).is_err());
+            assert!(wasserstein2(a, b, 2).is_err());
+            assert!(psnr(a, b, 2, 1.0).is_err());
+            assert!(flowprior::metrics::compare(a, b, 2, 9, 0).is_err());
         }
-        assert!(participation_rank(&bad, 2).is_err());
+        assert!(participation_rank(&bad, 2).is_err() && effective_rank(&bad, 2).is_err());
     }
     assert!(wasserstein2_1d(&[], &[1.0]).is_err() && wasserstein2_1d(&[1.0], &[f32::NAN]).is_err());
 }
@@ -339,5 +277,11 @@ fn measure_kth_distances() {
     time("energy distance", &|| drop(energy_distance(&a, &b, 32)));
     time("sliced W2, 128 projections", &|| drop(sliced_wasserstein2(&a, &b, 32, 128, 1)));
     time("precision and recall", &|| drop(precision_recall(&a, &b, 32, 5)));
-    time("participation rank", &|| drop(participation_rank(&a, 32)));
+    time("coverage", &|| drop(coverage(&a, &b, 32, 5)));
+    time("effective rank", &|| drop(effective_rank(&a, 32)));
+    time("Fréchet distance", &|| drop(frechet_distance(&a, &b, 32)));
+    time("exact W2 of 1,024", &|| drop(wasserstein2(&a[..32 * 1024], &b[..32 * 1024], 32)));
+    time("MMD", &|| drop(mmd_squared(&a, &b, 32, &[8.0])));
+    let (a, b) = (normals(3000, 384, 1), normals(3000, 384, 2));
+    time("Fréchet distance, but 3,000 × 384", &|| drop(frechet_distance(&a, &b, 384)));
 }
