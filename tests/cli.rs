@@ -127,7 +127,7 @@ fn a_run_records_its_measures_from_step_0_to_the_last() {
     }
 }
 
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 35] = [
     "stage",
     "target",
     "source",
@@ -138,19 +138,31 @@ const KEYS: [&str; 23] = [
     "loss_weights",
     "loss_floor",
     "reconstruction",
+    "psnr",
+    "w2_bound",
     "nll",
     "nll_stderr",
     "nll_data",
     "spearman_uniform",
     "spearman_likelihood",
-    "log_rk",
-    "log_rk_data",
-    "sliced_w2",
     "occupancy",
     "spread",
+    "log_rk",
+    "log_rk_data",
+    "nll_knn",
+    "nll_knn_data",
+    "coverage",
+    "density",
     "std_ratio",
     "rank",
+    "effective_rank",
+    "effective_rank_data",
     "nearest_share",
+    "sliced_w2",
+    "w2",
+    "w2_data",
+    "mmd2",
+    "frechet",
 ];
 
 /// Evaluates a run of the demonstration: the object, which must have all keys, and the names of those that are null.
@@ -166,7 +178,17 @@ fn evaluated(run: &str) -> (Value, Vec<String>) {
 #[test]
 fn eval_of_a_toy_prior_has_everything_but_a_reconstruction() {
     let (found, null) = evaluated("toy-prior");
-    assert_eq!(null, ["reconstruction"]);
+    assert_eq!(null, ["psnr", "reconstruction"]);
+    let bound = &found["w2_bound"];
+    assert!(
+        bound["decoder_lipschitz"].is_null() && bound["velocity_lipschitz"].as_f64() > Some(0.1),
+        "{found}"
+    );
+    let w2 = found["w2"].as_f64().unwrap();
+    assert!(
+        bound["ln_bound"].as_f64().unwrap() > 2.0 * w2.ln() - 0.5,
+        "the bound is below the distance: {found}"
+    );
     assert_eq!(
         (&found["target"], &found["step"], &found["loss_floor"]),
         (&"prior".into(), &60.into(), &1.2749.into())
@@ -184,12 +206,20 @@ fn eval_of_stage_2_says_null_to_what_belongs_to_a_prior() {
     let of_priors = ["loss_floor", "loss_weights", "spearman_likelihood", "spearman_uniform"];
     let (found, null) = evaluated("toy-latents-uniform");
     assert!(of_priors.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
-    assert_eq!((null.len(), found["target"].as_str()), (5, Some("latents")), "{null:?}"); // and the reconstruction
+    assert_eq!((null.len(), found["target"].as_str()), (7, Some("latents")), "{null:?}"); // psnr, reconstruction, w2_bound
     let (found, null) = evaluated("digits");
     let of_toys = ["nll", "nll_data", "nll_stderr", "occupancy", "spread"];
     assert!(of_toys.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
     assert_eq!((null.len(), found["target"].as_str()), (9, Some("autoencoder")), "{null:?}");
-    assert!(found["reconstruction"].as_f64().is_some_and(|x| x > 0.0 && x < 1.0), "{found}");
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!((0.0..1.0).contains(&number(&found["reconstruction"])), "{found}");
+    assert!((3.0..60.0).contains(&number(&found["psnr"])), "{found}");
+    let bound = &found["w2_bound"];
+    assert!(number(&bound["decoder_lipschitz"]) > 0.0 && number(&bound["velocity_error"]) > 0.0, "{found}");
+    assert!(
+        (number(&bound["reconstruction"]) / number(&found["reconstruction"]) - 64.0).abs() < 1e-6,
+        "64 pixels"
+    );
 }
 
 #[test]
@@ -200,6 +230,66 @@ fn eval_repeats_for_one_seed_and_changes_with_another() {
     assert_ne!(eval("1"), eval("2"));
     let text = printed(&["eval", &run]);
     assert!(text.starts_with("stage                align\n") && !text.contains("null"), "{text}");
+}
+
+/// Writes labels as an IDX file.
+fn labels(path: &Path, labels: &[u8]) {
+    let count = (labels.len() as u32).to_be_bytes();
+    std::fs::write(path, [&[0, 0, 8, 1], &count[..], labels].concat()).unwrap();
+}
+
+#[test]
+fn eval_compares_two_files_of_features_and_covers_them_by_class() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (a, b) = (path("a.npy"), path("b.npy"));
+    for (out, count, seed) in [(&a, "120", "1"), (&b, "300", "2")] {
+        sampled("toy-prior", Path::new(out), &["--count", count, "--seed", seed]);
+    }
+    let found = json(&["eval", &a, "--against", &b, "--json"]);
+    assert_eq!(found.as_object().unwrap().len(), 7 + 16, "{found}");
+    let null = found.as_object().unwrap().iter().filter(|(_, v)| v.is_null()).map(|(key, _)| key.as_str());
+    assert_eq!(null.collect::<Vec<_>>(), ["classes"]);
+    assert_eq!((&found["rows"], &found["rows_data"], &found["width"]), (&120.into(), &300.into(), &2.into()));
+    assert!(found["frechet"].as_f64() < Some(0.5) && found["coverage"].as_f64() > Some(0.8), "{found}");
+    let (of_a, of_b) = (path("a-labels"), path("b-labels"));
+    labels(Path::new(&of_a), &[1; 120]);
+    labels(Path::new(&of_b), &[[1, 3, 1].as_slice(); 100].concat());
+    let compared = ["eval", &a, "--against", &b, "--labels", &of_a, &of_b];
+    let found = json(&[&compared[..], &["--json"]].concat());
+    let [one, three] = found["classes"].as_array().unwrap().as_slice() else { panic!("{found}") };
+    assert_eq!((&one["class"], &one["queries"], &one["targets"]), (&1.into(), &120.into(), &200.into()));
+    assert_eq!((&three["coverage"], &three["density"]), (&0.0.into(), &Value::Null));
+    let text = printed(&compared);
+    let last = "class 3              coverage 0.0000, density -, 0 points, 100 data rows\n";
+    assert!(text.contains(last) && text.contains("\nfrechet "), "{text}");
+}
+
+#[test]
+fn features_that_cannot_be_compared_are_refused_with_the_file_and_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (a, few, prior) = (path("a.npy"), path("few.npy"), quick().path("toy-prior"));
+    sampled("toy-prior", Path::new(&a), &["--count", "40"]);
+    sampled("toy-prior", Path::new(&few), &["--count", "5"]);
+    let digits = path("digits.npy");
+    sampled("digits", Path::new(&digits), &["--count", "10"]);
+    let (short, full) = (path("short"), path("full"));
+    labels(Path::new(&short), &[0; 39]);
+    labels(Path::new(&full), &[0; 40]);
+    let refused: [(&[&str], i32, &str); 7] = [
+        (&[&a, "--against", &few], 3, "few.npy: rows: expected more than 5"),
+        (&[&a, "--against", &digits], 3, "digits.npy: width: expected rows of 2"),
+        (&[&a, "--against", &a, "--labels", &full], 3, "a.npy: labels: expected a label for each row"),
+        (&[&a, "--against", &a, "--labels", &full, &short], 3, "[40], one label per row"),
+        (&[&a, "--against", "missing.npy"], 3, "missing.npy"),
+        (&[&a, "--labels", &full], 2, "--against"),
+        (&[&prior, "--against", &a], 3, "toy-prior"),
+    ];
+    for (more, expected, words) in refused {
+        let (code, text) = failure(&[&["eval"], more].concat());
+        assert!(code == expected && text.contains(words), "{more:?}: {code} {text}");
+    }
 }
 
 fn sampled(run: &str, out: &Path, more: &[&str]) -> Value {

@@ -13,7 +13,7 @@ const MOST_OWN: usize = 2048;
 const MOST_COVERED: usize = 4096;
 /// Rows of each set for the MMD, the most that its median distance takes of two sets.
 const MOST_KERNELS: usize = 2048;
-/// Rows of each set that are assigned: about a second.
+/// Rows of each set that are assigned: below a second.
 const MOST_ASSIGNED: usize = 1024;
 /// Directions of the sliced distance.
 const PROJECTIONS: usize = 128;

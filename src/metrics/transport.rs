@@ -11,7 +11,7 @@ use crate::rng::{Draw, Stream};
 
 /// The step that numbers the directions' random draws: beyond any step that training evaluates at.
 const DIRECTIONS: u64 = 1 << 41;
-/// Rows that are assigned exactly, at most: about ten seconds, and 32 MiB of costs.
+/// Rows that are assigned exactly, at most: a few seconds, and 32 MiB of costs.
 const MOST_ASSIGNED: usize = 2048;
 
 /// Returns the exact Wasserstein-2 distance of two lists of numbers, each value of a list with the same mass.

@@ -200,8 +200,8 @@ impl Demo {
         lines.push(format!(
             "  prior        loss {:.4}; mean log r_k of samples to tokens {}, of tokens among themselves {}",
             tokens.loss,
-            number(tokens.log_rk),
-            number(tokens.log_rk_data)
+            number(tokens.set.log_rk),
+            number(tokens.set.log_rk_data)
         ));
         lines.extend(self.digits()?);
         lines.push(format!("Figures in {}:", self.out.join("figures").display()));
@@ -229,7 +229,7 @@ impl Demo {
             format!(
                 "               reconstruction, mean squared error {}; latents fill {} of {} dimensions",
                 number(found.reconstruction),
-                found.rank.map_or("?".to_owned(), |rank| format!("{rank:.1}")),
+                found.set.rank.map_or("?".to_owned(), |rank| format!("{rank:.1}")),
                 LATENT
             ),
         ])

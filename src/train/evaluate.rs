@@ -10,9 +10,11 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::float::{DType, FloatX};
-use crate::flow::{Estimate, Weight};
-use crate::metrics;
-use crate::train::config::{Stage, Target, TimeSampling};
+use crate::flow::Estimate;
+use crate::metrics::{self, Comparison, MOST_DECOMPOSED, W2Bound};
+use crate::nn::{Conditioning, Params};
+use crate::train::align::{AutoencoderTask, Passed};
+use crate::train::config::{Stage, Target};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::Prior;
 use crate::train::reference::{Reference, mean, standard_error};
@@ -20,6 +22,7 @@ use crate::train::restore::Restored;
 use crate::train::sampling::{Sampling, points, sample_rows};
 use crate::train::setup;
 use crate::train::toy_map::{TRUNCATION, ToyMap};
+use crate::train::w2;
 
 /// What an evaluation draws.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,10 @@ pub struct Evaluation {
     pub loss_floor: Option<f64>,
     /// Mean squared error of fresh data (`autoencoder`).
     pub reconstruction: Option<f64>,
+    /// Peak signal-to-noise ratio of fresh data in their own units, the peak being their range (`autoencoder`).
+    pub psnr: Option<f64>,
+    /// The bound on the W₂ distance of data and (decoded) samples, as the networks see them: estimates of its terms.
+    pub w2_bound: Option<W2Bound>,
     /// Mean −ln p of the points under the toy's density in normalised units: exact for mixtures, else by kernels.
     pub nll: Option<f64>,
     /// Its standard error.
@@ -90,22 +97,13 @@ pub struct Evaluation {
     pub spearman_uniform: Option<f64>,
     /// The same for the weight t/(1 − t) (`prior`).
     pub spearman_likelihood: Option<f64>,
-    /// Mean log of the distance from a point to its fifth nearest data row, exact.
-    pub log_rk: Option<f64>,
-    /// The same of data rows among themselves: what perfect samples would have.
-    pub log_rk_data: Option<f64>,
-    /// Sliced Wasserstein-2 distance of points and data.
-    pub sliced_w2: Option<f64>,
     /// Points at the modes of a mixture.
     pub occupancy: Option<ModeOccupancy>,
     /// Root mean square distance of a point to its mode, in standard deviations: 1 for data, below 1 after collapse.
     pub spread: Option<f64>,
-    /// Total standard deviation of the points over that of the data.
-    pub std_ratio: Option<f64>,
-    /// Participation rank of the points' covariance: how many dimensions they fill.
-    pub rank: Option<f64>,
-    /// Different data rows that are nearest to some point, over the number of points.
-    pub nearest_share: Option<f64>,
+    /// The points against the data.
+    #[serde(flatten)]
+    pub set: Comparison,
 }
 
 /// Evaluates a run folder, or one checkpoint of it.
@@ -147,7 +145,8 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let last = task.fresh_losses(&engine.optimizer.params, options.seed, batches)?;
     found.set_loss(&losses);
     found.loss_weights = Some(mean(&last));
-    found.loss_floor = floor(run, &task);
+    let known = task.features.toy().and_then(|toy| toy.loss_floor());
+    found.loss_floor = known.filter(|_| w2::is_plain(&task.objective) && !run.config.flow.norm_target);
     if task.reference()?.is_none() {
         return Ok(());
     }
@@ -155,6 +154,8 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let samples = sample_rows(&task.net, &averaged, &sampling)?;
     let Some(reference) = task.reference()? else { return Ok(()) };
     found.compare(&samples, reference)?;
+    found.w2_bound = prior_bound(&mut task, &averaged, run, options, found.loss)?;
+    let Some(reference) = task.reference()? else { return Ok(()) };
     let data = &reference.rows()[..reference.rows().len().min(EXTENT_ROWS * 2)];
     let Some(map) = ToyMap::new(reference, &[&points(data)])? else { return Ok(()) };
     let frozen = Prior::freeze(task.net.clone(), averaged, None, run.loaded.path().to_owned())?;
@@ -168,19 +169,34 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     Ok(())
 }
 
+/// The bound on samples of a prior that nothing is told: the loss, less its floor where that is known, is the velocity's error.
+fn prior_bound<X: FloatX>(
+    task: &mut Pretrain,
+    params: &Params<X>,
+    run: &Restored,
+    options: &Options,
+    loss: f64,
+) -> Result<Option<W2Bound>> {
+    let rows = task.features.fresh(options.seed, 0, w2::POINTS)?;
+    let plain = !run.config.flow.norm_target && !run.config.flow.unit_norm;
+    if !plain || task.net.conditioning() != Conditioning::Nothing || !all_finite(&rows) {
+        return Ok(None);
+    }
+    let velocity = w2::velocity_lipschitz(&task.net, params, &rows, options.seed)?;
+    let loss = match w2::is_plain(&task.objective) {
+        true => loss,
+        false => {
+            task.objective = w2::plain(&task.objective);
+            mean(&precise(options.most, |batches| task.fresh_losses(params, options.seed, batches))?)
+        }
+    };
+    let floor = task.features.toy().and_then(|toy| toy.loss_floor()).unwrap_or(0.0);
+    let error = (loss - floor).max(0.0) * task.net.data_width() as f64;
+    Ok(metrics::w2_bound(None, velocity, error).ok())
+}
+
 /// Data that the range of a heat map covers: the reference's number.
 pub const EXTENT_ROWS: usize = 5000;
-
-/// The floor is that of the plain loss only.
-fn floor(run: &Restored, task: &Pretrain) -> Option<f64> {
-    let (flow, objective) = (&run.config.flow, &task.objective);
-    let plain = objective.weight == Weight::Uniform
-        && objective.reduction == crate::flow::Reduction::MeanAll
-        && objective.time_range == (0.0, 1.0)
-        && flow.time != TimeSampling::LogitNormal
-        && !flow.norm_target;
-    task.features.toy().filter(|_| plain)?.loss_floor()
-}
 
 fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
     found.target = "latents";
@@ -192,7 +208,7 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
 
 fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
     found.target = "autoencoder";
-    let (task, engine) = run.autoencoder::<X>(&run.device()?)?;
+    let (mut task, engine) = run.autoencoder::<X>(&run.device()?)?;
     let averaged = engine.optimizer.averaged()?;
     let passed = task.fresh(&averaged, options.seed, BATCHES)?;
     found.reconstruction = Some(mean(&passed.reconstruction));
@@ -200,8 +216,51 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
         let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
         task.alignment_losses(&passed.latents, options.seed, rounds)
     })?);
-    let reference = task.alignment.reference.as_ref();
-    reference.map_or(Ok(()), |reference| found.compare(&passed.latents, reference))
+    found.psnr = decibels(&passed, &task);
+    if let Some(reference) = &task.alignment.reference {
+        found.compare(&passed.latents, reference)?;
+    }
+    if !run.config.flow.norm_target && !run.config.flow.unit_norm && all_finite(&passed.latents) {
+        found.w2_bound = bound(&mut task, &averaged, &passed, options, found.reconstruction)?;
+    }
+    Ok(())
+}
+
+/// The PSNR in the units of the data; `None` where it is none or infinite.
+fn decibels<X: FloatX>(passed: &Passed, task: &AutoencoderTask<X>) -> Option<f64> {
+    let (mut data, mut reconstructed) = (passed.data.clone(), passed.reconstructed.clone());
+    if let Some(standardise) = &task.features.standardise {
+        standardise.invert(&mut data);
+        standardise.invert(&mut reconstructed);
+    }
+    let (least, most) = data.iter().fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(*x), b.max(*x)));
+    let peak = most as f64 - least as f64;
+    metrics::psnr(&reconstructed, &data, task.features.width(), peak).ok().filter(|x| x.is_finite())
+}
+
+/// The bound on decoded samples: a sample is all tokens of a row, each of which adds its error.
+fn bound<X: FloatX>(
+    task: &mut AutoencoderTask<X>,
+    params: &Params<X>,
+    passed: &Passed,
+    options: &Options,
+    reconstruction: Option<f64>,
+) -> Result<Option<W2Bound>> {
+    let prior = &task.alignment.prior;
+    let velocity = w2::velocity_lipschitz(&prior.net, &prior.params, &passed.latents, options.seed)?;
+    let decoder = w2::decoder_lipschitz(task, params, &passed.latents, options.seed)?;
+    task.alignment.objective = w2::plain(&task.alignment.objective);
+    let losses = precise(options.most, |rounds| {
+        let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
+        task.alignment_losses(&passed.latents, options.seed, rounds)
+    })?;
+    let error = mean(&losses) * task.net.config().latent as f64;
+    let reconstruction = reconstruction.unwrap_or(0.0) * task.features.width() as f64;
+    Ok(metrics::w2_bound(Some((reconstruction, decoder)), velocity, error).ok())
+}
+
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().all(|x| x.is_finite())
 }
 
 /// Batches that pass through an autoencoder; a power of two, as the numbers of draws are.
@@ -229,7 +288,7 @@ impl Evaluation {
 
     /// Measures points (N, D) against the data.
     fn compare(&mut self, points: &[f32], reference: &Reference) -> Result<()> {
-        if points.iter().any(|x| !x.is_finite()) {
+        if !all_finite(points) || points.is_empty() {
             return Ok(());
         }
         let (d, rows) = (reference.width(), reference.rows());
@@ -238,14 +297,10 @@ impl Evaluation {
             let data = reference.nll(&rows[..rows.len().min(DATA_POINTS * d)])?;
             self.nll_data = data.map(|nll| mean(&nll));
         }
-        self.log_rk = Some(reference.log_rk(&points[..points.len().min(MOST_POINTS * d)])?);
-        self.log_rk_data = Some(reference.own_log_rk()?);
-        self.sliced_w2 = Some(metrics::sliced_wasserstein2(points, rows, d, PROJECTIONS, self.seed)?);
-        // Points that are all equal have no rank, and no deviation to compare.
-        self.std_ratio = metrics::std_ratio(points, rows, d).ok();
-        self.rank = metrics::participation_rank(points, d).ok();
-        let some = &points[..points.len().min(MOST_POINTS * d)];
-        self.nearest_share = Some(metrics::nearest_reuse(some, rows, d)?.share);
+        // Data with non-finite rows train (their steps are skipped), but have no distances.
+        if all_finite(rows) {
+            self.set = metrics::compare(points, rows, d, MOST_DECOMPOSED, self.seed)?;
+        }
         if let Some(mixture) = reference.toy().and_then(|toy| toy.mixture()) {
             let modes: Vec<f32> = mixture.means.iter().flatten().map(|x| *x as f32).collect();
             let o = metrics::mode_occupancy(points, &modes, d, mixture.std)?;
@@ -258,9 +313,5 @@ impl Evaluation {
     }
 }
 
-/// Points whose neighbours are looked for: the paper takes 10,000 latents.
-const MOST_POINTS: usize = 10_000;
 /// Draws of a toy that its entropy is measured on.
 const DATA_POINTS: usize = 10_000;
-/// Directions of the sliced distance.
-const PROJECTIONS: usize = 128;

@@ -4,6 +4,7 @@ pub mod align;
 pub mod atomic;
 pub mod beside;
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 pub mod cost;
 pub mod demo;
@@ -38,6 +39,7 @@ pub mod task;
 pub mod tensorboard;
 pub mod timing;
 pub mod toy_map;
+pub mod w2;
 
 pub use config::{Config, Sources, Stage};
 pub use run_dir::{Resume, RunDir};

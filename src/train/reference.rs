@@ -83,15 +83,6 @@ impl Reference {
         self.log_rk_of(points, DEFAULT_K)
     }
 
-    /// Returns mean log r_k of the rows among themselves, each without itself: what perfect samples would have.
-    ///
-    /// # Errors
-    /// Fewer than six rows.
-    pub fn own_log_rk(&self) -> Result<f64> {
-        let most = self.rows.len().min(MOST_POINTS * self.width);
-        self.log_rk_of(&self.rows[..most], DEFAULT_K + 1)
-    }
-
     fn log_rk_of(&self, points: &[f32], k: usize) -> Result<f64> {
         // Data with non-finite rows train (their steps are skipped), but have no distances.
         if points.iter().chain(&self.rows).any(|x| !x.is_finite()) {
@@ -155,7 +146,7 @@ mod tests {
     #[test]
     fn rows_measure_like_themselves_and_noise_does_not() {
         let reference = gaussians();
-        let own = reference.own_log_rk().unwrap();
+        let own = reference.log_rk_of(&reference.rows()[..4000], DEFAULT_K + 1).unwrap();
         let values = reference.measure(&reference.rows()[..4000]).unwrap();
         assert_eq!(values.iter().map(|v| v.0).collect::<Vec<_>>(), ["nll", "log_rk"]);
         assert!((values[0].1 - 0.5155).abs() < 0.1, "{values:?}"); // the entropy, 1/√2000 = 0.02 off

@@ -163,6 +163,19 @@ impl<X: FloatX> AutoencoderTask<X> {
         self.net.decode(params, y)?.0.to_f32_vec()
     }
 
+    /// `latents: (N·tokens, D)`, `u: (N, data)` → uᵀ·∂x̂/∂y, as the latents.
+    ///
+    /// # Errors
+    /// Values that are no whole samples.
+    pub fn decoder_vjp(&self, params: &Params<X>, latents: &[f32], u: &[f32]) -> Result<Vec<f32>> {
+        let config = self.net.config();
+        let y = Tensor::from_f32(&self.device, [latents.len() / config.latent, config.latent], latents)?;
+        let (x_hat, saved) = self.net.decode(params, y)?;
+        let u = Tensor::from_f32(&self.device, x_hat.shape(), u)?;
+        let mut unused = Grads::zeros(&self.device, self.net.layout().clone());
+        self.net.decode_backward(params, saved, u, &mut unused)?.to_f32_vec()
+    }
+
     /// Adds one micro-batch: samples `first ..` of the step's batch, `x: (B, data)`.
     fn micro_batch(
         &self,

@@ -12,7 +12,7 @@ mod latents;
 
 use std::ops::Range;
 
-pub use autoencoder::AutoencoderTask;
+pub use autoencoder::{AutoencoderTask, Passed};
 pub use latents::LatentTask;
 
 use crate::error::{Error, Result};
