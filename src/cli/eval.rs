@@ -46,30 +46,20 @@ const RUN_KEYS: [(&str, &str); 19] = [
     ("source", "the data that the run names"),
     ("step", "finished steps"),
     ("seed", "the seed of all draws"),
-    ("loss", "what the run minimises (alignment in stage 2): averaged weights, fresh data and draws"),
+    ("loss", "what the run minimises: averaged weights, fresh data and draws"),
     ("loss_stderr", "its standard error, below 0.3 % of it but for extreme variance"),
     ("loss_weights", "prior: the same with the weights of the last step"),
-    ("loss_floor", "prior of a toy that is a mixture: the smallest loss that any network can reach"),
+    ("loss_floor", "prior of a mixture: the smallest loss that any network can reach"),
     ("reconstruction", "autoencoder: mean squared error of fresh data"),
-    (
-        "psnr",
-        "autoencoder: peak signal-to-noise ratio of fresh data in dB, the peak being the range of the data",
-    ),
-    (
-        "w2_bound",
-        "a bound on W2^2 of (decoded) samples and data by its terms; ln_bound is its logarithm; Lipschitz constants are \
-         estimates from below",
-    ),
-    ("nll", "toys: mean -ln p of the points under the true density of normalised data"),
+    ("psnr", "autoencoder: PSNR of fresh data in dB, the peak being their range"),
+    ("w2_bound", "bound on W2^2 to data: estimated terms, and the bound's logarithm"),
+    ("nll", "toys: mean -ln p of the points under the true density"),
     ("nll_stderr", "its standard error"),
     ("nll_data", "the same of data, which is the entropy"),
-    (
-        "spearman_uniform",
-        "prior of a toy: Spearman's correlation of the alignment loss with the true -ln p, 50 x 50 grid",
-    ),
+    ("spearman_uniform", "prior of a toy: Spearman of loss and true -ln p on a 50 x 50 grid"),
     ("spearman_likelihood", "the same for the weight t/(1-t), t up to --truncation"),
-    ("occupancy", "mixtures: modes, min and max points at one, share within three standard deviations"),
-    ("spread", "mixtures: rms distance to the nearest mode in standard deviations; 1 for data"),
+    ("occupancy", "mixtures: modes, min and max points at one, share within 3 sigma"),
+    ("spread", "mixtures: rms distance to the nearest mode over sigma; 1 for data"),
 ];
 
 /// The keys of a comparison's JSON object, before those of [`SET_KEYS`], and what they mean.
@@ -79,43 +69,28 @@ const FILE_KEYS: [(&str, &str); 7] = [
     ("rows", "points"),
     ("rows_data", "rows of the data"),
     ("width", "columns"),
-    ("seed", "the seed of the order of the rows and of the directions of sliced_w2"),
-    ("classes", "labels: coverage and density of the points of each class among its data, all rows"),
+    ("seed", "the seed of the rows' order and of sliced_w2"),
+    ("classes", "labels: coverage and density of each class, all rows"),
 ];
 
 /// The keys of points against data, in both objects.
 const SET_KEYS: [(&str, &str); 16] = [
-    ("log_rk", "mean log of the distance of a point to its fifth nearest data row, exact"),
+    ("log_rk", "mean log of the distance of a point to its fifth nearest data row"),
     ("log_rk_data", "the same of data among themselves"),
-    ("nll_knn", "estimate of mean -ln p of a point from log_rk, in nats; of an autoencoder per token"),
-    ("nll_knn_data", "the same of data among themselves: an estimate of the entropy"),
-    (
-        "coverage",
-        "share of data whose five nearest data rows are no nearer than a point; 0.97 for samples of the data",
-    ),
-    (
-        "density",
-        "data rows whose five nearest are no nearer than a point, over five: 1 among the data, 0 far from them",
-    ),
+    ("nll_knn", "estimate of mean -ln p from log_rk, nats a row (a token)"),
+    ("nll_knn_data", "the same of data among themselves: their entropy"),
+    ("coverage", "share of data with a point among their 5 nearest; 0.97 for fresh data"),
+    ("density", "data that a point is among the 5 nearest of, over 5; 1 for fresh data"),
     ("std_ratio", "total standard deviation of the points over that of the data"),
     ("rank", "participation rank of the points' covariance: the dimensions they fill"),
-    (
-        "effective_rank",
-        "exponential of the entropy of the points' singular values: thin dimensions count for more",
-    ),
+    ("effective_rank", "exp of the entropy of the points' singular values; up to 400 columns"),
     ("effective_rank_data", "the same of the data"),
     ("nearest_share", "different data rows that are nearest to a point, over the points"),
     ("sliced_w2", "sliced Wasserstein-2 distance of points and data"),
     ("w2", "exact Wasserstein-2 distance of some points and data, at most 1,024 each"),
     ("w2_data", "the same of those data and as many others"),
-    (
-        "mmd2",
-        "unbiased squared MMD, Gaussian kernel of the median distance; about 0, of either sign, for samples of the data",
-    ),
-    (
-        "frechet",
-        "squared Frechet distance of points and data as Gaussians; of runs up to 400 columns, as are effective ranks",
-    ),
+    ("mmd2", "unbiased squared MMD, Gaussian kernel of the median distance"),
+    ("frechet", "squared Frechet distance; of runs up to 400 columns"),
 ];
 
 fn keys_help() -> String {
