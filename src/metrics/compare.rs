@@ -31,7 +31,7 @@ pub struct Comparison {
     pub nll_knn: Option<f64>,
     /// The same of data rows among the others: an estimate of the entropy.
     pub nll_knn_data: Option<f64>,
-    /// Share of the data whose k-NN ball holds a point, of as many points as data; see [`coverage`].
+    /// Share of the data whose k-NN ball holds a point, of as many points as data; see [`coverage()`].
     pub coverage: Option<f64>,
     /// Data balls around a point over k.
     pub density: Option<f64>,
