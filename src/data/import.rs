@@ -171,7 +171,8 @@ impl Options {
             return Err(Error::Usage(why.to_owned()));
         }
         if self.maps.is_some() && (computed || self.moments) {
-            let why = "maps become channels of their images as they are: shift, scale, projection, padding and moments                        would change them too (prepare the images, then add the maps)";
+            let why = "maps become channels of their images as they are: shift, scale, projection, padding and moments \
+                       would change them too (prepare the images, then add the maps)";
             return Err(Error::Usage(why.to_owned()));
         }
         match self.latent_scale {

@@ -100,7 +100,8 @@ fn shares_of_the_classes_of_a_map_become_channels() {
     wrong(map("half.npy", &[2, 4, 6], |_| 0.5), 2, &["expected a class below 2, found 0.5"]);
     let shifted = imported(good, 2, Options { shift: Shift::Value(1.0), ..Options::default() });
     let message = shifted.err().unwrap().to_string();
-    assert!(message.contains("prepare the images, then add the maps"), "{message}");
+    let sentence = message.contains("prepare the images, then add the maps") && !message.contains("  ");
+    assert!(sentence, "{message}");
 }
 
 #[test]
