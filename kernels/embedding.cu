@@ -8,8 +8,8 @@
 // add_rows: h[i] += rows[i mod T], a lane as in the forward.
 // Table and rows may start anywhere in a flat buffer.
 #include "common.cuh"
-#include "modulation.cuh"
 #include "philox.cuh"
+#include "table_sums.cuh"
 
 // Row numbers are kept as floats, which are exact below 2^24. A label is dropped when its draw is below `drop`; rows are numbered as in
 // src/ops/flow_path.rs.
@@ -37,13 +37,8 @@ extern "C" __global__ void __launch_bounds__(256) embedding_forward(
     }
 }
 
-// The place of float j of the pack of a lane: as in modulation.cuh, so that neither the packs' writers nor the readers of single
-// columns meet in a bank.
-__device__ __forceinline__ unsigned cell(unsigned lane, unsigned j) { return j / 4 * PLANE + lane * 4 + j % 4; }
-
 extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     float* __restrict__ dtable, const floatX* __restrict__ dy, const float* __restrict__ chosen, unsigned rows, unsigned c) {
-    __shared__ __align__(16) float sums[WARPS][QUARTERS * PLANE];
     unsigned strips = (c + 32 * EACH - 1) / (32 * EACH), own = blockIdx.x / strips, strip = blockIdx.x % strips * 32 * EACH;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = strip + lane * EACH;
     bool vector = c % EACH == 0, found = false;
@@ -69,16 +64,7 @@ extern "C" __global__ void __launch_bounds__(256) embedding_backward(
         }
     }
     if (!__syncthreads_or(found)) return; // the whole block
-#pragma unroll
-    for (unsigned j = 0; j < EACH; j += 4) write(&sums[warp][cell(lane, j)], *(const float(*)[4])(sum + j));
-    __syncthreads();
-    column = strip + threadIdx.x;
-    if (threadIdx.x >= 32 * EACH || column >= c) return;
-    float total = 0.0f;
-#pragma unroll
-    for (unsigned w = 0; w < WARPS; w++) total += sums[w][cell(threadIdx.x / EACH, threadIdx.x % EACH)];
-    float* to = dtable + (unsigned long long)own * c + column;
-    *to += total;
+    add_warp_sums(dtable + (unsigned long long)own * c, sum, strip, c);
 }
 
 // h (N, C), rows (T, C).

@@ -17,9 +17,9 @@ use flowprior::ops::linear::{
     Activation, linear_backward_input, linear_backward_weight, linear_forward, linear_loss_backward,
 };
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
-use flowprior::ops::mse::mse;
 use flowprior::ops::normalize::{unit_norm_backward, unit_norm_forward};
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
+use flowprior::ops::reconstruction::{Distance, reconstruction};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::rng::{Draw, Stream};
 use flowprior::tensor::Shape;
@@ -167,7 +167,7 @@ fn flow(device: &Device) -> Result<()> {
         let target = Target { data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
         let (losses, dv) = flow_loss_backward(v, &target, 1.0)?;
         let (head_losses, head_dv) = linear_loss_backward(x, w.view(), b.view(), &target, 1.0)?;
-        let (errors, dx) = mse(v, data, 1.0)?;
+        let (errors, dx) = reconstruction(v, data, Distance::L2, 0.5)?;
         let dy = latent_gradient(v, Some(&dv), &t, rows, 1.0)?;
         let [losses, head_losses, errors] = [losses, head_losses, errors].map(|rows| rows.reshaped([n, 1]));
         Ok((vec![x_t, dv, head_dv, dx], vec![dy, losses?, head_losses?, errors?]))

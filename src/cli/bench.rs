@@ -127,7 +127,7 @@ fn report(args: &StepArgs, config: &Config, steps: &Steps, timing: &Timing) -> V
     json!({
         "preset": args.config.name(),
         "stage": config.stage.name(),
-        "target": match (work.purpose, &work.chain) {
+        "target": match (work.purpose, &work.autoencoder) {
             (Purpose::Params, _) => "prior",
             (_, None) => "latents",
             (_, Some(_)) => "autoencoder",

@@ -18,6 +18,7 @@ mod eval;
 mod likelihood;
 mod plan;
 mod pretrain;
+mod recode;
 mod sample;
 mod weights;
 
@@ -39,6 +40,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Draw samples from a trained prior.
     Sample(sample::SampleArgs),
+    /// Encode a data set by an aligned autoencoder.
+    Encode(recode::EncodeArgs),
+    /// Decode latents by an aligned autoencoder.
+    Decode(recode::DecodeArgs),
     /// Find how likely a trained prior thinks rows are.
     Likelihood(likelihood::LikelihoodArgs),
     /// Measure a run.
@@ -69,6 +74,8 @@ pub fn main() -> ExitCode {
         Command::Align(args) => align::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Sample(args) => sample::run(args),
+        Command::Encode(args) => recode::encode(args),
+        Command::Decode(args) => recode::decode(args),
         Command::Likelihood(args) => likelihood::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Plan(args) => plan::run(args),

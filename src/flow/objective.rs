@@ -133,6 +133,8 @@ pub enum Want<'g> {
     Params(&'g mut Grads),
     /// Stage 2: the gradient of the latents.
     Latents(LatentGradient),
+    /// Both at once: the gradient of the latents, and parameter gradients, accumulated.
+    Joint(&'g mut Grads),
 }
 
 /// The result of one micro-batch.
@@ -142,7 +144,7 @@ pub struct Outcome {
     pub rows: Tensor<f32>,
     /// What their sum is divided by: this micro-batch's share of the loss of the global batch, without the loss scale.
     pub divisor: f64,
-    /// dL/dy: (B, D), for `Want::Latents`, times the loss scale.
+    /// dL/dy: (B, D), for `Want::Latents` and `Want::Joint`, times the loss scale.
     pub dy: Option<Tensor<f32>>,
 }
 
@@ -240,8 +242,8 @@ impl Objective {
         };
         let keep = match &want {
             Want::Loss | Want::Latents(LatentGradient::Detached) => Keep::Nothing,
-            Want::Params(_) if self.recompute => Keep::BlockInputs,
-            Want::Params(_) => Keep::All,
+            Want::Params(_) | Want::Joint(_) if self.recompute => Keep::BlockInputs,
+            Want::Params(_) | Want::Joint(_) => Keep::All,
             Want::Latents(LatentGradient::Full) => Keep::Inputs,
         };
         let modulations = match velocity.tables {
@@ -262,6 +264,10 @@ impl Objective {
             (Want::Params(grads), Some(saved)) => {
                 net.backward(params, saved, &dv, Some(grads))?;
                 None
+            }
+            (Want::Joint(grads), Some(saved)) => {
+                let dx_t = net.backward(params, saved, &dv, Some(grads))?;
+                Some(latent_gradient(&dv, Some(&dx_t), &t, rows, 1.0)?)
             }
             (Want::Latents(_), saved) => {
                 let dx_t = saved.map(|s| net.backward(params, s, &dv, None)).transpose()?;

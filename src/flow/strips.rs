@@ -67,7 +67,11 @@ impl Objective {
         let (samples, width) = (batch.data.rows_cols().0, mlp.config().width);
         let rows = ROWS.max((samples * self.flow_mul).div_ceil(MOST));
         let each = (rows / self.flow_mul.max(1)).next_multiple_of(UNIT).max(UNIT);
-        let small = if let Want::Params(_) = want { SMALL[0] } else { SMALL[1] };
+        let small = match want {
+            Want::Params(_) => SMALL[0],
+            Want::Loss | Want::Latents(_) => SMALL[1],
+            Want::Joint(_) => return None, // strips put parameter gradients aside, or return the latents'
+        };
         let is_small = samples * self.flow_mul * width * width <= small;
         (is_small && each < samples && batch.cond.vectors.is_none()).then_some(Strips {
             cpu,
@@ -101,6 +105,9 @@ impl Objective {
             Want::Loss => Purpose::Loss,
             Want::Params(_) => Purpose::Params,
             Want::Latents(gradient) => Purpose::Latents(*gradient),
+            Want::Joint(_) => {
+                return Err(Error::argument("evaluate", "want", "one kind of gradient", "both"));
+            }
         };
         let mut results: Vec<_> = (0..samples.div_ceil(strips.each)).map(|_| None).collect();
         strips.cpu.each_apart(results.iter_mut().enumerate(), |(i, result)| {

@@ -4,18 +4,20 @@
 //! one for which no [`Grads`] exists.
 
 pub mod autoencoder;
+pub mod block;
 pub mod dit;
 pub mod linear;
 pub mod mlp;
 pub mod modulation_path;
 pub mod params;
+mod position;
 mod sink;
 pub mod state_dict;
 pub(crate) mod strips;
 pub mod velocity;
 pub mod velocity_config;
 
-pub use autoencoder::{Autoencoder, AutoencoderConfig};
+pub use autoencoder::{Autoencoder, AutoencoderConfig, Layers, VitConfig};
 pub use dit::{Dit, DitConfig};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};

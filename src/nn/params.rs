@@ -76,6 +76,16 @@ impl Layout {
         ParamId(self.entries.len() - 1)
     }
 
+    /// Appends all parameters of another layout, `prefix` before their names, and returns where they lie in the flat buffer: in the
+    /// order, and as far apart, as in that layout.
+    pub fn append(&mut self, prefix: &str, other: &Self) -> Range<usize> {
+        let start = self.len;
+        for entry in &other.entries {
+            self.add(format!("{prefix}{}", entry.name), entry.shape, entry.init);
+        }
+        start..self.len
+    }
+
     /// Returns the parameters, in order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -341,6 +351,26 @@ impl Grads {
         let [mut grad] = self.views_mut([id]);
         values.expect("add_named", "values", grad.shape())?;
         axpy(grad.reborrow(), 1.0, values)
+    }
+
+    /// Adds the gradients of a layout that was appended to this one, last.
+    ///
+    /// # Errors
+    /// A layout with more parameters than this one.
+    pub(crate) fn add_appended(&mut self, other: &Self) -> Result<()> {
+        let (own, theirs) = (self.layout.entries.len(), other.layout.entries.len());
+        let start = own.checked_sub(theirs).zip(self.layout.len().checked_sub(other.layout.len()));
+        let Some((first, offset)) = start else {
+            let found = format!("{theirs} of them");
+            return Err(Error::argument("add_appended", "other", format!("at most {own} parameters"), found));
+        };
+        for i in first..own {
+            if std::mem::take(&mut self.stale[i]) {
+                self.zero(ParamId(i));
+            }
+        }
+        let [end] = self.flat.view_mut().parts([(offset, [other.layout.len()].into())]);
+        axpy(end, 1.0, &other.flat)
     }
 
     /// Returns a gradient by its parameter's state-dict key.

@@ -19,15 +19,16 @@ pub mod inpaint;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
-pub mod mse;
 pub mod normalize;
 pub mod optimizer;
 pub mod patchify;
 pub mod qk_norm;
+pub mod reconstruction;
 pub mod row_dot;
 pub mod sde_step;
 pub mod step_control;
 pub mod timestep_embedding;
+pub mod tokens;
 
 pub(crate) use rows::*;
 

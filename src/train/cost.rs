@@ -14,9 +14,9 @@
 //! work and the optimizer are not counted: they are bound by memory.
 
 use crate::error::Result;
-use crate::nn::dit::MLP_RATIO;
+use crate::nn::block::MLP_RATIO;
 use crate::nn::modulation_path::EMBEDDING;
-use crate::nn::{Conditioning, Form, VelocityConfig, VelocityNet};
+use crate::nn::{AutoencoderConfig, Conditioning, Form, Layers, VelocityConfig, VelocityNet};
 use crate::train::config::{Config, Gradient, Kind, Stage, Target};
 use crate::train::features::RowShape;
 use crate::train::setup;
@@ -32,13 +32,13 @@ pub enum Purpose {
     Detached,
 }
 
-/// Sizes of an autoencoder under alignment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain {
+/// An autoencoder under alignment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coding {
     /// Samples in a step.
     pub samples: usize,
-    /// Widths from the data to the latents of a sample; the decoder has them in reverse.
-    pub widths: Vec<usize>,
+    /// Its sizes.
+    pub net: AutoencoderConfig,
 }
 
 /// The sizes that decide what a step costs.
@@ -57,7 +57,7 @@ pub struct Work {
     /// Parts that a step is computed in.
     pub micro_batches: usize,
     /// The autoencoder that the latents come from, if any.
-    pub chain: Option<Chain>,
+    pub autoencoder: Option<Coding>,
 }
 
 /// FLOP of one step, by what they compute.
@@ -84,6 +84,38 @@ struct Layer {
     weight_gradient: bool,
 }
 
+impl Coding {
+    /// Returns (rows, inputs, outputs) of all layers, those of the encoder first.
+    pub fn layers(&self) -> Vec<[usize; 3]> {
+        let (b, net) = (self.samples, &self.net);
+        match &net.layers {
+            Layers::Mlp { hidden, .. } => {
+                let latents = net.latents();
+                let widths: Vec<usize> =
+                    [&net.data].into_iter().chain(hidden).chain([&latents]).copied().collect();
+                let back: Vec<usize> = widths.iter().rev().copied().collect();
+                widths.windows(2).chain(back.windows(2)).map(|pair| [b, pair[0], pair[1]]).collect()
+            }
+            Layers::Vit(vit) => {
+                let (c, patches, latents) = (vit.width, vit.patches(), b * net.tokens);
+                let (cut, all) = (b * patches.tokens(), b * patches.tokens() + latents);
+                let block = [[all, c, 3 * c], [all, c, c], [all, c, MLP_RATIO * c], [all, MLP_RATIO * c, c]];
+                let blocks = || (0..vit.depth).flat_map(|_| block);
+                let encoder = [[cut, patches.columns(), c]]
+                    .into_iter()
+                    .chain(blocks())
+                    .chain([[latents, c, net.latent]]);
+                let decoder = [[latents, net.latent, c]].into_iter().chain(blocks()).chain([[
+                    cut,
+                    c,
+                    patches.columns(),
+                ]]);
+                encoder.chain(decoder).collect()
+            }
+        }
+    }
+}
+
 impl Work {
     /// Takes the sizes from a configuration and what its data are.
     ///
@@ -104,30 +136,29 @@ impl Work {
             (_, form) => form,
         };
         let through_autoencoder = latents && a.target == Target::Autoencoder;
-        let chain = through_autoencoder.then(|| Chain {
-            samples: config.train.batch,
-            widths: [data.width]
-                .into_iter()
-                .chain(a.autoencoder.hidden.iter().copied())
-                .chain([a.autoencoder.latent * a.autoencoder.tokens])
-                .collect(),
-        });
+        let autoencoder = match through_autoencoder {
+            true => Some(Coding { samples: config.train.batch, net: setup::autoencoder(config, data)? }),
+            false => None,
+        };
         Ok(Self {
             net: net.config(),
             form,
             purpose: match (latents, a.gradient) {
                 (false, _) => Purpose::Params,
+                (true, _) if a.joint => Purpose::Params,
                 (true, Gradient::Full) => Purpose::Latents,
                 (true, Gradient::Detached) => Purpose::Detached,
             },
             samples: match (latents, a.target) {
                 (false, _) => config.train.batch,
                 (true, Target::Latents) => a.latents,
-                (true, Target::Autoencoder) => config.train.batch * a.autoencoder.tokens,
+                (true, Target::Autoencoder) => {
+                    (config.train.batch * a.autoencoder.tokens / setup::latents_of(&net).1).max(1)
+                }
             },
             flow_mul: config.flow.flow_mul,
             micro_batches: config.train.micro_batches,
-            chain,
+            autoencoder,
         })
     }
 
@@ -138,7 +169,7 @@ impl Work {
 
     /// Returns the samples that rates count: those of the autoencoder, where there is one.
     pub fn counted_samples(&self) -> usize {
-        self.chain.as_ref().map_or(self.samples, |chain| chain.samples)
+        self.autoencoder.as_ref().map_or(self.samples, |coding| coding.samples)
     }
 
     /// Returns the rows of the modulation path in a step.
@@ -184,10 +215,21 @@ impl Work {
 
     /// Scores and mixture, each T·C a token, are products; either has two in the backward.
     fn attention(&self) -> u64 {
-        let VelocityConfig::Dit { dit } = &self.net else { return 0 };
-        let t = dit.tokens() as u64;
-        let forward = 4 * self.rows() as u64 * t * t * (dit.width * dit.depth) as u64;
-        if self.purpose == Purpose::Detached { forward } else { 3 * forward }
+        let products = |samples: usize, tokens: usize, width: usize, depth: usize| {
+            4 * (samples * tokens * tokens) as u64 * (width * depth) as u64
+        };
+        let of_network = match &self.net {
+            VelocityConfig::Dit { dit } => products(self.rows(), dit.tokens(), dit.width, dit.depth),
+            VelocityConfig::Mlp(_) => 0,
+        };
+        let of_autoencoder = match &self.autoencoder {
+            Some(Coding { samples, net: net @ AutoencoderConfig { layers: Layers::Vit(vit), .. } }) => {
+                2 * products(*samples, vit.patches().tokens() + net.tokens, vit.width, vit.depth)
+            }
+            _ => 0,
+        };
+        let times = if self.purpose == Purpose::Detached { 1 } else { 3 };
+        times * of_network + 3 * of_autoencoder
     }
 
     fn path(&self) -> Vec<Layer> {
@@ -210,14 +252,13 @@ impl Work {
     }
 
     fn autoencoder(&self) -> Vec<Layer> {
-        let Some(chain) = &self.chain else { return Vec::new() };
-        let back: Vec<usize> = chain.widths.iter().rev().copied().collect();
-        let pairs = chain.widths.windows(2).chain(back.windows(2)).enumerate();
-        pairs
-            .map(|(i, pair)| Layer {
-                rows: chain.samples,
-                inputs: pair[0],
-                outputs: pair[1],
+        let layers = self.autoencoder.iter().flat_map(Coding::layers);
+        layers
+            .enumerate()
+            .map(|(i, [rows, inputs, outputs])| Layer {
+                rows,
+                inputs,
+                outputs,
                 input_gradient: i > 0,
                 weight_gradient: true,
             })
@@ -293,7 +334,7 @@ mod tests {
         let net =
             MlpConfig { channels: 32, width: 1024, depth: 6, cond: 0, post_norm: false, time_scale: 1.0 };
         let net = VelocityConfig::Mlp(net);
-        let work = Work { net, form, purpose, samples, flow_mul: 4, micro_batches: 1, chain: None };
+        let work = Work { net, form, purpose, samples, flow_mul: 4, micro_batches: 1, autoencoder: None };
         work.cost().total() as f64 / 1e9
     }
 
@@ -321,7 +362,7 @@ mod tests {
         )
         .unwrap();
         let with = Work::of(&config, RowShape::vectors(64), None).unwrap();
-        let without = Work { chain: None, ..with.clone() };
+        let without = Work { autoencoder: None, ..with.clone() };
         let (with, without) = (with.cost(), without.cost());
         let layer = |a: u64, b: u64| 2 * 256 * a * b;
         let chain = 2 * (layer(64, 256) + layer(256, 256) + layer(256, 16));

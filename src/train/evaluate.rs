@@ -14,7 +14,7 @@ use crate::flow::Estimate;
 use crate::metrics::{self, Comparison, MOST_DECOMPOSED, W2Bound};
 use crate::nn::{Conditioning, Params};
 use crate::train::align::{AutoencoderTask, Passed};
-use crate::train::config::{Stage, Target};
+use crate::train::config::{Reconstruction, Stage, Target};
 use crate::train::pretrain::Pretrain;
 use crate::train::prior::Prior;
 use crate::train::reference::{Reference, mean, standard_error};
@@ -210,6 +210,7 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     found.target = "autoencoder";
     let (mut task, engine) = run.autoencoder::<X>(&run.device()?)?;
     let averaged = engine.optimizer.averaged()?;
+    task.follow(&averaged)?;
     let passed = task.fresh(&averaged, options.seed, BATCHES)?;
     found.reconstruction = Some(mean(&passed.reconstruction));
     found.set_loss(&precise(options.most, |rounds| {
@@ -220,7 +221,11 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     if let Some(reference) = &task.alignment.reference {
         found.compare(&passed.latents, reference)?;
     }
-    if !run.config.flow.norm_target && !run.config.flow.unit_norm && all_finite(&passed.latents) {
+    // The bound is of squared distances, and of one space that prior and decoder share.
+    let (flow, align) = (&run.config.flow, &run.config.align);
+    let squared = align.reconstruction == Reconstruction::L2;
+    let shared = !flow.norm_target && !flow.unit_norm && !align.projection;
+    if squared && shared && all_finite(&passed.latents) {
         found.w2_bound = bound(&mut task, &averaged, &passed, options, found.reconstruction)?;
     }
     Ok(())
@@ -248,13 +253,13 @@ fn bound<X: FloatX>(
 ) -> Result<Option<W2Bound>> {
     let prior = &task.alignment.prior;
     let velocity = w2::velocity_lipschitz(&prior.net, &prior.params, &passed.latents, options.seed)?;
-    let decoder = w2::decoder_lipschitz(task, params, &passed.latents, options.seed)?;
+    let decoder = w2::decoder_lipschitz(task, params, &passed.decoded, options.seed)?;
     task.alignment.objective = w2::plain(&task.alignment.objective);
     let losses = precise(options.most, |rounds| {
         let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
         task.alignment_losses(&passed.latents, options.seed, rounds)
     })?;
-    let error = mean(&losses) * task.net.config().latent as f64;
+    let error = mean(&losses) * task.net.config().latents() as f64;
     let reconstruction = reconstruction.unwrap_or(0.0) * task.features.width() as f64;
     Ok(metrics::w2_bound(Some((reconstruction, decoder)), velocity, error).ok())
 }

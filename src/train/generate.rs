@@ -196,9 +196,16 @@ fn latents(run: &Restored, device: &Device, count: Option<usize>) -> Result<Rows
 }
 
 fn decoded<X: FloatX>(run: &Restored, device: &Device, sampling: &Sampling) -> Result<Rows> {
-    let (task, engine) = run.autoencoder::<X>(device)?;
+    let (mut task, engine) = run.autoencoder::<X>(device)?;
+    if task.trained.is_projected() {
+        return Err(Error::Usage(format!(
+            "{} has a projection between latents and prior (align.projection): samples of the prior are no latents that the decoder knows",
+            run.folder().display()
+        )));
+    }
+    task.follow(&engine.optimizer.averaged()?)?;
     let prior = &task.alignment.prior;
-    let per_sample = task.net.config().latent / prior.net.data_width();
+    let per_sample = task.net.config().latents() / prior.net.data_width();
     let sampling = Sampling { count: sampling.count * per_sample, ..sampling.clone() };
     let (latents, cost) = draw_samples((&prior.net, &prior.params), None, &sampling)?;
     let values = task.decode(&engine.optimizer.averaged()?, &latents)?;

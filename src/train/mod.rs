@@ -21,6 +21,7 @@ pub mod plan;
 pub mod preset;
 pub mod pretrain;
 pub mod prior;
+pub mod recode;
 pub mod records;
 pub mod reference;
 pub mod report;

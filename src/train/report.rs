@@ -77,7 +77,8 @@ impl Page<'_> {
                 self.latents(&task, &engine)
             }
             (Stage::Align, Target::Autoencoder) => {
-                let (task, engine) = self.run.autoencoder::<X>(&device)?;
+                let (mut task, engine) = self.run.autoencoder::<X>(&device)?;
+                task.follow(&engine.optimizer.averaged()?)?;
                 self.aligned()?;
                 self.images(&task, &engine)
             }
@@ -262,10 +263,16 @@ impl Page<'_> {
         let Some([height, width]) = image_shape(task.features.source()) else { return Ok(()) };
         let (params, seed) = (engine.optimizer.averaged()?, self.run.config.seed);
         let prior = &task.alignment.prior;
-        let per_sample = task.net.config().latent / prior.net.data_width();
-        let sampling = Sampling { count: 2 * COLUMNS * per_sample, seed, ..Default::default() };
-        let samples = sample_rows(&prior.net, &prior.params, &sampling)?;
-        let (mut passed, mut decoded) = (task.fresh(&params, seed, 1)?, task.decode(&params, &samples)?);
+        // Samples of the prior are latents, unless a projection lies between.
+        let decoded = match task.trained.is_projected() {
+            true => Vec::new(),
+            false => {
+                let per_sample = task.net.config().latents() / prior.net.data_width();
+                let sampling = Sampling { count: 2 * COLUMNS * per_sample, seed, ..Default::default() };
+                task.decode(&params, &sample_rows(&prior.net, &prior.params, &sampling)?)?
+            }
+        };
+        let (mut passed, mut decoded) = (task.fresh(&params, seed, 1)?, decoded);
         if let Some(standardise) = &task.features.standardise {
             [&mut passed.data, &mut passed.reconstructed, &mut decoded]
                 .into_iter()
@@ -273,7 +280,10 @@ impl Page<'_> {
         }
         let pixels = height * width;
         let columns = COLUMNS.min(passed.data.len() / pixels);
-        let image_rows = [&passed.data, &passed.reconstructed, &decoded, &decoded[columns * pixels..]];
+        let mut image_rows = vec![&passed.data[..], &passed.reconstructed];
+        if !decoded.is_empty() {
+            image_rows.extend([&decoded[..], &decoded[columns * pixels..]]);
+        }
         let images: Vec<&[f32]> =
             image_rows.iter().flat_map(|rows| rows.chunks_exact(pixels).take(columns)).collect();
         let (low, high) =

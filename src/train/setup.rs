@@ -4,9 +4,12 @@ use crate::device::{CpuOptions, CudaOptions, Device};
 use crate::error::{Error, Result};
 use crate::flow::{Objective, Reduction, Times};
 use crate::nn::dit::DitInput;
-use crate::nn::{DitConfig, Form, MlpConfig, VelocityConfig, VelocityNet};
+use crate::nn::{
+    AutoencoderConfig, DitConfig, Form, Layers, MlpConfig, VelocityConfig, VelocityNet, VitConfig,
+};
 use crate::ops::flow_loss::Weight;
-use crate::train::config::{self, Config, Kind, Modulation, TimeSampling};
+use crate::ops::linear::Activation;
+use crate::train::config::{self, Coder, Config, Kind, Modulation, TimeSampling};
 use crate::train::features::RowShape;
 
 /// Opens the configured device.
@@ -79,30 +82,80 @@ fn dit_input(config: &Config, rows: RowShape) -> Result<DitInput> {
             ),
         };
     }
-    let [channels, height, wide] = match (m.image, rows.image) {
-        (Some(said), Some(found)) if said != found => {
-            return refused("shape", format!("{said:?} (model.image)"), format!("{found:?}"));
-        }
-        (Some(image), _) | (None, Some(image)) => image,
-        (None, None) => {
-            let expected = "channels, height and width for a DiT (set model.image, or model.tokens)";
-            return refused("shape", expected.into(), format!("rows of {width} values"));
-        }
-    };
+    let [channels, height, wide] = image("model", m.image, rows, config)?;
     if channels <= m.cond_channels {
         let expected =
             format!("more channels than those {} of the condition (model.cond_channels)", m.cond_channels);
         return refused("shape", expected, format!("{channels} channels"));
     }
-    if channels * height * wide != width {
-        let found = format!("{width} columns");
-        return refused("width", format!("{channels} × {height} × {wide} (model.image)"), found);
-    }
-    if height % m.patch != 0 || wide % m.patch != 0 {
-        let expected = format!("sides that a patch of {} divides (model.patch)", m.patch);
-        return refused("shape", expected, format!("{height} × {wide}"));
-    }
+    covered([channels, height, wide], m.patch, "model", config)?;
     Ok(DitInput::Image { channels: channels - m.cond_channels, height, width: wide, patch: m.patch })
+}
+
+/// Returns the sizes of the autoencoder for rows of data.
+///
+/// # Errors
+/// A vision transformer for rows of which nobody says that they are images, or that its patches do not cover.
+pub fn autoencoder(config: &Config, rows: RowShape) -> Result<AutoencoderConfig> {
+    let a = &config.align.autoencoder;
+    let layers = match a.kind {
+        Coder::Mlp => Layers::Mlp {
+            hidden: a.hidden.clone(),
+            activation: match a.activation {
+                config::Activation::Silu => Activation::Silu,
+                config::Activation::Gelu => Activation::GeluTanh,
+            },
+        },
+        Coder::Vit => {
+            let image = image("align.autoencoder", a.image, rows, config)?;
+            covered(image, a.patch, "align.autoencoder", config)?;
+            let (patch, width, depth, heads) = (a.patch, a.width, a.depth, a.heads());
+            Layers::Vit(VitConfig { image, patch, width, depth, heads })
+        }
+    };
+    Ok(AutoencoderConfig { data: rows.width, tokens: a.tokens, latent: a.latent, layers })
+}
+
+/// Returns the width of what a prior takes as one latent, and how many of them it takes in a row: the tokens of a sequence.
+pub fn latents_of(net: &VelocityNet) -> (usize, usize) {
+    match net.config() {
+        VelocityConfig::Dit { dit: DitConfig { input: DitInput::Tokens { tokens, channels }, .. } } => {
+            (channels, tokens)
+        }
+        _ => (net.data_width(), 1),
+    }
+}
+
+/// Returns channels, height and width of a row: as the table of the configuration says, which must not contradict the data set.
+fn image(table: &str, said: Option<[usize; 3]>, rows: RowShape, config: &Config) -> Result<[usize; 3]> {
+    let refused = |field: &str, expected: String, found: String| {
+        Err(Error::data(source_name(config), field, expected, found))
+    };
+    let [channels, height, width] = match (said, rows.image) {
+        (Some(said), Some(found)) if said != found => {
+            return refused("shape", format!("{said:?} ({table}.image)"), format!("{found:?}"));
+        }
+        (Some(image), _) | (None, Some(image)) => image,
+        (None, None) => {
+            let or = if table == "model" { ", or model.tokens" } else { "" };
+            let expected = format!("channels, height and width of images (set {table}.image{or})");
+            return refused("shape", expected, format!("rows of {} values", rows.width));
+        }
+    };
+    if channels * height * width != rows.width {
+        let found = format!("{} columns", rows.width);
+        return refused("width", format!("{channels} × {height} × {width} ({table}.image)"), found);
+    }
+    Ok([channels, height, width])
+}
+
+/// Checks that patches cover an image.
+fn covered([_, height, width]: [usize; 3], patch: usize, table: &str, config: &Config) -> Result<()> {
+    if height.is_multiple_of(patch) && width.is_multiple_of(patch) {
+        return Ok(());
+    }
+    let expected = format!("sides that a patch of {patch} divides ({table}.patch)");
+    Err(Error::data(source_name(config), "shape", expected, format!("{height} × {width}")))
 }
 
 /// Says where the configured data come from, for messages.

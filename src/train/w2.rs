@@ -76,7 +76,7 @@ pub fn velocity_lipschitz<X: FloatX>(
     Ok(largest)
 }
 
-/// Estimates the Lipschitz constant of an autoencoder's decoder at the first samples of `latents` (N·tokens, D).
+/// Estimates the Lipschitz constant of an autoencoder's decoder at the first samples of `latents` (N·tokens, latent).
 ///
 /// # Errors
 /// Values that are no whole samples, or not finite.
@@ -86,7 +86,7 @@ pub fn decoder_lipschitz<X: FloatX>(
     latents: &[f32],
     seed: u64,
 ) -> Result<f64> {
-    let width = task.net.config().latent;
+    let width = task.net.config().latents();
     let latents = &latents[..latents.len().min(POINTS * width)];
     let decode = |y: &[f32]| task.decode(params, y);
     let vjp = |y: &[f32], u: &[f32]| task.decoder_vjp(params, y, u);

@@ -26,17 +26,18 @@ use flowprior::ops::linear::{
     linear_loss_backward,
 };
 use flowprior::ops::modulation::{Modulation, ModulationGrad};
-use flowprior::ops::mse::mse;
 use flowprior::ops::normalize::{
     batch_stats, standardize_forward, std_penalty, unit_norm_backward, unit_norm_forward,
 };
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
 use flowprior::ops::patchify::{Patches, patchify, patchify_backward, unpatchify, unpatchify_backward};
 use flowprior::ops::qk_norm::{QkNorm, QkNormGrads, qk_norm_backward, qk_norm_forward};
+use flowprior::ops::reconstruction::{Distance, reconstruction};
 use flowprior::ops::row_dot::row_dot;
 use flowprior::ops::sde_step::{Factors, sde_step};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
+use flowprior::ops::tokens::{Part, Span, join_tokens, sum_tokens, take_tokens};
 use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, FloatX, Result, Tensor};
 use half::bf16;
@@ -166,7 +167,7 @@ fn flow(device: &Device) -> Result<()> {
     let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
     let (_, dv) = flow_loss_backward(&x_t, &target, 0.5)?;
     latent_gradient(&dv, Some(&x_t), &t, rows, 1.0)?;
-    mse(&x_t, &data, 0.5)?;
+    reconstruction(&x_t, &data, Distance::L2, 0.5)?;
     timestep_embedding::<bf16>(&t, 256, 1000.0)?;
     Ok(())
 }
@@ -211,6 +212,11 @@ fn images(device: &Device) -> Result<()> {
     let (mut y, chosen) = embedding_forward(table.view(), &labels, Rows::plain(N), Some(drop))?;
     let mut dtable = Tensor::<f32>::zeros(device, [11, C]);
     embedding_backward(dtable.view_mut(), &y, &chosen)?;
+    let table = filled::<bf16>(device, 64, C)?;
+    let both = join_tokens(device, N / 64, C, [Part::Own(&y), Part::Shared(table.view())])?;
+    let span = Span { of: 128, taken: 64..128 };
+    take_tokens(&both, &span)?;
+    sum_tokens(Tensor::<f32>::zeros(device, [64, C]).view_mut(), &both, &span)?;
     add_rows(&mut y, filled(device, 64, C)?.view())
 }
 

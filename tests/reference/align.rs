@@ -4,11 +4,11 @@ use std::path::Path;
 
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Reduction, Times, Want, Weight};
-use flowprior::nn::{Autoencoder, AutoencoderConfig, Condition, Form, Grads, Layout, Params};
+use flowprior::nn::{Autoencoder, AutoencoderConfig, Condition, Form, Grads, Keep, Layers, Layout, Params};
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::linear::Activation;
-use flowprior::ops::mse::mse;
 use flowprior::ops::optimizer::{Betas, Rounding, Rule};
+use flowprior::ops::reconstruction::{Distance, reconstruction};
 use flowprior::optim::{Optimizer, OptimizerConfig};
 use flowprior::train::align::{Alignment, AutoencoderTask, LATENTS, LatentTask};
 use flowprior::train::engine::{Engine, Losses, Task};
@@ -25,12 +25,12 @@ use super::{
 
 const WEIGHTS: [&str; 3] = ["uniform", "likelihood", "kl"];
 
-fn prior(dir: &Path, case: &Fixture) -> Result<Prior<f32>> {
+pub fn prior(dir: &Path, case: &Fixture) -> Result<Prior<f32>> {
     Prior::read(&device(None)?, &network_file(dir, case), None)
 }
 
 /// Makes all steps; returns losses and gradient norms.
-fn train(engine: &mut Engine<f32>, task: &mut impl Task<f32>, steps: usize) -> Result<[Vec<f64>; 2]> {
+pub fn train(engine: &mut Engine<f32>, task: &mut impl Task<f32>, steps: usize) -> Result<[Vec<f64>; 2]> {
     let mut curves = [Vec::new(), Vec::new()];
     for _ in 0..steps {
         let report = engine.advance_and_look(task)?;
@@ -220,7 +220,7 @@ fn autoencoder(case: &str, kind: &str, modulation: &str) -> Result<()> {
     Ok(())
 }
 
-fn part_of(losses: &Losses, name: &str) -> f64 {
+pub fn part_of(losses: &Losses, name: &str) -> f64 {
     losses.parts.iter().find(|(part, _)| *part == name).unwrap().1
 }
 
@@ -264,23 +264,23 @@ fn latents_reconstruction_and_the_gradient_between_are_pytorchs() -> Result<()> 
         let alignment = Alignment::new(&config, prior(dir.path(), &fixture)?, ROWS)?;
         let net = Autoencoder::new(AutoencoderConfig {
             data: 12,
-            hidden: vec![16, 16],
+            tokens: 1,
             latent: 5,
-            activation: Activation::Silu,
+            layers: Layers::Mlp { hidden: vec![16, 16], activation: Activation::Silu },
         })?;
         let device = device(None)?;
         let flat = super::engine::flat(net.layout(), &fixture.prefixed("initial."));
         let params = Params::<f32>::from_flat(&device, net.layout().clone(), &flat)?;
         let x = matrix::<f32>(&device, 12, &fixture.values("x"))?;
-        let (y, _) = net.encode(&params, x.duplicate()?)?;
+        let (y, _) = net.encode(&params, x.duplicate()?, Keep::All)?;
         assert_close(case, &wide(y.host()?), &fixture.values("y"), F32);
-        let (x_hat, decoded) = net.decode(&params, y.duplicate()?)?;
+        let (x_hat, decoded) = net.decode(&params, y.duplicate()?, Keep::All)?;
         assert_close(case, &wide(x_hat.host()?), &fixture.values("reconstruction"), F32);
-        let (_, dx_hat) = mse(&x_hat, &x, 2.0 / x.len() as f32)?;
+        let (_, dx_hat) = reconstruction(&x_hat, &x, Distance::L2, 1.0 / x.len() as f32)?;
         let mut grads = Grads::zeros(&device, net.layout().clone());
         let through_decoder = net.decode_backward(&params, decoded, dx_hat, &mut grads)?;
         let (_, through_prior) =
-            alignment.gradients(&y, 0, None, StepAt { step: 0, loss_scale: 1.0.into(), counter: 0 })?;
+            alignment.gradients(&y, 0, None, StepAt { step: 0, loss_scale: 1.0.into(), counter: 0 }, None)?;
         let both = wide(through_decoder.host()?).into_iter().zip(wide(through_prior.host()?));
         let dy: Vec<f64> = both.map(|(rec, align)| rec + 0.3 * align).collect();
         assert_close(case, &dy, &fixture.values("dy"), F32);

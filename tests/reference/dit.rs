@@ -172,7 +172,7 @@ fn check<X: FloatX>(tolerance: f64) -> Result<()> {
 
 /// Says which values of a parameter are added to all keys alike. That moves all scores of a query by the same, so their gradient
 /// is 0 but for rounding.
-fn constants(case: &Tensors, name: &str) -> std::ops::Range<usize> {
+pub fn constants(case: &Tensors, name: &str) -> std::ops::Range<usize> {
     let length = case[name].1.len();
     let normed = case.keys().any(|name| name.ends_with("k_norm.bias"));
     match name {
@@ -183,7 +183,7 @@ fn constants(case: &Tensors, name: &str) -> std::ops::Range<usize> {
 }
 
 /// Returns gradients in which those of constants are PyTorch's, having checked that ours are as small as rounding is.
-fn without_constants(found: &Outputs, expected: &Tensors, tolerance: f64) -> Outputs {
+pub fn without_constants(found: &Outputs, expected: &Tensors, tolerance: f64) -> Outputs {
     let mut found = found.clone();
     for (name, values) in &mut found {
         let near = name.replace("k_norm.bias", "k_norm.weight");

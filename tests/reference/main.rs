@@ -11,6 +11,7 @@ mod fixture;
 mod mlp_f64;
 
 mod align;
+mod coder;
 mod dit;
 mod import;
 mod network;

@@ -5,9 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ops::patchify::Patches;
 
-/// Width of the MLP of a block over that of the residual stream.
-pub const MLP_RATIO: usize = 4;
-
 /// Sizes and variants of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,15 +3,13 @@
 //! ```text
 //! h = patches·Wxᵀ + bx + position            one token for each patch, row by row
 //! c = time embedding(t) (+ row of the label table), one for each sample: the modulation path
-//! blocks (see `block`)
+//! blocks (see `nn::block`)
 //! v = unpatchify(Wo·(LN(h)·(1 + scale) + shift) + bo)
 //! ```
 //! A row of data is a sample, (C, H, W) or (tokens, channels); blocks see N·T rows. Parameter names are the reference's
 //! state-dict keys. Position embeddings are fixed, and no parameters.
 
-mod block;
 mod config;
-mod position;
 mod rescaler;
 mod state;
 
@@ -21,13 +19,15 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::nn::Keep;
-use crate::nn::dit::block::{Block, Inner};
-pub use crate::nn::dit::config::{DitConfig, DitInput, MLP_RATIO, Size};
+use crate::nn::block::{Block, BlockConfig, BlockSaved, Blocks};
+pub use crate::nn::dit::config::{DitConfig, DitInput, Size};
 use crate::nn::dit::rescaler::Rescaler;
 pub use crate::nn::dit::state::{POSITION, SIZES};
 use crate::nn::linear::Linear;
 use crate::nn::modulation_path::{Conditioner, EMBEDDING, Form, Given, ModulationPath, Modulations};
 use crate::nn::params::{Grads, Init, Layout, Params};
+use crate::nn::position;
+use crate::ops::attention::Heads;
 use crate::ops::embedding::{LabelDrop, Labels, add_rows};
 use crate::ops::flow_path::Rows;
 use crate::ops::layer_norm::{LayerNorm, LayerNormGrads, RowStats, layer_norm_backward, layer_norm_forward};
@@ -47,7 +47,7 @@ pub struct Dit {
     embed: Linear,
     /// (T, C).
     position: Arc<Vec<f32>>,
-    blocks: Vec<Block>,
+    blocks: Blocks,
     output: Linear,
 }
 
@@ -62,12 +62,6 @@ pub struct Saved<X: FloatX> {
     stats: RowStats,
     m: Option<Tensor<X>>,
     modulations: Modulations<X>,
-}
-
-#[derive(Debug)]
-struct BlockSaved<X: FloatX> {
-    h: Tensor<X>,
-    inner: Option<Inner<X>>,
 }
 
 impl Dit {
@@ -103,13 +97,15 @@ impl Dit {
         let (mut heads, mut blocks) = (Vec::new(), Vec::new());
         for i in 0..config.depth {
             let name = format!("blocks.{i}");
-            blocks.push(Block::new(l, &name, &config));
+            let own = Heads { tokens: config.tokens(), heads: config.heads };
+            let sizes = BlockConfig { width: c, heads: own, qk_norm: config.qk_norm, affine: false };
+            blocks.push(Block::new(l, &name, sizes));
             heads.push(Linear::new(l, &format!("{name}.adaLN_modulation.1"), c, 6 * c, Init::Zeros));
         }
         heads.push(Linear::new(l, "final_layer.adaLN_modulation.1", c, 2 * c, Init::Zeros));
         let output = Linear::new(l, "final_layer.linear", c, config.token_outputs(), Init::Zeros);
         let path = ModulationPath { time1, time2, condition, heads, time_scale: config.time_scale };
-        let (layout, position) = (Arc::new(layout), Arc::new(position));
+        let (layout, position, blocks) = (Arc::new(layout), Arc::new(position), Blocks(blocks));
         Ok(Self { config, layout, path, rescaler, embed, position, blocks, output })
     }
 
@@ -202,14 +198,7 @@ impl Dit {
         let (tokens, map) = self.tokens_of(params, x_t, image)?;
         let (mut h, _) = self.embed.forward(params, &tokens, None, Activation::Identity)?;
         add_rows(&mut h, self.position_on(params.flat().device())?.view())?;
-        let mut blocks = Vec::with_capacity(self.blocks.len());
-        for (k, block) in self.blocks.iter().enumerate() {
-            let (next, inner) = block.forward(params, &h, &modulations.head(k), keep)?;
-            if keep != Keep::Nothing {
-                blocks.push(BlockSaved { h, inner });
-            }
-            h = next;
-        }
+        let (h, blocks) = self.blocks.forward(params, h, Some(&modulations), keep)?;
         let (m, stats) = layer_norm_forward(&h, &self.final_norm(&modulations), None)?;
         let saved =
             (keep != Keep::Nothing).then_some(Saved { map, tokens, blocks, h, stats, m: None, modulations });
@@ -248,21 +237,12 @@ impl Dit {
         }
         drop(dy);
         let norm = self.final_norm(&modulations);
-        let last = self.blocks.len();
+        let last = self.blocks.0.len();
         let norm_grads = LayerNormGrads { affine: None, modulation: dtables.as_mut().map(|d| d.head(last)) };
-        let mut dh = layer_norm_backward(&dm, &saved.h, &saved.stats, &norm, None, norm_grads)?;
+        let dh = layer_norm_backward(&dm, &saved.h, &saved.stats, &norm, None, norm_grads)?;
         drop((dm, saved.h, saved.m));
-        let again = if grads.is_some() { Keep::All } else { Keep::Inputs };
-        for (k, (block, kept)) in self.blocks.iter().zip(saved.blocks).enumerate().rev() {
-            let table = modulations.head(k);
-            let inner = match kept.inner {
-                Some(inner) => Some(inner),
-                None => block.forward(params, &kept.h, &table, again)?.1,
-            };
-            let Some(inner) = inner else { continue };
-            let dtable = dtables.as_mut().map(|d| (d, k));
-            dh = block.backward(params, &kept.h, inner, &table, dh, grads.as_deref_mut(), dtable)?;
-        }
+        let tables = (Some(&modulations), dtables.as_mut());
+        let dh = self.blocks.backward(params, saved.blocks, tables, dh, grads.as_deref_mut())?;
         if let Some(grads) = &mut grads {
             self.embed.backward_params(grads, &dh, &saved.tokens)?;
         }
@@ -338,7 +318,7 @@ impl Dit {
     }
 
     fn final_norm<'m, X: FloatX>(&self, modulations: &'m Modulations<X>) -> LayerNorm<'m, X> {
-        LayerNorm { affine: None, modulation: Some((modulations.head(self.blocks.len()), 0)) }
+        LayerNorm { affine: None, modulation: Some((modulations.head(self.blocks.0.len()), 0)) }
     }
 }
 

@@ -87,7 +87,7 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
             let place = (first * width, Shape::from([micro, width]));
             let mut part = Tensor::uninit(&self.device, place.1);
             part.view_mut().copy_from(y.view().part(place.0, place.1))?;
-            let (losses, d) = self.alignment.gradients(&part, first as u64, stats, at)?;
+            let (losses, d) = self.alignment.gradients(&part, first as u64, stats, at, None)?;
             let [mut rows] = dy.view_mut().parts([place]);
             rows.copy_from(d.view())?;
             match self.std_weight > 0.0 {

@@ -2,23 +2,27 @@
 //!
 //! ```text
 //! free latents   L(y) = alignment(y) (+ std_weight·(std(y) − 1)²)
-//! autoencoder    L = reconstruction + λ_step·a·alignment(encoder(x)) (+ std_weight·(std(y) − 1)²)
+//! autoencoder    L = reconstruction + λ_step·a·alignment(P·encoder(x)) (+ std_weight·(std(y) − 1)²)
 //! ```
 //! λ_step is 0 before `flow_start`, then warms up; a is 1, or with `adaptive` the ratio of gradient norms
-//! ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) at the encoder's last weight, clamped to [0, 1e4] and held constant.
+//! ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) at one weight W of the encoder, its last if none is named, clamped to [0, 1e4] and held
+//! constant. P is the identity, or with `projection` a learned matrix. With `joint` the prior is not frozen: the gradient of
+//! alignment, without λ, also moves its parameters, which is stage 1 on the latents of the moment.
 
 mod autoencoder;
 mod latents;
+mod trained;
 
 use std::ops::Range;
 
 pub use autoencoder::{AutoencoderTask, Passed};
 pub use latents::LatentTask;
+pub use trained::Trained;
 
 use crate::error::{Error, Result};
 use crate::float::FloatX;
 use crate::flow::{Batch, Draws, LatentGradient, Objective, Outcome, Want};
-use crate::nn::{Condition, Conditioning, Form, Spatial};
+use crate::nn::{Condition, Conditioning, Form, Grads, Spatial};
 use crate::ops::embedding::Labels;
 use crate::ops::normalize::{
     BatchStats, batch_stats, standardize_backward, standardize_forward, unit_norm_backward, unit_norm_forward,
@@ -76,6 +80,10 @@ impl<X: FloatX> Alignment<X> {
         };
         let mut objective = setup::objective(config, &prior.net, samples)?;
         objective.label_dropout = 0.0;
+        if config.align.joint {
+            // Tables are made once, and nodes watched, for networks that stay or train alone.
+            (objective.form, prior.tables) = (Form::Direct, None);
+        }
         let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
         objective.form = form;
         if let Form::Nodes(r) = form {
@@ -97,7 +105,8 @@ impl<X: FloatX> Alignment<X> {
     }
 
     /// Returns the row losses of the latents `y: (B, D)`, numbers `first ..` of the global batch, with their divisor, and the gradient
-    /// times the loss scale. `stats` are those of the global batch, where targets are normalised.
+    /// times the loss scale. `stats` are those of the global batch, where targets are normalised. A prior that is trained too has its
+    /// gradients added to `own`.
     ///
     /// # Errors
     /// Another width than the prior's.
@@ -107,6 +116,7 @@ impl<X: FloatX> Alignment<X> {
         first: u64,
         stats: Option<BatchStats>,
         at: StepAt,
+        own: Option<&mut Grads>,
     ) -> Result<(Outcome, Tensor<f32>)> {
         let standard = stats.map(|stats| standardize_forward(y, stats)).transpose()?;
         let before_unit = standard.as_ref().unwrap_or(y);
@@ -114,7 +124,7 @@ impl<X: FloatX> Alignment<X> {
         let cond = Condition { labels: self.null.as_ref(), ..Condition::default() };
         let batch = Batch { data: unit.as_ref().unwrap_or(before_unit), cond, first };
         let velocity = self.prior.velocity(self.objective.form);
-        let want = Want::Latents(self.gradient);
+        let want = own.map_or(Want::Latents(self.gradient), Want::Joint);
         let mut outcome =
             self.objective.evaluate(velocity, batch, at.draws(self.seed), at.loss_scale, want)?;
         let dy = outcome.dy.take().ok_or_else(|| Error::argument("alignment", "dy", "a gradient", "none"))?;

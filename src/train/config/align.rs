@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::autoencoder::{AutoencoderConfig, Reconstruction};
 use crate::error::{Error, Result};
 
 /// What stage 2 moves.
@@ -24,16 +25,6 @@ pub enum Gradient {
     Full,
     /// Without the network's Jacobian, forward passes only (the reference's `detach_pred_v`); needs weight `kl`.
     Detached,
-}
-
-/// The activation of an autoencoder's hidden layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// x·σ(x).
-    Silu,
-    /// GELU, tanh form.
-    Gelu,
 }
 
 /// Stage 2.
@@ -57,8 +48,17 @@ pub struct AlignConfig {
     /// Steps over which its weight grows from 0 to `lambda`, counted from `flow_start`. (In the reference the warm-up
     /// counts from step 0 and overrides `flow_start`.)
     pub flow_warmup: u64,
-    /// Multiplies the weight by the ratio of the two losses' gradient norms.
+    /// Multiplies the weight by the ratio of the two losses' gradient norms at one weight of the encoder.
     pub adaptive: bool,
+    /// That weight, by name; empty for the encoder's last. The reference takes the last layer norm's, `encoder.norm.weight`.
+    pub adaptive_at: String,
+    /// How far a reconstruction is from the data: `l2` or `l1`.
+    pub reconstruction: Reconstruction,
+    /// Puts a learned linear map without bias between latents and prior (the reference's `flow_target_proj`).
+    pub projection: bool,
+    /// Trains the prior together with the autoencoder, by the same loss: it follows the latents that follow it. Without it the
+    /// prior is frozen.
+    pub joint: bool,
     /// Weight of (std(latents) − 1)².
     pub std_weight: f64,
     /// Normalises latents by their batch's mean and standard deviation, held constant in the gradient.
@@ -81,6 +81,10 @@ impl Default for AlignConfig {
             flow_start: 0,
             flow_warmup: 0,
             adaptive: false,
+            adaptive_at: String::new(),
+            reconstruction: Reconstruction::L2,
+            projection: false,
+            joint: false,
             std_weight: 0.0,
             std_latents: false,
             use_ema: true,
@@ -112,26 +116,6 @@ impl AlignConfig {
             return self.lambda;
         }
         self.lambda * since as f64 / self.flow_warmup as f64
-    }
-}
-
-/// An autoencoder of fully connected layers: data → hidden… → tokens × latent → hidden reversed… → data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AutoencoderConfig {
-    /// Widths of the encoder's hidden layers; the decoder has them in reverse.
-    pub hidden: Vec<usize>,
-    /// Width of a latent: the width of the prior's data.
-    pub latent: usize,
-    /// Activation of the hidden layers: `silu` or `gelu`.
-    pub activation: Activation,
-    /// Latents per sample.
-    pub tokens: usize,
-}
-
-impl Default for AutoencoderConfig {
-    fn default() -> Self {
-        Self { hidden: vec![256, 256], latent: 16, activation: Activation::Silu, tokens: 1 }
     }
 }
 

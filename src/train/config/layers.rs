@@ -51,22 +51,33 @@ pub fn load(sources: &Sources, sets: &[String]) -> Result<Config> {
     }
     let mut config: Config = typed("the merged configuration", &merged)?;
     config.stage = stage;
-    settle_size(&mut config, merged.get("model"))?;
+    settle_sizes(&mut config, &merged)?;
     Ok(config)
 }
 
-/// Takes width, depth and heads from a published size; a key that says otherwise is refused.
-fn settle_size(config: &mut Config, model: Option<&Value>) -> Result<()> {
+/// Takes width, depth and heads of network and autoencoder from a published size; a key that says otherwise is refused.
+fn settle_sizes(config: &mut Config, merged: &Table) -> Result<()> {
     let m = &mut config.model;
-    let Some(size) = m.size else { return Ok(()) };
+    let own = [("width", &mut m.width), ("depth", &mut m.depth), ("heads", &mut m.heads)];
+    settle_size("model", m.size, own, merged.get("model"))?;
+    let a = &mut config.align.autoencoder;
+    let own = [("width", &mut a.width), ("depth", &mut a.depth), ("heads", &mut a.heads)];
+    let said = merged.get("align").and_then(|align| align.get("autoencoder"));
+    settle_size("align.autoencoder", a.size, own, said)
+}
+
+fn settle_size(
+    table: &str,
+    size: Option<Size>,
+    own: [(&str, &mut usize); 3],
+    said: Option<&Value>,
+) -> Result<()> {
+    let Some(size) = size else { return Ok(()) };
     let (depth, width, heads) = size.sizes();
-    for (key, of_size, own) in
-        [("width", width, &mut m.width), ("depth", depth, &mut m.depth), ("heads", heads, &mut m.heads)]
-    {
-        let said = model.is_some_and(|model| model.get(key).is_some());
-        if said && *own != of_size {
+    for ((key, own), of_size) in own.into_iter().zip([width, depth, heads]) {
+        if said.is_some_and(|said| said.get(key).is_some()) && *own != of_size {
             return Err(Error::Usage(format!(
-                "model.size = \"{size:?}\" has {key} {of_size}, but model.{key} is {own}; leave one of them out"
+                "{table}.size = \"{size:?}\" has {key} {of_size}, but {table}.{key} is {own}; leave one of them out"
             )));
         }
         *own = of_size;
@@ -247,6 +258,8 @@ fn schema() -> Result<Table> {
     config.align.prior = Some(PathBuf::new());
     config.model.size = Some(Size::S);
     config.model.image = Some([0; 3]);
+    config.align.autoencoder.size = Some(Size::S);
+    config.align.autoencoder.image = Some([0; 3]);
     table_of(&config)
 }
 

@@ -17,13 +17,15 @@
 //! Defaults are the reference's (FEATURES 1.6; the released code where paper and code differ in effect).
 
 mod align;
+mod autoencoder;
 mod layers;
 mod model;
 mod refused;
 mod sections;
 mod validate;
 
-pub use align::{Activation, AlignConfig, AutoencoderConfig, Gradient, Target};
+pub use align::{AlignConfig, Gradient, Target};
+pub use autoencoder::{Activation, AutoencoderConfig, Coder, Reconstruction};
 pub use layers::Sources;
 pub use model::{DEFAULT_NODES, Kind, ModelConfig, Modulation};
 pub use sections::{

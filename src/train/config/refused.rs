@@ -20,7 +20,7 @@ const REFUSED: &[(&str, &str)] = &[
     (
         "flow_loss_trainable",
         "the network would chase the very latents that are pulled to it, and its clipped gradients were those thrown \
-         away; train the prior first with `pretrain`, stage 2 keeps it frozen",
+         away; train the prior first with `pretrain`, stage 2 keeps it frozen, or set align.joint = true and know why",
     ),
 ];
 
@@ -35,6 +35,7 @@ const RENAMED: &[(&str, &str)] = &[
     ("ema_decay", "optim.ema"),
     ("epochs", "train.steps"),
     ("flow_adaptive_weight", "align.adaptive"),
+    ("flow_target_proj", "align.projection"),
     ("flow_loss_weight", "align.lambda"),
     ("global_batch_size", "train.batch"),
     ("global_seed", "seed"),

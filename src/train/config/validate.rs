@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use super::align::{AlignConfig, Gradient, Target};
+use super::autoencoder::{AutoencoderConfig, Coder};
 use super::model::{Kind, ModelConfig, Modulation};
 use super::sections::{Config, DataConfig, FlowConfig, OptimConfig, Stage, Weight};
 use crate::error::{Error, Result};
@@ -319,17 +320,49 @@ fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
              follows a KL divergence, and with the uniform one latents collapse away from the data",
         );
     }
-    if a.adaptive && a.target == Target::Latents {
+    let of_autoencoders = [("adaptive", a.adaptive), ("projection", a.projection), ("joint", a.joint)];
+    if let (Target::Latents, Some((key, _))) = (a.target, of_autoencoders.iter().find(|(_, on)| *on)) {
+        return refuse(format!(
+            "align.{key} needs align.target = \"autoencoder\": free latents have no encoder and no reconstruction loss"
+        ));
+    }
+    if !a.adaptive_at.is_empty() && !a.adaptive {
+        return refuse("align.adaptive_at names the weight for align.adaptive = true, which is off");
+    }
+    if a.joint && a.gradient == Gradient::Detached {
         return refuse(
-            "align.adaptive needs align.target = \"autoencoder\": free latents have no reconstruction loss",
+            "align.joint trains the prior through its Jacobian, align.gradient = \"detached\" does without: leave one of them out",
         );
     }
-    let auto = &a.autoencoder;
-    for width in &auto.hidden {
+    autoencoder(&a.autoencoder)
+}
+
+fn autoencoder(a: &AutoencoderConfig) -> Result<()> {
+    count("align.autoencoder.latent", a.latent as u64)?;
+    count("align.autoencoder.tokens", a.tokens as u64)?;
+    for width in &a.hidden {
         count("align.autoencoder.hidden", *width as u64)?;
     }
-    count("align.autoencoder.latent", auto.latent as u64)?;
-    count("align.autoencoder.tokens", auto.tokens as u64)
+    if a.kind == Coder::Mlp {
+        let of_vit = [("size", a.size.is_some()), ("image", a.image.is_some()), ("heads", a.heads > 0)];
+        return match of_vit.iter().find(|(_, set)| *set) {
+            Some((key, _)) => {
+                refuse(format!("align.autoencoder.{key} is for align.autoencoder.kind = \"vit\""))
+            }
+            None => Ok(()),
+        };
+    }
+    count("align.autoencoder.width", a.width as u64)?;
+    count("align.autoencoder.depth", a.depth as u64)?;
+    count("align.autoencoder.patch", a.patch as u64)?;
+    let heads = a.heads();
+    if !a.width.is_multiple_of(2 * heads) || !a.width.is_multiple_of(4) {
+        return refuse(format!(
+            "align.autoencoder.heads = {heads} must cut align.autoencoder.width = {}, a multiple of 4, into heads of an even width",
+            a.width
+        ));
+    }
+    Ok(())
 }
 
 fn refuse<T>(sentence: impl Into<String>) -> Result<T> {

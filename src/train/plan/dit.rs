@@ -9,7 +9,7 @@
 //! ```
 
 use crate::nn::DitConfig;
-use crate::nn::dit::MLP_RATIO;
+use crate::nn::block::MLP_RATIO;
 use crate::train::config::Config;
 use crate::train::cost::{Purpose, Work};
 use crate::train::plan::{F32, micro_rows};

@@ -14,6 +14,7 @@
 //! Scratch (packed operands, partial sums) is estimated from the largest products. Small batches of an MLP go through it in strips
 //! ([`crate::flow::objective`]) that hold a few MiB more for scratch memory of their own, which is not counted.
 
+mod autoencoder;
 mod dit;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,14 +26,12 @@ use crate::device::Isa;
 use crate::error::Result;
 use crate::float::DType;
 use crate::nn::modulation_path::EMBEDDING;
-use crate::nn::{
-    Autoencoder, AutoencoderConfig, Conditioning, Form, Layout, MlpConfig, VelocityConfig, VelocityNet,
-};
-use crate::ops::linear::Activation;
+use crate::nn::{Autoencoder, Conditioning, Form, Layout, MlpConfig, VelocityConfig, VelocityNet};
 use crate::ops::{rows_per_block, rows_per_partial};
 use crate::optim::OptimKind;
+use crate::train::align;
 use crate::train::config::{Config, Stage, Target};
-use crate::train::cost::{Cost, Purpose, Work};
+use crate::train::cost::{Coding, Cost, Purpose, Work};
 use crate::train::features::{self, RowShape};
 use crate::train::timing::made_up;
 
@@ -150,17 +149,14 @@ fn trained(config: &Config, work: &Work) -> Result<Layout> {
         (Stage::Pretrain, _) => Ok(Layout::clone(VelocityNet::new(work.net)?.layout())),
         (Stage::Align, Target::Latents) => {
             let shape = [work.samples, work.net.data_width()];
-            latents.add(crate::train::align::LATENTS, shape, crate::nn::Init::Zeros);
+            latents.add(align::LATENTS, shape, crate::nn::Init::Zeros);
             Ok(latents)
         }
         (Stage::Align, Target::Autoencoder) => {
-            let [data, hidden @ .., latent] = work.chain.as_ref().map_or(&[][..], |c| &c.widths[..]) else {
-                return Ok(latents);
-            };
-            let activation = Activation::Silu; // has no parameters
-            let sizes =
-                AutoencoderConfig { data: *data, hidden: hidden.to_vec(), latent: *latent, activation };
-            Ok(Layout::clone(Autoencoder::new(sizes)?.layout()))
+            let Some(coding) = &work.autoencoder else { return Ok(latents) };
+            let net = Autoencoder::new(coding.net.clone())?;
+            let prior = VelocityNet::new(work.net)?;
+            Ok(align::Trained::new(&net, &prior, &config.align).layout)
         }
     }
 }
@@ -182,7 +178,7 @@ fn groups(layout: &Layout) -> Vec<(String, u64)> {
 }
 
 fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
-    let free_latents = work.purpose != Purpose::Params && work.chain.is_none();
+    let free_latents = work.purpose != Purpose::Params && work.autoencoder.is_none();
     // Free latents are f32 whatever the storage type of the network.
     let storage = if free_latents { DType::F32 } else { config.dtype };
     let count = layout.len() as u64;
@@ -217,7 +213,7 @@ type Blocks = BTreeMap<u64, u64>;
 /// All activations. An autoencoder's decoder is done before the alignment loss begins, so the two share blocks
 /// of equal size.
 fn activations(config: &Config, work: &Work) -> Blocks {
-    let (coder, waiting) = autoencoder(config, work);
+    let (coder, waiting) = autoencoder::activations(config, work);
     let mut loss = waiting;
     let network = match &work.net {
         VelocityConfig::Mlp(net) => mlp(config, work, net),
@@ -282,27 +278,6 @@ fn path(config: &Config, work: &Work) -> Vec<(u64, u64)> {
     columns.map(|(columns, count)| (rows * columns * storage, count)).to_vec()
 }
 
-/// Activations of the autoencoder: all of them until the decoder's backward, and those that wait for the encoder's.
-fn autoencoder(config: &Config, work: &Work) -> (Blocks, Blocks) {
-    let (mut all, mut waiting) = (Blocks::new(), Blocks::new());
-    let Some(chain) = &work.chain else { return (all, waiting) };
-    let [data, hidden @ .., latent] = &chain.widths[..] else { return (all, waiting) };
-    let storage = config.dtype.bytes() as u64;
-    let samples = (chain.samples / work.micro_batches) as u64;
-    let mut add = |width: usize, element: u64, count: u64, kept: u64| {
-        let bytes = samples * width as u64 * element;
-        *all.entry(bytes).or_default() += count;
-        *waiting.entry(bytes).or_default() += kept;
-    };
-    add(*data, F32, 1, 1); // x
-    add(*data, storage, 3, 1); // x as stored, x̂ and dx̂
-    hidden.iter().for_each(|width| add(*width, storage, 4, 2)); // z and act(z), of the encoder and of the decoder
-    hidden.iter().for_each(|width| add(*width, storage, 1, 0)); // dz
-    add(*latent, storage, 2, 1); // y, dy
-    add(*latent, F32, 2, 2); // y and dy in f32
-    (all, waiting)
-}
-
 /// Packed operands of the matrix products, and the sums of each thread: blocks of a power of two, one for each size.
 fn products(config: &Config, work: &Work) -> BTreeSet<u64> {
     let pairs = config.dtype == DType::Bf16 && Isa::detect() == Isa::Avx512Bf16;
@@ -315,9 +290,8 @@ fn products(config: &Config, work: &Work) -> BTreeSet<u64> {
         VelocityConfig::Dit { dit } => dit::layers(dit),
     };
     of_net.into_iter().for_each(|(inputs, outputs)| packed.layer(n, inputs, outputs, backward, trained));
-    if let Some(chain) = &work.chain {
-        let samples = chain.samples / work.micro_batches;
-        chain.widths.windows(2).for_each(|w| packed.layer(samples, w[0], w[1], true, true));
+    for [rows, inputs, outputs] in work.autoencoder.iter().flat_map(Coding::layers) {
+        packed.layer(rows / work.micro_batches, inputs, outputs, true, true);
     }
     let path_rows = work.path_rows() / work.micro_batches;
     if matches!(work.form, Form::Nodes(_)) {
