@@ -204,6 +204,33 @@ fn plan_foresees_the_peak_of_a_dit_with_and_without_recomputing() {
 }
 
 #[test]
+fn plan_foresees_what_vision_transformers_hold() {
+    let vit = ["kind=vit", "image=[1, 8, 8]", "patch=1", "width=128", "depth=3", "heads=4", "tokens=16"];
+    let mut wrong = Vec::new();
+    for (dtype, more) in [
+        ("f32", "train.micro_batches=1"),
+        ("bf16", "train.micro_batches=2"),
+        ("f32", "train.recompute=true"),
+        ("bf16", "align.projection=true"),
+        ("f32", "align.joint=true"),
+    ] {
+        let sources =
+            Sources { stage: Some(Stage::Align), preset: Some("demo".to_owned()), ..Sources::default() };
+        let own = [format!("dtype={dtype}"), "threads=2".into(), "train.batch=64".into(), more.into()];
+        let vit = vit.map(|set| format!("align.autoencoder.{set}"));
+        let config = Config::load(&sources, &[&own[..], &vit].concat()).unwrap();
+        let (foreseen, held) = planned_and_held(&completed(config, None));
+        let ratio = foreseen as f64 / held as f64;
+        let line = format!("{dtype} {more}: {foreseen} foreseen, {held} held, ratio {ratio:.3}");
+        println!("{line}");
+        if (ratio - 1.0).abs() > 0.05 {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn plan_prints_every_documented_key() {
     let plan = json(&["plan", "--preset", "reference-prior", "--gflops", "100", "--json"]);
     assert_eq!(plan["parameters"]["total"], 34_978_848);

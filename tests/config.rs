@@ -212,7 +212,7 @@ fn an_unknown_key_names_itself_its_source_and_the_nearest_key() -> Outcome {
         (
             "align.autoencoder.qqqqqqqq=3",
             "`--set align.autoencoder.qqqqqqqq=3`: unknown key `align.autoencoder.qqqqqqqq`; \
-             known here: `activation`, `hidden`, `latent`, `tokens`",
+             known here: `activation`, `depth`, `heads`, `hidden`, `image`, `kind`, `latent`, `patch`, `size`, `tokens`, `width`",
         ),
         (
             "optim.max_grad_norm=3",

@@ -132,6 +132,7 @@ impl Work {
             None => setup::network(config, rows)?,
         };
         let form = match (latents, setup::form(config.model.modulation, &net)) {
+            (true, _) if a.joint => Form::Direct,
             (true, Form::Nodes(_)) => net.default_form(), // a frozen table is made once, with the default nodes
             (_, form) => form,
         };

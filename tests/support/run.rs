@@ -66,6 +66,16 @@ pub const DIT: &[&str] = &[
     "train.batch=16",
 ];
 
+/// Makes the autoencoder of a small run vision transformers.
+pub const VIT: &[&str] = &[
+    "align.autoencoder.kind=vit",
+    "align.autoencoder.image=[1, 8, 8]",
+    "align.autoencoder.width=16",
+    "align.autoencoder.depth=2",
+    "align.autoencoder.heads=2",
+    "train.batch=16",
+];
+
 impl Kind {
     pub fn stage(self) -> Stage {
         if self == Self::Pretrain { Stage::Pretrain } else { Stage::Align }

@@ -183,8 +183,12 @@ fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
     let storage = if free_latents { DType::F32 } else { config.dtype };
     let count = layout.len() as u64;
     let moments = if matches!(config.optim.kind, OptimKind::Adam | OptimKind::Adamw) { 2 } else { 1 };
-    let prior = match work.purpose {
-        Purpose::Params => 0,
+    let prior = match (work.purpose, &work.autoencoder) {
+        (Purpose::Params, None) => 0,
+        // Trained too: a copy of its weights, and gradients of its own.
+        (Purpose::Params, Some(_)) => {
+            VelocityNet::new(work.net)?.layout().len() as u64 * (config.dtype.bytes() as u64 + F32)
+        }
         _ => {
             let tables = if let Form::Nodes(r) = work.form { r * work.table_columns() } else { 0 };
             VelocityNet::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64
