@@ -8,16 +8,18 @@
 #include "flow_loss.cuh"
 #include "reduce.cuh"
 
-// dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale.
+// dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale. table (knots) is null
+// but for weights of a table.
 extern "C" __global__ void __launch_bounds__(256, 5) flow_loss(
     float* __restrict__ loss, floatX* __restrict__ dv, const floatX* __restrict__ v, const float* __restrict__ data,
-    const float* __restrict__ t, unsigned key0, unsigned key1, unsigned long long step,
+    const float* __restrict__ t, const float* __restrict__ table, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long first, unsigned rows, unsigned samples,
-    unsigned share, unsigned d, unsigned weight, float clip, unsigned control_variate, float scale,
+    unsigned share, unsigned d, unsigned weight, float number, unsigned knots, unsigned control_variate, float scale,
     const float* __restrict__ factor) {
     unsigned row = (unsigned)(thread_index() / 32), lane = threadIdx.x % 32;
     if (row >= rows) return; // whole warps
-    FlowTarget target = {data, t, philox_at(key0, key1, step, counter), first, samples, share, d, weight, clip, control_variate};
+    Philox draw = philox_at(key0, key1, step, counter);
+    FlowTarget target = {data, t, draw, first, samples, share, d, {weight, number, table, knots}, control_variate};
     FlowRow at = target.row(row);
     float slope = (factor ? scale * *factor : scale) * at.weight;
     v += (unsigned long long)row * d;

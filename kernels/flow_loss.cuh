@@ -4,12 +4,26 @@
 #include "common.cuh"
 #include "philox.cuh"
 
-// w(t): 0 uniform, 1 likelihood t/(1-t), 2 KL t^2/(1-t); t is clipped from above, and NaN stays NaN.
-__device__ __forceinline__ float weight_at(unsigned kind, float clip, float t) {
-    if (kind == 0) return 1.0f;
-    float clipped = t > clip ? clip : t;
-    return __fdividef(kind == 1 ? clipped : clipped * clipped, 1.0f - clipped);
-}
+// w(t): `Weight` in src/ops/flow_loss.rs.
+struct FlowWeight {
+    unsigned kind; // 0: the number itself; 1: likelihood t/(1-t), 2: KL t^2/(1-t), t clipped at the number from above; 3: the table
+    float number;
+    const float* table; // (knots), at equal distances from 0 to 1
+    unsigned knots;
+
+    // NaN stays NaN. Between knots each operation is rounded as on the CPU.
+    __device__ __forceinline__ float at(float t) const {
+        if (kind == 0) return number;
+        if (kind == 3) {
+            float place = __fmul_rn(t, (float)(knots - 1));
+            unsigned left = min((unsigned)place, knots - 2);
+            float from = table[left], step = __fsub_rn(table[left + 1], from);
+            return __fadd_rn(from, __fmul_rn(__fsub_rn(place, (float)left), step));
+        }
+        float clipped = t > number ? number : t;
+        return __fdividef(kind == 1 ? clipped : clipped * clipped, 1.0f - clipped);
+    }
+};
 
 struct FlowRow {
     const float* data;
@@ -23,14 +37,14 @@ struct FlowTarget {
     const float *data, *t;
     Philox draw;
     unsigned long long first;
-    unsigned samples, share, d, weight;
-    float clip;
+    unsigned samples, share, d;
+    FlowWeight weight;
     unsigned control_variate;
 
     __device__ __forceinline__ FlowRow row(unsigned i) const {
         unsigned sample = i % samples, replica = i / samples;
         float time = t[i / share];
-        FlowRow row = {data + (unsigned long long)sample * d, first + sample, replica, time, weight_at(weight, clip, time)};
+        FlowRow row = {data + (unsigned long long)sample * d, first + sample, replica, time, weight.at(time)};
         return row;
     }
 

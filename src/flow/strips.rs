@@ -145,8 +145,8 @@ impl Objective {
         };
         let to_head = net.forward_to_head(params, x_t, net.modulations_from(tables, &t)?, keep)?;
         let (data, t) = (&data, &t);
-        let (noise, weight) = (draws.noise, self.weight);
-        let target = Target { data, t, noise, rows, weight, control_variate: false };
+        let (noise, weight, control_variate) = (draws.noise, self.row_weight(), self.control_variate);
+        let target = Target { data, t, noise, rows, weight, control_variate };
         if let Purpose::Loss = purpose {
             return Ok(Strip { losses: net.loss(params, &to_head, &target)?, dy: None, grads: None });
         }

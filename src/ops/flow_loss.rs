@@ -8,7 +8,7 @@
 //! ```
 //! Weights (FEATURES 1.3, data at t = 1): `uniform` 1 is the paper's; `likelihood` t/(1−t) makes the loss the negative
 //! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
-//! clipped at t ≤ clip. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
+//! clipped at t ≤ clip. Weights of the user are a table, linear between knots. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
 
 use crate::device::cuda::{Grid, Read, Write};
 use crate::device::{Arch, Cpu, Device, Queue};
@@ -20,49 +20,12 @@ use crate::ops::{rows_per_block, warp_grid};
 use crate::rng::{Draw, NORMAL_TILE};
 use crate::tensor::Tensor;
 
-/// The weight w(t) of a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Weight {
-    /// 1.
-    Uniform,
-    /// t/(1−t), t clipped from above.
-    Likelihood {
-        /// Largest t that is not clipped.
-        clip: f32,
-    },
-    /// t²/(1−t), t clipped from above.
-    Kl {
-        /// Largest t that is not clipped.
-        clip: f32,
-    },
-}
+mod weight;
 
-impl Weight {
-    /// Returns w(t).
-    #[inline(always)]
-    pub fn at(self, t: f32) -> f32 {
-        match self {
-            Self::Uniform => 1.0,
-            Self::Likelihood { clip } => {
-                let t = clipped(t, clip);
-                t / (1.0 - t)
-            }
-            Self::Kl { clip } => {
-                let t = clipped(t, clip);
-                t * t / (1.0 - t)
-            }
-        }
-    }
-}
-
-/// Returns the smaller number; NaN for a t of NaN, which `f32::min` would hide.
-#[inline(always)]
-fn clipped(t: f32, clip: f32) -> f32 {
-    if t > clip { clip } else { t }
-}
+pub use weight::{Weight, WeightTable};
 
 /// What the loss compares v with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target<'a> {
     /// Data or latents, (B, D).
     pub data: &'a Tensor<f32>,
@@ -90,14 +53,17 @@ impl Target<'_> {
 
     /// Returns what CUDA kernels read.
     pub(crate) fn on_device(&self) -> Result<DeviceTarget<'_>> {
-        let (weight, clip) = match self.weight {
-            Weight::Uniform => (0, 1.0),
-            Weight::Likelihood { clip } => (1, clip),
-            Weight::Kl { clip } => (2, clip),
+        let (weight, number, table) = match &self.weight {
+            Weight::Uniform => (0, 1.0, None),
+            Weight::Constant(w) => (0, *w, None),
+            Weight::Likelihood { clip } => (1, *clip, None),
+            Weight::Kl { clip } => (2, *clip, None),
+            Weight::Table(table) => (3, 0.0, Some(table.on_device())),
         };
         Ok(DeviceTarget {
             data: self.data.read()?,
             t: self.t.read()?,
+            table: table.map_or(Ok(Read::none()), Tensor::read)?,
             key: self.noise.key(),
             step: self.noise.step(),
             counter: Read::at(self.noise.added()),
@@ -105,7 +71,8 @@ impl Target<'_> {
             samples: self.rows.samples as u32,
             share: self.rows.share as u32,
             weight,
-            clip,
+            number,
+            knots: table.map_or(0, |table| table.len() as u32),
             control_variate: self.control_variate as u32,
         })
     }
@@ -116,6 +83,7 @@ impl Target<'_> {
 pub(crate) struct DeviceTarget<'a> {
     pub(crate) data: Read<'a, f32>,
     pub(crate) t: Read<'a, f32>,
+    pub(crate) table: Read<'a, f32>,
     pub(crate) key: [u32; 2],
     pub(crate) step: u64,
     pub(crate) counter: Read<'a, u64>,
@@ -123,7 +91,8 @@ pub(crate) struct DeviceTarget<'a> {
     pub(crate) samples: u32,
     pub(crate) share: u32,
     pub(crate) weight: u32,
-    pub(crate) clip: f32,
+    pub(crate) number: f32,
+    pub(crate) knots: u32,
     pub(crate) control_variate: u32,
 }
 
@@ -234,8 +203,8 @@ fn loss_cuda<X: FloatX>(
     let grid = Grid::covering(32 * rows, 1, 256);
     let (loss, v, factor) = (loss.write()?, v.read()?, Read::at(scale.address()));
     let at = target.on_device()?;
-    let DeviceTarget { data, t, key: [key0, key1], step, counter, first, samples, share, .. } = at;
-    let DeviceTarget { weight, clip, control_variate, .. } = at;
+    let DeviceTarget { data, t, table, key: [key0, key1], step, counter, first, samples, share, .. } = at;
+    let DeviceTarget { weight, number, knots, control_variate, .. } = at;
     let (n, scale) = (rows as u32, scale.number);
     kernels::flow_loss(
         queue,
@@ -245,6 +214,7 @@ fn loss_cuda<X: FloatX>(
         v,
         data,
         t,
+        table,
         key0,
         key1,
         step,
@@ -255,7 +225,8 @@ fn loss_cuda<X: FloatX>(
         share,
         d,
         weight,
-        clip,
+        number,
+        knots,
         control_variate,
         scale,
         factor,

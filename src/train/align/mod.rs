@@ -74,7 +74,8 @@ impl<X: FloatX> Alignment<X> {
             }
             _ => return refused(),
         };
-        let mut objective = setup::objective(config, &prior.net, samples)?;
+        let device = prior.params.flat().device().clone();
+        let mut objective = setup::objective(config, &prior.net, samples, &device)?;
         objective.label_dropout = 0.0;
         let (form, note) = Guard::check(&prior.net, &prior.params, objective.form)?;
         objective.form = form;
