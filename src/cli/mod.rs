@@ -19,6 +19,7 @@ mod likelihood;
 mod plan;
 mod pretrain;
 mod sample;
+mod variance;
 mod weights;
 
 /// Trains flow priors and aligns latent spaces to them.
@@ -45,7 +46,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
     Plan(plan::PlanArgs),
-    /// Time training steps on this machine.
+    /// Time training steps on this machine; measure the variance of gradients.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Say what this machine has and what this build can use of it.

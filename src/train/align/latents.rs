@@ -139,6 +139,8 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
         let y = self.latents(&engine.optimizer.params)?;
         let losses = self.alignment.fresh_losses(&y, self.alignment.seed, 0..EVALUATION_DRAWS)?;
         let mut values = vec![("alignment", mean(&losses))];
+        let nll = self.alignment.objective.negative_log_likelihood(mean(&losses), y.rows_cols().1);
+        values.extend(nll.map(|nll| ("nll_prior", nll)));
         values.extend(self.alignment.measure(&y.on_host()?)?);
         Ok(values)
     }
