@@ -39,7 +39,9 @@ struct FlowTarget {
     unsigned long long first;
     unsigned samples, share, d;
     FlowWeight weight;
-    unsigned control_variate;
+    unsigned variates; // bit 0: the loss is less its control variate; bit 1: what becomes of v for the gradient is centred
+
+    __device__ __forceinline__ bool has_control_variate() const { return variates & 1; }
 
     __device__ __forceinline__ FlowRow row(unsigned i) const {
         unsigned sample = i % samples, replica = i / samples;
@@ -48,7 +50,7 @@ struct FlowTarget {
         return row;
     }
 
-    // Makes r of N neighbouring columns of v, and adds r^2 and noise^2. `wide`: 16 bytes of data may be read at a time, and all N columns
+    // Makes r of N neighbouring columns of v, and adds r^2 and noise^2; a centred r is less t/((1-t)^2 + t^2)*noise then. `wide`: 16 bytes of data may be read at a time, and all N columns
     // are there or none; else those below d are. Where N is 8, all lanes of the warp must arrive, neighbours at neighbouring columns.
     template <unsigned N>
     __device__ __forceinline__ void
@@ -68,14 +70,20 @@ struct FlowTarget {
             sum = fmaf(v[j], v[j], sum);
             noise_sum = fmaf(noise[j], noise[j], noise_sum);
         }
+        if (variates & 2) {
+            float slope = -row.time * inverse_spread(row.time);
+#pragma unroll
+            for (unsigned j = 0; j < N; j++) {
+                if (wide || column + j < d) v[j] = fmaf(slope, noise[j], v[j]);
+            }
+        }
     }
+
+    __device__ __forceinline__ static float inverse_spread(float t) { return __fdividef(1.0f, (1.0f - t) * (1.0f - t) + t * t); }
 
     // The loss of a row from its sums of r^2 and, for the control variate, noise^2.
     __device__ __forceinline__ float loss(const FlowRow& row, float sum, float noise_sum) const {
-        if (control_variate) {
-            float spread = (1.0f - row.time) * (1.0f - row.time) + row.time * row.time;
-            sum -= noise_sum + (float)d * (__fdividef(1.0f, spread) - 1.0f);
-        }
+        if (has_control_variate()) sum -= noise_sum + (float)d * (inverse_spread(row.time) - 1.0f);
         return row.weight * sum;
     }
 };

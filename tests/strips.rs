@@ -24,6 +24,7 @@ fn objective(flow_mul: usize) -> Objective {
         times: Times::Uniform,
         time_range: (0.0, 1.0),
         weight: Weight::Uniform,
+        control_variate: false,
         reduction: Reduction::MeanAll,
         form: Form::Nodes(16),
         label_dropout: 0.0,
@@ -67,7 +68,15 @@ fn operation_by_operation<X: FloatX>(device: &Device, net: &Mlp, objective: &Obj
     let x_t = interpolate::<X>(&data, &t, noise, rows)?;
     let modulations = net.modulations(&params, objective.form, &t, 1, None)?;
     let (v, saved) = net.forward(&params, x_t, modulations, Keep::All)?;
-    let target = Target { data: &data, t: &t, noise, rows, weight: objective.weight, control_variate: false };
+    let target = Target {
+        data: &data,
+        t: &t,
+        noise,
+        rows,
+        weight: objective.weight.clone(),
+        control_variate: false,
+        centred: false,
+    };
     let (losses, dv) = flow_loss_backward(&v, &target, 2.0 / (rows.len() * CHANNELS) as f32)?;
     let mut grads = Grads::zeros(device, net.layout().clone());
     let dx_t = net.backward(&params, saved.ok_or("nothing was kept")?, &dv, Some(&mut grads))?;

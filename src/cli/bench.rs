@@ -20,8 +20,8 @@ use flowprior::train::timing::{self, Steps, Timing};
 use flowprior::{Device, Error, Result};
 use serde_json::{Value, json};
 
-use crate::cli::variance::{VarianceArgs, variance};
 use crate::cli::ConfigArgs;
+use crate::cli::variance::{VarianceArgs, variance};
 
 /// What to time.
 #[derive(Debug, Subcommand)]

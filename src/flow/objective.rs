@@ -5,6 +5,7 @@
 //! stage 2:  L(y) = the same with data = y and θ frozen                          gradient to the latents:
 //!           dL/dy = 2/M Σ_replicas w(t)·(t·Jᵀr − r)      full
 //!           dL/dy = 2/M Σ_replicas w(t)·(−r)             detached: x_t is a constant to the network (FEATURES 1.3)
+//!           dL/dy = 2/M Σ_replicas w(t)·(a·noise − r)    centred: the same in expectation, with less noise
 //! ```
 //! Stage 2 may report ‖r‖² less a control variate that does not depend on y ([`crate::ops::flow_loss`]): gradients are the same, and with
 //! w = t/(1−t) the loss is −log p of the latents, up to a known constant ([`Objective::negative_log_likelihood`]).
@@ -132,6 +133,8 @@ pub enum LatentGradient {
     Full,
     /// Through the target alone: a forward pass is enough.
     Detached,
+    /// The same in expectation, less a part of the noise ([`crate::ops::flow_loss`]).
+    Centred,
 }
 
 /// What an evaluation is for.
@@ -247,9 +250,10 @@ impl Objective {
             rows,
             weight: self.row_weight(),
             control_variate: self.control_variate,
+            centred: matches!(want, Want::Latents(LatentGradient::Centred)),
         };
         let keep = match &want {
-            Want::Loss | Want::Latents(LatentGradient::Detached) => Keep::Nothing,
+            Want::Loss | Want::Latents(LatentGradient::Detached | LatentGradient::Centred) => Keep::Nothing,
             Want::Params(_) if self.recompute => Keep::BlockInputs,
             Want::Params(_) => Keep::All,
             Want::Latents(LatentGradient::Full) => Keep::Inputs,

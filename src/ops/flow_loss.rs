@@ -4,11 +4,17 @@
 //! r_i = v(x_t, t) − (data − noise)                     noise drawn again from its counter
 //! row loss ℓ_i = w(t_i)·(‖r_i‖² − c_i)                 c_i: the control variate, 0 in training
 //! dv_i = scale·w(t_i)·r_i                              scale = 2/M for a mean over M elements, times the loss scale
+//!      = scale·w(t_i)·(r_i − a(t_i)·noise)             centred, a = t/((1−t)² + t²): for the detached gradient alone
 //! dy_s = Σ_replicas (t·dx_t − dv)                      latent gradient: t·Jᵀ(dv) − dv; without x_t it is `detached`
 //! ```
 //! Weights (FEATURES 1.3, data at t = 1): `uniform` 1 is the paper's; `likelihood` t/(1−t) makes the loss the negative
 //! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
 //! clipped at t ≤ clip. Weights of the user are a table, linear between knots. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
+
+//!
+//! The centred gradient has the expectation of the detached one: t and the latent do not depend on the noise, whose mean is 0. a·noise is
+//! what r has of the noise where data are N(0, I), v(x, t) = (2t − 1)/((1−t)² + t²)·x; near t = 1, where the weights are large, it is that
+//! for any data.
 
 use crate::device::cuda::{Grid, Read, Write};
 use crate::device::{Arch, Cpu, Device, Queue};
@@ -39,6 +45,8 @@ pub struct Target<'a> {
     pub weight: Weight,
     /// Subtracts the control variate: for likelihood estimates, not for training.
     pub control_variate: bool,
+    /// Takes a part of the noise out of dv: for a gradient of latents through the target alone.
+    pub centred: bool,
 }
 
 impl Target<'_> {
@@ -73,7 +81,7 @@ impl Target<'_> {
             weight,
             number,
             knots: table.map_or(0, |table| table.len() as u32),
-            control_variate: self.control_variate as u32,
+            variates: self.control_variate as u32 | (self.centred as u32) << 1,
         })
     }
 }
@@ -93,7 +101,7 @@ pub(crate) struct DeviceTarget<'a> {
     pub(crate) weight: u32,
     pub(crate) number: f32,
     pub(crate) knots: u32,
-    pub(crate) control_variate: u32,
+    pub(crate) variates: u32,
 }
 
 /// `v: (N, D)` → row losses (N), f32.
@@ -204,32 +212,11 @@ fn loss_cuda<X: FloatX>(
     let (loss, v, factor) = (loss.write()?, v.read()?, Read::at(scale.address()));
     let at = target.on_device()?;
     let DeviceTarget { data, t, table, key: [key0, key1], step, counter, first, samples, share, .. } = at;
-    let DeviceTarget { weight, number, knots, control_variate, .. } = at;
+    let DeviceTarget { weight, number, knots, variates, .. } = at;
     let (n, scale) = (rows as u32, scale.number);
     kernels::flow_loss(
-        queue,
-        grid,
-        loss,
-        dv,
-        v,
-        data,
-        t,
-        table,
-        key0,
-        key1,
-        step,
-        counter,
-        first,
-        n,
-        samples,
-        share,
-        d,
-        weight,
-        number,
-        knots,
-        control_variate,
-        scale,
-        factor,
+        queue, grid, loss, dv, v, data, t, table, key0, key1, step, counter, first, n, samples, share, d,
+        weight, number, knots, variates, scale, factor,
     )
 }
 
@@ -306,6 +293,10 @@ impl<X: FloatX> LossBlock<'_, X> {
                 loss[i - first] += w * sum;
                 if let Some(dv) = &mut dv {
                     let scale = self.scale * w;
+                    if self.target.centred {
+                        let a = t * inverse_spread(t);
+                        r.iter_mut().zip(noise).for_each(|(r, noise)| *r -= a * noise);
+                    }
                     for (dv, r) in dv[at..at + noise.len()].iter_mut().zip(r) {
                         *dv = X::from_f32(scale * *r);
                     }
@@ -318,9 +309,13 @@ impl<X: FloatX> LossBlock<'_, X> {
 /// c = ‖noise‖² + D·(1/((1−t)² + t²) − 1), whose mean is what FEATURES 1.3 subtracts.
 #[inline(always)]
 fn control_variate(arch: Arch, noise: &[f32], t: f32) -> f32 {
-    let variance = (1.0 - t) * (1.0 - t) + t * t;
     let norm = arch.dot(noise, noise);
-    norm + noise.len() as f32 * (1.0 / variance - 1.0)
+    norm + noise.len() as f32 * (inverse_spread(t) - 1.0)
+}
+
+#[inline(always)]
+fn inverse_spread(t: f32) -> f32 {
+    1.0 / ((1.0 - t) * (1.0 - t) + t * t)
 }
 
 fn latents_cpu<X: FloatX>(

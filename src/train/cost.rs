@@ -118,7 +118,7 @@ impl Work {
             purpose: match (latents, a.gradient) {
                 (false, _) => Purpose::Params,
                 (true, Gradient::Full) => Purpose::Latents,
-                (true, Gradient::Detached) => Purpose::Detached,
+                (true, Gradient::Detached | Gradient::Centred) => Purpose::Detached,
             },
             samples: match (latents, a.target) {
                 (false, _) => config.train.batch,

@@ -73,7 +73,7 @@ pub struct Measured {
     pub weight: &'static str,
     /// How times are drawn: `uniform`, `stratified`, `logit-normal` or `importance`.
     pub time: &'static str,
-    /// The gradient: `full` or `detached` of latents, `params`.
+    /// The gradient: `full`, `detached` or `centred` of latents, `params`.
     pub gradient: &'static str,
     /// Mean loss.
     pub loss: f64,
@@ -133,6 +133,12 @@ const TIMES: [(&str, TimeSampling); 4] = [
     ("importance", TimeSampling::Importance),
 ];
 
+const GRADIENTS: [(&str, LatentGradient); 3] = [
+    ("full", LatentGradient::Full),
+    ("detached", LatentGradient::Detached),
+    ("centred", LatentGradient::Centred),
+];
+
 /// Calls `each` with every weight, every way to draw times, and `base` changed to them.
 fn combinations(
     flow: &FlowConfig,
@@ -188,10 +194,8 @@ impl<X: FloatX> Still<X> {
             }
         }
         let latents = Tensor::from_f32(&device, [count, width], &y)?;
-        let plain = Config {
-            train: TrainConfig { micro_batches: 1, ..config.train.clone() },
-            ..config.clone()
-        };
+        let plain =
+            Config { train: TrainConfig { micro_batches: 1, ..config.train.clone() }, ..config.clone() };
         let objective = setup::objective(&plain, &prior.net, count, &device)?;
         Ok(Self { prior, config, objective, latents })
     }
@@ -200,7 +204,7 @@ impl<X: FloatX> Still<X> {
         let mut found = Vec::new();
         let device = self.latents.device();
         combinations(&self.config.flow, device, &self.objective, |weight, time, objective| {
-            for (gradient, kind) in [("full", LatentGradient::Full), ("detached", LatentGradient::Detached)] {
+            for (gradient, kind) in GRADIENTS {
                 let moments = self.moments(&objective, kind, options)?;
                 found.push(moments.measured(weight, time, gradient));
             }
@@ -336,7 +340,7 @@ mod tests {
     #[test]
     fn noise_without_signal_is_not_taken_for_one() {
         let mut moments = Moments::new(1, 1);
-        [1.0, -1.0, 1.0, -1.0].map(|g| moments.add(0.0, &[g], 1.0));
+        [1.0, -1.0, 1.0, -1.0].iter().for_each(|g| moments.add(0.0, &[*g], 1.0));
         let found = moments.measured("uniform", "uniform", "full");
         assert_eq!((found.signal, found.noise), (0.0, None));
     }

@@ -94,7 +94,15 @@ impl Case for FlowLoss {
 impl FlowLoss {
     fn target<'a>(&self, data: &'a Tensor<f32>, t: &'a Tensor<f32>) -> Target<'a> {
         let &Self { rows, control_variate, .. } = self;
-        Target { data, t, noise: noise(), rows, weight: self.weight.on(data.device()), control_variate }
+        Target {
+            data,
+            t,
+            noise: noise(),
+            rows,
+            weight: self.weight.on(data.device()),
+            control_variate,
+            centred: false,
+        }
     }
 }
 
@@ -315,6 +323,49 @@ fn losses_and_velocity_gradients_match() {
     check_all(cases(&[(1, 1, 1, 1), (7, 1, 1, 2), (5, 2, 1, 31), (6, 3, 2, 32), (3, 1, 3, 5)]));
 }
 
+/// The gradient of latents that stays with the target, less a(t)·noise: on every device, of a loss that is as it was.
+#[test]
+fn centred_gradients_lose_a_part_of_the_noise_and_losses_nothing() -> Result<()> {
+    let list = [(7, 1, 1, 2), (5, 2, 1, 31), (6, 3, 2, 32), (3, 1, 3, 130)];
+    for case in cases(&list).filter(|case| case.control_variate == (case.weight == WEIGHTS[1])) {
+        centred::<f32>(&case)?;
+        centred::<bf16>(&case)?;
+        centred::<f16>(&case)?;
+    }
+    Ok(())
+}
+
+fn centred<X: FloatX>(case: &FlowLoss) -> Result<()> {
+    let &FlowLoss { rows, d, weight, .. } = case;
+    let inputs = case.inputs();
+    let values = inputs.rounded(X::DTYPE);
+    let noise = rows_of_noise(noise(), rows, d);
+    let expected: Vec<f64> = (0..rows.len() * d)
+        .map(|i| {
+            let (t, data) = (values["t"][i / d / rows.share], values["data"][i % (rows.samples * d)]);
+            let a = t / ((1.0 - t).powi(2) + t.powi(2));
+            2.0 * weight_at(weight, t) * (values["v"][i] - (data - noise[i]) - a * noise[i])
+        })
+        .collect();
+    let mut one = vec![0.0; d * d];
+    (0..d).for_each(|i| one[i * d + i] = 1.0);
+    for (name, device) in devices() {
+        let x = Tensors::<X>::new(device, &inputs, &values)?;
+        let plain = case.target(x.single("data"), x.single("t"));
+        let target = Target { centred: true, ..plain.clone() };
+        let what = format!("{case:?}, {} on {name}", X::DTYPE);
+        let (loss, dv) = flow_loss_backward(x.stored("v"), &target, 2.0)?;
+        let (as_before, _) = flow_loss_backward(x.stored("v"), &plain, 2.0)?;
+        same_bits(&loss.to_f32_vec()?, &as_before.to_f32_vec()?, &what);
+        answer(&dv).check(&expected, &what);
+        // The layer that ends in the loss: with v·I + 0 it is the same.
+        let (w, b) = (Tensor::<X>::from_f32(device, [d, d], &one)?, Tensor::<X>::zeros(device, [d]));
+        let (_, of_layer) = linear_loss_backward(x.stored("v"), w.view(), b.view(), &target, 2.0)?;
+        answer(&of_layer).check(&expected, &format!("{what}, a layer"));
+    }
+    Ok(())
+}
+
 #[test]
 fn tables_of_two_knots_and_weights_that_are_numbers_match() {
     let rows = Rows { first: 9, samples: 6, replicas: 2, share: 2 };
@@ -337,8 +388,15 @@ fn weights_of_a_table_have_the_same_bits_on_every_device() -> Result<()> {
             let [data, v] = [0.0, large].map(|x| Tensor::from_f32(device, [t.len(), 1], &vec![x; t.len()]));
             let (data, times) = (data?, Tensor::from_f32(device, [t.len()], &t)?);
             let weight = Weight::Table(table.clone());
-            let target =
-                Target { data: &data, t: &times, noise: noise(), rows, weight, control_variate: false };
+            let target = Target {
+                data: &data,
+                t: &times,
+                noise: noise(),
+                rows,
+                weight,
+                control_variate: false,
+                centred: false,
+            };
             let losses = flow_loss_forward::<f32>(&v?, &target)?.to_f32_vec()?;
             let weights: Vec<f32> = losses.iter().map(|loss| loss / large / large).collect();
             let here: Vec<f32> = t.iter().map(|t| table.at(*t)).collect();
@@ -346,7 +404,10 @@ fn weights_of_a_table_have_the_same_bits_on_every_device() -> Result<()> {
         }
         for (knot, w) in values.iter().enumerate() {
             let table = WeightTable::new(any_device(), values)?;
-            assert!((table.at(knot as f32 / cells) - w).abs() <= 2e-6 * (1.0 + w), "knot {knot} of {values:?}");
+            assert!(
+                (table.at(knot as f32 / cells) - w).abs() <= 2e-6 * (1.0 + w),
+                "knot {knot} of {values:?}"
+            );
         }
     }
     Ok(())

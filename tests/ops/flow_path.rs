@@ -97,28 +97,32 @@ fn micro_batches_see_the_times_and_the_noise_of_the_whole_batch() -> Result<()> 
     let total = samples * replicas;
     for (name, device) in devices() {
         let density = Weight::Likelihood { clip: CLIP }.density(device, (0.0, 1.0))?;
-        for sampler in
-            [TimeSampler::Stratified { total, samples }, TimeSampler::Density { density: &density, total, samples }]
-        {
-        let run = |first: usize, count: usize| -> Result<(Vec<f32>, Vec<f32>)> {
-            let rows = rows(100 + first as u64, count, replicas, 1);
-            let data = Tensor::from_f32(device, [count, d], &numbers[first * d..][..count * d])?;
-            let t = draw_times(device, Draw::new(1, Stream::Time, 9), rows, sampler, (0.0, 1.0))?;
-            Ok((t.to_f32_vec().unwrap(), interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec().unwrap()))
-        };
-        let (t, x_t) = run(0, samples)?;
-        for micro in [1, 2, 4] {
-            let count = samples / micro;
-            for first in (0..samples).step_by(count) {
-                let (part_t, part_x_t) = run(first, count)?;
-                for replica in 0..replicas {
-                    let (whole, part) = (replica * samples + first, replica * count);
-                    assert_eq!(t[whole..][..count], part_t[part..][..count], "{name}, {micro}");
-                    let part = &part_x_t[part * d..][..count * d];
-                    assert_eq!(&x_t[whole * d..][..count * d], part, "{name}, {micro}");
+        for sampler in [
+            TimeSampler::Stratified { total, samples },
+            TimeSampler::Density { density: &density, total, samples },
+        ] {
+            let run = |first: usize, count: usize| -> Result<(Vec<f32>, Vec<f32>)> {
+                let rows = rows(100 + first as u64, count, replicas, 1);
+                let data = Tensor::from_f32(device, [count, d], &numbers[first * d..][..count * d])?;
+                let t = draw_times(device, Draw::new(1, Stream::Time, 9), rows, sampler, (0.0, 1.0))?;
+                Ok((
+                    t.to_f32_vec().unwrap(),
+                    interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec().unwrap(),
+                ))
+            };
+            let (t, x_t) = run(0, samples)?;
+            for micro in [1, 2, 4] {
+                let count = samples / micro;
+                for first in (0..samples).step_by(count) {
+                    let (part_t, part_x_t) = run(first, count)?;
+                    for replica in 0..replicas {
+                        let (whole, part) = (replica * samples + first, replica * count);
+                        assert_eq!(t[whole..][..count], part_t[part..][..count], "{name}, {micro}");
+                        let part = &part_x_t[part * d..][..count * d];
+                        assert_eq!(&x_t[whole * d..][..count * d], part, "{name}, {micro}");
+                    }
                 }
             }
-        }
         }
     }
     Ok(())
@@ -214,13 +218,18 @@ fn laws(device: &Device) -> Vec<Law> {
         };
         TABLE.windows(2).enumerate().map(cell).sum::<f64>()
     };
-    let from = |low: f32, integral: fn(f64) -> f64| Box::new(move |t: f64| integral(t) - integral(low as f64));
+    let from =
+        |low: f32, integral: fn(f64) -> f64| Box::new(move |t: f64| integral(t) - integral(low as f64));
     let table_weight = || Weight::Table(WeightTable::new(device, &TABLE).unwrap());
     vec![
         (Weight::Uniform, (0.0, 1.0), from(0.0, |t| t)),
         (Weight::Uniform, (0.1, 0.9), from(0.1, |t| t)),
         (Weight::Likelihood { clip: CLIP }, (0.0, 1.0), Box::new(likelihood)),
-        (Weight::Likelihood { clip: CLIP }, (0.25, 0.95), Box::new(move |t| likelihood(t) - likelihood(0.25))),
+        (
+            Weight::Likelihood { clip: CLIP },
+            (0.25, 0.95),
+            Box::new(move |t| likelihood(t) - likelihood(0.25)),
+        ),
         (Weight::Kl { clip: CLIP }, (0.0, 1.0), Box::new(kl)),
         (table_weight(), (0.0, 1.0), Box::new(table)),
         (table_weight(), (0.15, 0.9), Box::new(move |t| table(t) - table(0.15f32 as f64))),
@@ -250,7 +259,10 @@ fn times_of_a_density_lie_where_its_integral_says() -> Result<()> {
                 for (t, u) in t.iter().zip(&u) {
                     assert!((range.0..=range.1).contains(t), "{what}: {t}");
                     let share = integral(*t as f64) / whole;
-                    assert!((share - *u as f64).abs() <= 3e-6, "{what}: {share} of the weight below {t}, not {u}");
+                    assert!(
+                        (share - *u as f64).abs() <= 3e-6,
+                        "{what}: {share} of the weight below {t}, not {u}"
+                    );
                     sum += f64::cos(3.0 * *t as f64);
                 }
                 // A mean under the density, times the mean of the weight, is the mean of the weighted by uniform times.

@@ -224,7 +224,7 @@ pub(super) fn loss<X: FloatX>(
     let (loss, sums) = if at == 0 { (loss, Write::none()) } else { (Write::none(), Write::at(at)) };
     let device = target.on_device()?;
     let DeviceTarget { data, t, table, key: [key0, key1], step, counter, first, samples, share, .. } = device;
-    let DeviceTarget { weight, number, knots, control_variate, .. } = device;
+    let DeviceTarget { weight, number, knots, variates, .. } = device;
     let (rows, outputs, columns, scale) = (n as u32, o as u32, c as u32, scale.number);
     launch!(
         work,
@@ -237,7 +237,7 @@ pub(super) fn loss<X: FloatX>(
         [kernels::linear_loss_f32_128, kernels::linear_loss_f32_64, kernels::linear_loss_f32_32],
         [loss, sums],
         (queue, dv, x, w, b;
-         data, t, table, key0, key1, step, counter, first, samples, share, weight, number, knots, control_variate, scale, factor,
+         data, t, table, key0, key1, step, counter, first, samples, share, weight, number, knots, variates, scale, factor,
          groups as u32, rows, outputs, columns)
     )?;
     if work.workspace.is_some() {
@@ -264,7 +264,7 @@ pub(super) fn loss<X: FloatX>(
             weight,
             number,
             knots,
-            control_variate,
+            variates,
             scale,
             factor,
             parts,
@@ -288,7 +288,7 @@ pub(super) fn loss<X: FloatX>(
         weight,
         number,
         knots,
-        control_variate,
+        variates,
         groups,
         rows,
         outputs,

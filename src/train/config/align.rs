@@ -24,6 +24,8 @@ pub enum Gradient {
     Full,
     /// Without the network's Jacobian, forward passes only (the reference's `detach_pred_v`); needs weight `kl`.
     Detached,
+    /// As `detached`, less a part of the noise whose mean is 0: the same expectation, several times less variance.
+    Centred,
 }
 
 /// The activation of an autoencoder's hidden layers.
@@ -48,7 +50,7 @@ pub struct AlignConfig {
     pub latents: usize,
     /// Standard deviation of the first latents.
     pub init_std: f64,
-    /// Which part of the gradient reaches the latents: `full` or `detached`.
+    /// Which part of the gradient reaches the latents: `full`, `detached` or `centred`.
     pub gradient: Gradient,
     /// Weight of the alignment loss beside the reconstruction (with `flow.reduction` as it is).
     pub lambda: f64,

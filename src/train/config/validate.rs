@@ -351,12 +351,13 @@ fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
     at_least("align.lambda", a.lambda, 0.0)?;
     at_least("align.std_weight", a.std_weight, 0.0)?;
     let vanishes = f.weight == Weight::Kl || f.weight == Weight::Table && f.weight_table[0] == 0.0;
-    if a.gradient == Gradient::Detached && !vanishes {
-        return refuse(
-            "align.gradient = \"detached\" needs flow.weight = \"kl\", or a table that is 0 at t = 0: without the Jacobian, only the weight \
+    if a.gradient != Gradient::Full && !vanishes {
+        let name = if a.gradient == Gradient::Detached { "detached" } else { "centred" };
+        return refuse(format!(
+            "align.gradient = \"{name}\" needs flow.weight = \"kl\", or a table that is 0 at t = 0: without the Jacobian, only the weight \
              t²/(1 − t) follows a KL divergence whose weight is the same at all t, and with the uniform one latents collapse away from the \
-             data",
-        );
+             data"
+        ));
     }
     if a.adaptive && a.target == Target::Latents {
         return refuse(
