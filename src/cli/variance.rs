@@ -1,7 +1,7 @@
 //! `flowprior bench variance`: how noisy gradients are, by weight and by how times are drawn.
 //!
-//! With `--json` it prints one object: `run`, `of` (`latents` or `params`), `latents` and `at` (where they lie), `flow_mul`, `repeats`, `seed`,
-//! and `rows`, one for each combination, of [`flowprior::train::variance::Measured`].
+//! With `--json` it prints one object: `run`, `of` (`latents` or `params`), `latents` and `at` (where they lie), `flow_mul` (null:
+//! the run's), `repeats`, `seed`, and `rows`, one for each combination, of [`flowprior::train::variance::Measured`].
 
 use std::path::PathBuf;
 
