@@ -171,13 +171,13 @@ fn aligning_latents_lowers_their_loss_with_the_full_and_the_detached_gradient() 
     Ok(())
 }
 
-/// The estimate lacks what the network does not know of the density.
+/// Of latents that no training has moved to where the network is wrong.
 #[test]
 fn with_the_control_variate_the_loss_is_logged_as_a_likelihood() -> Outcome {
     let dir = tempfile::tempdir()?;
     let prior = trained_prior(&dir.path().join("prior"), &[])?;
     let sets = ["flow.weight=likelihood", "flow.time=importance", "flow.control_variate=true"];
-    let more = ["align.latents=500", "train.steps=300", "train.eval_every=300"];
+    let more = ["align.latents=500", "train.steps=5", "train.eval_every=5"];
     let run = dir.path().join("run");
     let config = Kind::Latents.config(Some(&prior), &[&sets[..], &more].concat())?;
     Kind::Latents.run(&config, &run, Resume::Never)?;
@@ -185,7 +185,7 @@ fn with_the_control_variate_the_loss_is_logged_as_a_likelihood() -> Outcome {
     let (estimate, truth, loss) = (estimate?, truth?, loss?);
     assert_eq!((estimate.len(), truth.len()), (2, 2));
     println!("estimated {estimate:?}, true {truth:?}");
-    assert!((estimate[1].1 - truth[1].1).abs() < 0.3, "{estimate:?} {truth:?}");
+    assert!((estimate[0].1 / truth[0].1 - 1.0).abs() < 0.05, "{estimate:?} {truth:?}");
     // D/2·log(2πe) + D·loss, D = 2, t in [0, 1].
     assert!((estimate[1].1 - (2.837_877_066 + 2.0 * loss[1].1)).abs() < 1e-6, "{estimate:?} {loss:?}");
     Ok(())
