@@ -109,7 +109,15 @@ fn products<X: FloatX>(group: &mut Group, device: &Device, (n, o, c): (usize, us
     let (data, b) = (normal::<f32>(device, n, o), normal::<X>(device, 1, o).reshaped([o]).unwrap());
     let (rows, noise) = (Rows::plain(n), Draw::new(1, Stream::Noise, 0));
     let t = draw_times(device, noise, rows, TimeSampler::Uniform, (0.0, 1.0)).unwrap();
-    let target = Target { data: &data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+    let target = Target {
+        data: &data,
+        t: &t,
+        noise,
+        rows,
+        weight: Weight::Uniform,
+        control_variate: false,
+        centred: false,
+    };
     time(group, name("forward loss"), flop.clone(), || {
         linear_loss_backward(&x, w.view(), b.view(), &target, 1.0)
     });
@@ -252,7 +260,15 @@ fn flow_of<X: FloatX>(group: &mut Group, device: &Device) {
     let (rows, noise) = (Rows::plain(n), Draw::new(1, Stream::Noise, 0));
     let (data, v) = (normal::<f32>(device, n, d), normal::<X>(device, n, d));
     let t = draw_times(device, noise, rows, TimeSampler::Uniform, (0.0, 1.0)).unwrap();
-    let target = Target { data: &data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+    let target = Target {
+        data: &data,
+        t: &t,
+        noise,
+        rows,
+        weight: Weight::Uniform,
+        control_variate: false,
+        centred: false,
+    };
     let (single, stored) = (4 * n * d, size_of::<X>() * n * d);
     let name = |what: &str| format!("{what} {}", X::DTYPE);
     time(group, name("interpolate"), bytes(single + stored), || interpolate::<X>(&data, &t, noise, rows));

@@ -157,7 +157,7 @@ fn loss(device: &Device) -> Result<f64> {
             let t = draw_times(device, noise, rows, TimeSampler::Uniform, (0.0, 1.0))?;
             black_box(interpolate::<f32>(&data, &t, noise, rows)?);
             let (weight, control_variate) = (Weight::Uniform, false);
-            let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+            let target = Target { data: &data, t: &t, noise, rows, weight, control_variate, centred: false };
             black_box(flow_loss_backward(&v, &target, 1.0)?);
             Ok(())
         })

@@ -1,4 +1,5 @@
-// The flow-matching loss of both stages: residual r = v - (data - noise), row loss w(t)*(|r|^2 - c), dv = scale*w(t)*r, in one pass.
+// The flow-matching loss of both stages: residual r = v - (data - noise), row loss w(t)*(|r|^2 - c), dv = scale*w(t)*r, in one pass;
+// or, for a gradient that stays with the target, dv = scale*w(t)*(r - a*noise): flow_loss.cuh, src/ops/flow_loss.rs.
 //
 // One warp covers one row, 16 bytes of v a lane where d allows it, else the four columns of a Philox block, one by one; the
 // row's sum is taken over the warp in a fixed order. Noise is drawn again, never read. Bytes moved per element: v, data (4, once
@@ -8,16 +9,18 @@
 #include "flow_loss.cuh"
 #include "reduce.cuh"
 
-// dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale.
+// dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale. table (knots) is null
+// but for weights of a table.
 extern "C" __global__ void __launch_bounds__(256, 5) flow_loss(
     float* __restrict__ loss, floatX* __restrict__ dv, const floatX* __restrict__ v, const float* __restrict__ data,
-    const float* __restrict__ t, unsigned key0, unsigned key1, unsigned long long step,
+    const float* __restrict__ t, const float* __restrict__ table, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long first, unsigned rows, unsigned samples,
-    unsigned share, unsigned d, unsigned weight, float clip, unsigned control_variate, float scale,
+    unsigned share, unsigned d, unsigned weight, float number, unsigned knots, unsigned variates, float scale,
     const float* __restrict__ factor) {
     unsigned row = (unsigned)(thread_index() / 32), lane = threadIdx.x % 32;
     if (row >= rows) return; // whole warps
-    FlowTarget target = {data, t, philox_at(key0, key1, step, counter), first, samples, share, d, weight, clip, control_variate};
+    Philox draw = philox_at(key0, key1, step, counter);
+    FlowTarget target = {data, t, draw, first, samples, share, d, {weight, number, table, knots}, variates};
     FlowRow at = target.row(row);
     float slope = (factor ? scale * *factor : scale) * at.weight;
     v += (unsigned long long)row * d;
@@ -48,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) flow_loss(
         }
     }
     sum = warp_sum(sum);
-    if (control_variate) noise_sum = warp_sum(noise_sum);
+    if (target.has_control_variate()) noise_sum = warp_sum(noise_sum);
     if (lane == 0) loss[row] = target.loss(at, sum, noise_sum);
 }
 

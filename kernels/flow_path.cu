@@ -50,13 +50,31 @@ __device__ __forceinline__ float stratified(unsigned stratum, unsigned total, un
     return fmaf(fmaf(-quotient, divisor, dividend), inverse, quotient);
 }
 
-// kind: 0 uniform, 1 stratified (total: times in the global batch), 2 logit-normal (mean, deviation). Of the stratum of row i
-// only the remainder by total counts: (replica*global + offset + sample)/share, where the host has reduced offset.
+// The time below which the share u of a piecewise linear density lies: the inverse of its integral, which is a parabola in each cell.
+// cells (count + 1, 4): the share below, t, the density there, and twice its slope up to the next; the last entry is the end.
+__device__ __forceinline__ float quantile(const float* __restrict__ cells, unsigned count, float u) {
+    unsigned cell = 0;
+    for (unsigned end = count; end - cell > 1;) {
+        unsigned middle = cell + (end - cell) / 2;
+        bool beyond = cells[4 * middle] <= u;
+        cell = beyond ? middle : cell, end = beyond ? end : middle;
+    }
+    float at[4];
+    read(at, cells + 4 * cell);
+    float rest = u - at[0];
+    if (rest <= 0.0f) return at[1];
+    float root = square_root(fmaxf(fmaf(at[2], at[2], at[3] * rest), 0.0f));
+    return fminf(at[1] + __fdividef(2.0f * rest, at[2] + root), cells[4 * cell + 5]);
+}
+
+// kind: 0 uniform, 1 stratified (total: times in the global batch), 2 logit-normal (mean, deviation), 3 stratified under a density
+// (cells, count; null otherwise). Of the stratum of row i only the remainder by total counts: (replica*global + offset + sample)/share,
+// where the host has reduced offset.
 extern "C" __global__ void __launch_bounds__(256) draw_times(
-    float* __restrict__ t, unsigned key0, unsigned key1, unsigned long long step,
+    float* __restrict__ t, const float* __restrict__ cells, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long first, unsigned times, unsigned samples,
-    unsigned share, unsigned kind, unsigned total, unsigned global, unsigned offset, float mean, float deviation, float low,
-    float high) {
+    unsigned share, unsigned kind, unsigned total, unsigned global, unsigned offset, unsigned count, float mean, float deviation,
+    float low, float high) {
     unsigned g = (unsigned)thread_index();
     if (g >= times) return;
     unsigned row = g * share;
@@ -64,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) draw_times(
     Philox draw = philox_at(key0, key1, step, counter);
     uint4 words = philox(draw, first + sample, replica, 0);
     float u = unit(words.x);
-    if (kind == 1) {
+    if (kind == 1 || kind == 3) {
         unsigned stratum = (replica * global + offset + sample) / share % total;
         u = stratified(stratum, total, words.x, philox(draw, 0xffffffffull, 0, 0).x);
     } else if (kind == 2) {
@@ -72,5 +90,5 @@ extern "C" __global__ void __launch_bounds__(256) draw_times(
         normals(z, words);
         u = __fdividef(1.0f, 1.0f + expf(-(mean + deviation * z[0])));
     }
-    t[g] = low + (high - low) * u;
+    t[g] = kind == 3 ? quantile(cells, count, u) : low + (high - low) * u;
 }

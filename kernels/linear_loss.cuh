@@ -57,7 +57,7 @@ struct Loss {
             loss[i] = target.loss(target.row(i), sum, noise_sum);
         } else {
             sums[(unsigned long long)group * rows + i] = sum;
-            if (target.control_variate) sums[(unsigned long long)(groups + group) * rows + i] = noise_sum;
+            if (target.has_control_variate()) sums[(unsigned long long)(groups + group) * rows + i] = noise_sum;
         }
     }
 };
@@ -91,7 +91,7 @@ __device__ __forceinline__ void give_rows(const Loss& loss, unsigned row, unsign
         unsigned at = min(row + i * STEP, rows - 1);
         loss.take(at, column, v, loss.target.row(at), active, wide, sum, noise_sum);
         sum = sum_over(LANES, sum);
-        if (loss.target.control_variate) noise_sum = sum_over(LANES, noise_sum);
+        if (loss.target.has_control_variate()) noise_sum = sum_over(LANES, noise_sum);
         if (lane == i) kept = sum, kept_noise = noise_sum;
     }
     if (lane >= COUNT || row + lane * STEP >= rows || first_column >= loss.target.d) return;

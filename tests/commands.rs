@@ -303,6 +303,46 @@ fn doctor_says_what_was_looked_for() {
 }
 
 #[test]
+fn bench_variance_measures_every_weight_and_way_to_draw_times() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run").display().to_string();
+    let small = ["--preset", "toy-gaussians", "--threads", "1", "--steps", "30", "--quiet"];
+    let table = ["--set", "flow.weight=table", "--set", "flow.weight_table=[0, 1, 2]"];
+    let trained = flowprior(&[&["pretrain", "--run", &run], &small[..], &TINY, &table].concat());
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let args = ["bench", "variance", &run, "--json", "--repeats", "8"];
+    let of_latents = json(&[&args[..], &["--latents", "6", "--at", "normal", "--flow-mul", "2"]].concat());
+    assert_eq!((&of_latents["of"], &of_latents["at"]), (&"latents".into(), &"normal".into()));
+    let rows = of_latents["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4 * 4 * 3);
+    let params = json(&[&args[..], &["--of", "params"]].concat());
+    let rows_of_params = params["rows"].as_array().unwrap();
+    assert_eq!((rows_of_params.len(), &params["latents"]), (4 * 4, &Value::Null));
+    for row in rows.iter().chain(rows_of_params) {
+        for key in ["loss", "loss_std", "deviation"] {
+            assert!(row[key].as_f64().is_some_and(|x| x > 0.0), "{key} in {row}");
+        }
+        for key in ["signal", "noise", "weight", "time", "gradient"] {
+            assert!(row.get(key).is_some(), "{key} in {row}");
+        }
+    }
+    let text =
+        String::from_utf8(flowprior(&[&args[..3], &["--repeats", "2", "--latents", "2"]].concat()).stdout)
+            .unwrap();
+    assert_eq!(text.lines().count(), 1 + 4 * 4 * 3, "{text}");
+    for (more, words) in [
+        (["--repeats", "1"], "--repeats needs at least 2"),
+        (["--latents", "0"], "--latents at least 1"),
+        (["--latents", "9999999"], "9999999 of width 2"),
+        (["--flow-mul", "0"], "--flow-mul needs 1 to 4096"),
+    ] {
+        let (_, said) = failure(&[&["bench", "variance", &run], &more[..]].concat());
+        assert!(said.contains(words), "{more:?}: {said}");
+    }
+    assert_eq!(failure(&["bench", "variance", "nowhere"]).0, 3);
+}
+
+#[test]
 fn each_kind_of_mistake_has_its_exit_code() {
     let cases: [(&[&str], i32, &str); 8] = [
         (&["bench", "step", "--preset", "toy-mons"], 2, "did you mean `toy-moons`"),

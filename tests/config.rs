@@ -333,6 +333,28 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
         (&["flow.logit_mean=inf"], "flow.logit_mean must be finite"),
         (&["flow.weight_clip=1"], "flow.weight_clip must be between 0 and 1, but is 1"),
         (&["flow.weight=kl", "flow.weight_clip=0.5", "flow.time_min=0.5"], "or no time has a weight"),
+        (&["flow.weight=table"], "flow.weight_table must have 2 to 4096 values, but has 0"),
+        (&["flow.weight=table", "flow.weight_table=[1]"], "must have 2 to 4096 values, but has 1"),
+        (
+            &["flow.weight=table", "flow.weight_table=[1, -2.0]"],
+            "flow.weight_table[1] must be from 0 to 1000000000000, but is -2",
+        ),
+        (&["flow.weight=table", "flow.weight_table=[nan, 1]"], "flow.weight_table[0] must be from 0"),
+        (&["flow.weight=table", "flow.weight_table=[1, inf]"], "flow.weight_table[1] must be from 0"),
+        (&["flow.weight=table", "flow.weight_table=[0, 0]"], "so no time has a weight"),
+        (
+            &["flow.weight=table", "flow.weight_table=[1, 1, 0, 0, 0]", "flow.time_min=0.5"],
+            "flow.weight_table is 0 from flow.time_min to flow.time_max",
+        ),
+        (&["flow.weight_table=[1, 2]"], "flow.weight_table is for flow.weight = \"table\""),
+        (&["flow.weight_table=3"], "flow.weight_table"),
+        (&["flow.time=important"], "unknown variant `important`"),
+        (&["flow.control_variate=true"], "flow.control_variate needs flow.weight = \"likelihood\""),
+        (&["flow.control_variate=true", "flow.weight=kl"], "no other loss is a log-likelihood"),
+        (
+            &["flow.control_variate=true", "flow.weight=likelihood", "flow.time=logit-normal"],
+            "times that are not logit-normal",
+        ),
         (&["flow.unit_norm=true"], "flow.unit_norm needs flow.norm_target = true"),
         (&["optim.lr=0"], "optim.lr must be greater than 0"),
         (&["optim.beta1=1"], "optim.beta1 must be at least 0 and less than 1, but is 1"),
@@ -370,6 +392,14 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
         (&["stage=align", "align.std_weight=-1"], "align.std_weight must be at least 0"),
         (&["stage=align", "align.gradient=detached"], "needs flow.weight = \"kl\""),
         (&["stage=align", "align.gradient=detached", "flow.weight=likelihood"], "needs flow.weight = \"kl\""),
+        (
+            &["stage=align", "align.gradient=centred"],
+            "align.gradient = \"centred\" needs flow.weight = \"kl\"",
+        ),
+        (
+            &["stage=align", "align.gradient=centred", "flow.weight=table", "flow.weight_table=[1, 2]"],
+            "or a table that is 0 at t = 0",
+        ),
         (&["stage=align", "align.adaptive=true"], "align.adaptive needs align.target = \"autoencoder\""),
         (&["stage=align", "align.autoencoder.hidden=[8, 0]"], "align.autoencoder.hidden must be at least 1"),
         (&["stage=align", "align.autoencoder.latent=0"], "align.autoencoder.latent must be"),
@@ -386,6 +416,15 @@ fn the_detached_gradient_is_accepted_with_its_own_weight() -> Outcome {
     let c = sets(&["stage=align", "align.gradient=detached", "flow.weight=kl"])?;
     assert_eq!((c.align.gradient, c.flow.weight), (Gradient::Detached, Weight::Kl));
     assert!(c.align.prior().is_err());
+    let table = ["flow.weight=table", "flow.weight_table=[0, 0.25, 3]", "flow.time=importance"];
+    let c = sets(&[&["stage=align", "align.gradient=centred"], &table[..]].concat())?;
+    assert_eq!(
+        (c.align.gradient, c.flow.weight, c.flow.time),
+        (Gradient::Centred, Weight::Table, TimeSampling::Importance)
+    );
+    assert_eq!(c.flow.weight_table, [0.0, 0.25, 3.0]);
+    let (_dir, sources) = file(&c.to_toml()?)?;
+    assert_eq!(load(&sources, &[])?, c);
     Ok(())
 }
 

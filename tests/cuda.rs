@@ -191,7 +191,15 @@ fn plain<X: FloatX>(
     let (net, params) = (velocity.net, velocity.params);
     let modulations = net.modulations(params, objective.form, &t, rows, Condition::default(), None)?;
     let (v, saved) = net.forward(params, x_t, modulations, Keep::All)?;
-    let target = Target { data, t: &t, noise, rows, weight: objective.weight, control_variate: false };
+    let target = Target {
+        data,
+        t: &t,
+        noise,
+        rows,
+        weight: objective.weight.clone(),
+        control_variate: false,
+        centred: false,
+    };
     let divisor = (rows.len() * d) as f64;
     let (losses, dv) = flow_loss_backward(&v, &target, (2.0 / divisor) as f32)?;
     let dx_t = net.backward(params, saved.ok_or("nothing was kept")?, &dv, grads)?;
@@ -301,13 +309,22 @@ fn a_checkpoint_moves_between_the_devices() -> Outcome {
 fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
     let dir = tempfile::tempdir()?;
     let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
-    let cases: [(Kind, &[&str]); 5] = [
+    let cases: [(Kind, &[&str]); 7] = [
         (Kind::Pretrain, &["dtype=f32", "train.micro_batches=2", "flow.time=stratified"]),
         (
             Kind::Pretrain,
             &["dtype=bf16", "optim.rounding=stochastic", "optim.clip=0.5", "train.eval_every=7"],
         ),
         (Kind::Latents, &["dtype=bf16", "flow.weight=likelihood"]),
+        // Tables that kernels read: of a weight, and of the times' density.
+        (
+            Kind::Latents,
+            &["flow.weight=likelihood", "flow.time=importance", "flow.control_variate=true", "dtype=f32"],
+        ),
+        (
+            Kind::Pretrain,
+            &["flow.weight=table", "flow.weight_table=[0.0, 2.0, 0.5, 1.0]", "flow.time=stratified"],
+        ),
         // The loss scale is looked for, and grows.
         (Kind::Pretrain, &["dtype=f16", "scaler.init=1e13", "scaler.interval=5"]),
         // The weight of the alignment warms up: a step is captured again when it changes.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use flowprior::device::Device;
-use flowprior::flow::Objective;
+use flowprior::flow::{Objective, Weight};
 use flowprior::nn::{Form, Grads, Params};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::rng::{Draw, Stream};
@@ -30,6 +30,9 @@ const WIDE: [&str; 5] = [
     "align.autoencoder.hidden=[96]",
     "train.steps=20",
 ];
+
+/// A weight of the user's.
+const TABLE: [&str; 2] = ["flow.weight=table", "flow.weight_table=[0.0, 2.0, 0.5, 1.0]"];
 
 /// Everything that a run leaves and that depends on numbers.
 fn left_by(kind: Kind, config: &Config, dir: &Path) -> Outcome<BTreeMap<String, Vec<u8>>> {
@@ -58,6 +61,26 @@ fn both_stages_have_the_same_bits_for_any_number_of_threads() -> Outcome {
                     Some(one) => assert_same(one, &left, &format!("{kind:?} {dtype}, {threads} threads")),
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_and_times_of_every_kind_have_the_same_bits_for_any_number_of_threads() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("smooth.safetensors"), 2, 0.05)?;
+    let centred = ["align.gradient=centred", "flow.weight=kl", "flow.time=importance"];
+    let table = [TABLE[0], TABLE[1], "flow.time=importance"];
+    for (kind, own) in [(Kind::Latents, centred), (Kind::Latents, table), (Kind::Pretrain, table)] {
+        let of = |threads: &str| -> Outcome<BTreeMap<String, Vec<u8>>> {
+            let sets = [&WIDE[..], &own, &[threads]].concat();
+            let place = dir.path().join(format!("{kind:?}-{}-{threads}", own[0]));
+            left_by(kind, &kind.config(Some(&prior), &sets)?, &place)
+        };
+        let one = of("threads=1")?;
+        for threads in ["threads=2", "threads=5"] {
+            assert_same(&one, &of(threads)?, &format!("{kind:?} {own:?} {threads}"));
         }
     }
     Ok(())
@@ -124,12 +147,14 @@ fn micro_batches_see_the_rows_of_the_whole_batch_bit_for_bit() -> Outcome {
     let mut values = vec![0.0; samples * d];
     normals(&mut values, 1);
     let (noise, time) = (Draw::new(9, Stream::Noise, 4), Draw::new(9, Stream::Time, 4));
+    let density = Weight::Kl { clip: 0.98 }.density(&device, (0.0, 1.0))?;
     for (replicas, share) in [(1, 1), (3, 1), (1, 4), (3, 6)] {
         let times = samples * replicas / share;
         for sampler in [
             TimeSampler::Uniform,
             TimeSampler::Stratified { total: times, samples },
             TimeSampler::LogitNormal { mean: 0.5, std: 1.5 },
+            TimeSampler::Density { density: &density, total: times, samples },
         ] {
             let rows_of = |first: usize, samples: usize| -> Outcome<(Vec<f32>, Vec<f32>)> {
                 let data = &values[first * d..(first + samples) * d];
@@ -198,20 +223,23 @@ fn micro_batches_agree_with_the_whole_batch_in_loss_and_every_gradient() -> Outc
     let mut worst = 0f64;
     for kind in KINDS {
         for sets in [
-            ["flow.time=uniform", "model.modulation=direct"],
-            ["flow.time=uniform", "model.modulation=nodes"],
-            ["flow.time=stratified", "model.modulation=nodes"],
-            ["flow.time=logit-normal", "model.modulation=nodes"],
-            ["flow.time=stratified", "model.modulation=groups=16"],
-            ["flow.weight=likelihood", "flow.time=stratified"],
+            &["flow.time=uniform", "model.modulation=direct"][..],
+            &["flow.time=uniform", "model.modulation=nodes"],
+            &["flow.time=stratified", "model.modulation=nodes"],
+            &["flow.time=logit-normal", "model.modulation=nodes"],
+            &["flow.time=stratified", "model.modulation=groups=16"],
+            &["flow.weight=likelihood", "flow.time=stratified"],
+            &["flow.weight=likelihood", "flow.time=importance", "flow.control_variate=true"],
+            &["flow.time=importance", TABLE[0], TABLE[1], "model.modulation=groups=16"],
+            &["flow.time=stratified", TABLE[0], TABLE[1]],
         ] {
-            let of = |micro: &str| gradients(kind, &kind.config(Some(&prior), &[sets[0], sets[1], micro])?);
+            let of = |micro: &str| gradients(kind, &kind.config(Some(&prior), &[sets, &[micro]].concat())?);
             let (whole, whole_grads) = of("train.micro_batches=1")?;
-            assert!(whole.loss > 0.1, "{whole:?}");
+            assert!(whole.loss.abs() > 0.1, "{whole:?}");
             for micro in ["train.micro_batches=2", "train.micro_batches=4"] {
                 let what = format!("{kind:?} {sets:?} {micro}");
                 let (losses, grads) = of(micro)?;
-                let error = (losses.loss - whole.loss).abs() / whole.loss;
+                let error = ((losses.loss - whole.loss) / whole.loss).abs();
                 assert!(error <= 1e-6, "{what}: loss {} against {}", losses.loss, whole.loss);
                 for ((name, a), (_, b)) in losses.parts.iter().zip(&whole.parts) {
                     assert!((a - b).abs() <= 1e-6 * b.abs(), "{what}: {name} {a} against {b}");

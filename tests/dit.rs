@@ -351,7 +351,7 @@ fn the_gradient_of_latents_is_the_slope_of_their_loss() -> Outcome {
     let (net, path) = random(&dir.path().join("prior.safetensors"), &config)?;
     let device = Device::cpu()?;
     let prior = Prior::<f32>::read(&device, &path, Import::default())?;
-    let mut objective = setup::objective(&config, &net, 16)?;
+    let mut objective = setup::objective(&config, &net, 16, &device)?;
     objective.label_dropout = 0.0;
     let labels = Labels::new(&device, &[3; 16], 10)?;
     let velocity = Velocity { net: &net, params: &prior.params, tables: None };

@@ -164,7 +164,15 @@ fn flow(device: &Device) -> Result<()> {
         let t = t.duplicate()?.reshaped([n])?;
         let rows = Rows { first: first as u64, ..Rows::plain(n) };
         let x_t: Tensor<bf16> = interpolate(data, &t, noise, rows)?;
-        let target = Target { data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+        let target = Target {
+            data,
+            t: &t,
+            noise,
+            rows,
+            weight: Weight::Uniform,
+            control_variate: false,
+            centred: false,
+        };
         let (losses, dv) = flow_loss_backward(v, &target, 1.0)?;
         let (head_losses, head_dv) = linear_loss_backward(x, w.view(), b.view(), &target, 1.0)?;
         let (errors, dx) = reconstruction(v, data, Distance::L2, 0.5)?;

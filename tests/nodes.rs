@@ -207,6 +207,7 @@ fn objective(form: Form, samples: usize, flow_mul: usize) -> Objective {
         times: Times::Uniform,
         time_range: (0.0, 1.0),
         weight: Weight::Uniform,
+        control_variate: false,
         reduction: Reduction::MeanAll,
         form,
         label_dropout: 0.0,
@@ -448,7 +449,15 @@ fn a_step_in_groups_is_the_direct_step_with_its_times_repeated() -> Result<()> {
     let modulations = case.net.modulations(&case.params, Form::Direct, &t, 1, None)?;
     let (v, saved) = case.net.forward(&case.params, x_t, modulations, Keep::All)?;
     let noise = draw(Stream::Noise);
-    let target = Target { data: &data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+    let target = Target {
+        data: &data,
+        t: &t,
+        noise,
+        rows,
+        weight: Weight::Uniform,
+        control_variate: false,
+        centred: false,
+    };
     let elements = (60 * d) as f64;
     let (row_loss, dv) = flow_loss_backward(&v, &target, (2.0 / elements) as f32)?;
     let mut expected = Grads::zeros(device, case.net.layout().clone());

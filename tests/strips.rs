@@ -3,7 +3,7 @@
 use flowprior::flow::objective::Velocity;
 use flowprior::flow::{Batch, Draws, LatentGradient, Objective, Reduction, Times, Want, Weight};
 use flowprior::nn::{Condition, Form, Grads, Keep, Mlp, MlpConfig, Params, VelocityNet};
-use flowprior::ops::flow_loss::{Target, flow_loss_backward, latent_gradient};
+use flowprior::ops::flow_loss::{Target, WeightTable, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, FloatX, Tensor};
@@ -17,13 +17,14 @@ const STEP: u64 = 3;
 const SAMPLES: usize = 155;
 const CHANNELS: usize = 3;
 
-fn objective(flow_mul: usize) -> Objective {
+fn objective(flow_mul: usize, weight: Weight) -> Objective {
     Objective {
         samples: SAMPLES,
         flow_mul,
         times: Times::Uniform,
         time_range: (0.0, 1.0),
-        weight: Weight::Uniform,
+        control_variate: weight != Weight::Uniform,
+        weight,
         reduction: Reduction::MeanAll,
         form: Form::Nodes(16),
         label_dropout: 0.0,
@@ -41,8 +42,8 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len as u64).map(|i| Draw::new(SEED, Stream::Toy, 0).uniform(i, 0) * 0.4 - 0.2).collect()
 }
 
-/// Losses, parameter gradients and latent gradients.
-type Found = [Vec<f32>; 3];
+/// Losses, parameter gradients and latent gradients, full and centred.
+type Found = [Vec<f32>; 4];
 
 fn in_strips<X: FloatX>(device: &Device, net: &Mlp, objective: &Objective) -> Outcome<Found> {
     let params = Params::<X>::from_flat(device, net.layout().clone(), &numbers(net.layout().len()))?;
@@ -54,8 +55,11 @@ fn in_strips<X: FloatX>(device: &Device, net: &Mlp, objective: &Objective) -> Ou
         |want: Want<'_>| objective.evaluate(velocity, batch, Draws::training(SEED, STEP), 1.0, want);
     let losses = evaluate(Want::Params(&mut grads))?.rows.to_f32_vec()?;
     assert_eq!(losses, evaluate(Want::Loss)?.rows.to_f32_vec()?);
-    let dy = evaluate(Want::Latents(LatentGradient::Full))?.dy.ok_or("no gradient of latents")?;
-    Ok([losses, grads.flat().to_f32_vec()?, dy.to_f32_vec()?])
+    let latents = |kind| -> Outcome<Vec<f32>> {
+        Ok(evaluate(Want::Latents(kind))?.dy.ok_or("no gradient of latents")?.to_f32_vec()?)
+    };
+    let (full, centred) = (latents(LatentGradient::Full)?, latents(LatentGradient::Centred)?);
+    Ok([losses, grads.flat().to_f32_vec()?, full, centred])
 }
 
 fn operation_by_operation<X: FloatX>(device: &Device, net: &Mlp, objective: &Objective) -> Outcome<Found> {
@@ -67,21 +71,28 @@ fn operation_by_operation<X: FloatX>(device: &Device, net: &Mlp, objective: &Obj
     let x_t = interpolate::<X>(&data, &t, noise, rows)?;
     let modulations = net.modulations(&params, objective.form, &t, 1, None)?;
     let (v, saved) = net.forward(&params, x_t, modulations, Keep::All)?;
-    let target = Target { data: &data, t: &t, noise, rows, weight: objective.weight, control_variate: false };
-    let (losses, dv) = flow_loss_backward(&v, &target, 2.0 / (rows.len() * CHANNELS) as f32)?;
+    let (weight, control_variate) = (objective.weight.clone(), objective.control_variate);
+    let target = Target { data: &data, t: &t, noise, rows, weight, control_variate, centred: false };
+    let scale = 2.0 / (rows.len() * CHANNELS) as f32;
+    let (losses, dv) = flow_loss_backward(&v, &target, scale)?;
+    let (_, of_centred) = flow_loss_backward(&v, &Target { centred: true, ..target.clone() }, scale)?;
+    let centred = latent_gradient(&of_centred, None, &t, rows, 1.0)?;
     let mut grads = Grads::zeros(device, net.layout().clone());
     let dx_t = net.backward(&params, saved.ok_or("nothing was kept")?, &dv, Some(&mut grads))?;
     let dy = latent_gradient(&dv, Some(&dx_t), &t, rows, 1.0)?;
-    Ok([losses.to_f32_vec()?, grads.flat().to_f32_vec()?, dy.to_f32_vec()?])
+    Ok([losses.to_f32_vec()?, grads.flat().to_f32_vec()?, dy.to_f32_vec()?, centred.to_f32_vec()?])
 }
 
 fn assert_same<X: FloatX>() -> Outcome {
-    for (post_norm, flow_mul) in [(false, 1), (true, 1), (false, 3)] {
-        let (net, objective) = (network(post_norm)?, objective(flow_mul));
-        let device = Device::cpu_with_threads(2)?;
+    let device = Device::cpu_with_threads(2)?;
+    let table = Weight::Table(WeightTable::new(&device, &[0.0, 2.0, 0.5])?);
+    for (post_norm, flow_mul, weight) in
+        [(false, 1, Weight::Uniform), (true, 1, table), (false, 3, Weight::Likelihood { clip: 0.9 })]
+    {
+        let (net, objective) = (network(post_norm)?, objective(flow_mul, weight));
         let found = in_strips::<X>(&device, &net, &objective)?;
         let plain = operation_by_operation::<X>(&device, &net, &objective)?;
-        assert!(found[0] == plain[0] && found[2] == plain[2], "rows have other bits");
+        assert!(found[0] == plain[0] && found[2..] == plain[2..], "rows have other bits");
         let largest = plain[1].iter().fold(0f32, |m, x| m.max(x.abs()));
         let apart = found[1].iter().zip(&plain[1]).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
         // Sums over rows are grouped by strips.

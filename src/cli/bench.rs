@@ -21,12 +21,15 @@ use flowprior::{Device, Error, Result};
 use serde_json::{Value, json};
 
 use crate::cli::ConfigArgs;
+use crate::cli::variance::{VarianceArgs, variance};
 
 /// What to time.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Time whole training steps
     Step(StepArgs),
+    /// Measure the variance of gradients under a trained prior, by weight and by how times are drawn
+    Variance(VarianceArgs),
 }
 
 /// Arguments of `bench step`. `--steps` says how many steps are timed.
@@ -81,6 +84,7 @@ impl From<StageArg> for Stage {
 pub fn run(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Step(args) => step(args),
+        BenchCommand::Variance(args) => variance(args),
     }
 }
 

@@ -40,7 +40,7 @@ pub struct EvalArgs {
 }
 
 /// The keys of a run's JSON object, before those of [`SET_KEYS`], and what they mean.
-const RUN_KEYS: [(&str, &str); 19] = [
+const RUN_KEYS: [(&str, &str); 20] = [
     ("stage", "`pretrain` or `align`"),
     ("target", "what was trained: `prior`, `latents` or `autoencoder`"),
     ("source", "the data that the run names"),
@@ -48,6 +48,7 @@ const RUN_KEYS: [(&str, &str); 19] = [
     ("seed", "the seed of all draws"),
     ("loss", "what the run minimises: averaged weights, fresh data and draws"),
     ("loss_stderr", "its standard error, below 0.3 % of it but for extreme variance"),
+    ("nll_prior", "with flow.control_variate: -ln p of a row under the prior, in nats, from the loss"),
     ("loss_weights", "prior: the same with the weights of the last step"),
     ("loss_floor", "prior of a mixture: the smallest loss that any network can reach"),
     ("reconstruction", "autoencoder: mean squared error of fresh data"),

@@ -20,6 +20,7 @@ mod plan;
 mod pretrain;
 mod recode;
 mod sample;
+mod variance;
 mod weights;
 
 /// Trains flow priors and aligns latent spaces to them.
@@ -50,7 +51,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Say what a run will take, before it is run: parameters, arithmetic, memory, data, time.
     Plan(plan::PlanArgs),
-    /// Time training steps on this machine.
+    /// Time training steps on this machine; measure the variance of gradients.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Say what this machine has and what this build can use of it.

@@ -5,9 +5,16 @@
 //! stage 2:  L(y) = the same with data = y and θ frozen                          gradient to the latents:
 //!           dL/dy = 2/M Σ_replicas w(t)·(t·Jᵀr − r)      full
 //!           dL/dy = 2/M Σ_replicas w(t)·(−r)             detached: x_t is a constant to the network (FEATURES 1.3)
+//!           dL/dy = 2/M Σ_replicas w(t)·(a·noise − r)    centred: the same in expectation, with less noise
 //! ```
+//! Stage 2 may report ‖r‖² less a control variate that does not depend on y ([`crate::ops::flow_loss`]): gradients are the same, and with
+//! w = t/(1−t) the loss is −log p of the latents, up to a known constant ([`Objective::negative_log_likelihood`]).
+//!
 //! The paper's loss is the uniform weight. With w = t/(1−t) the loss of latents is their negative log-likelihood under
 //! the target distribution, up to a constant; with the uniform weight it is not, and is no bound either.
+
+use std::f64::consts::{E, TAU};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::float::FloatX;
@@ -17,12 +24,12 @@ use crate::nn::params::{Grads, Params};
 use crate::nn::velocity::{Condition, Input, VelocityNet, tiled};
 use crate::ops::embedding::LabelDrop;
 use crate::ops::flow_loss::{Scale, Target, Weight, latent_gradient};
-use crate::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
+use crate::ops::flow_path::{Rows, TimeDensity, TimeSampler, draw_times, interpolate};
 use crate::rng::{Draw, Stream};
 use crate::tensor::Tensor;
 
 /// How times are drawn, apart from sizes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Times {
     /// Independent and uniform.
     Uniform,
@@ -35,6 +42,8 @@ pub enum Times {
         /// Standard deviation of the logit.
         std: f32,
     },
+    /// By the density of the weight, stratified: rows then have its mean as a weight, all the same.
+    Importance(Arc<TimeDensity>),
 }
 
 /// What M, the divisor of the loss, counts.
@@ -47,7 +56,7 @@ pub enum Reduction {
 }
 
 /// The objective, for batches of one size.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Objective {
     /// Samples in the global batch.
     pub samples: usize,
@@ -57,8 +66,10 @@ pub struct Objective {
     pub times: Times,
     /// Range that times are mapped to, within [0, 1].
     pub time_range: (f32, f32),
-    /// The weight of a row.
+    /// The weight as a function of t.
     pub weight: Weight,
+    /// Subtracts the control variate from the loss.
+    pub control_variate: bool,
     /// The divisor.
     pub reduction: Reduction,
     /// The form in which modulation is computed.
@@ -122,6 +133,8 @@ pub enum LatentGradient {
     Full,
     /// Through the target alone: a forward pass is enough.
     Detached,
+    /// The same in expectation, less a part of the noise ([`crate::ops::flow_loss`]).
+    Centred,
 }
 
 /// What an evaluation is for.
@@ -237,11 +250,12 @@ impl Objective {
             t: &t,
             noise: draws.noise,
             rows,
-            weight: self.weight,
-            control_variate: false,
+            weight: self.row_weight(),
+            control_variate: self.control_variate,
+            centred: matches!(want, Want::Latents(LatentGradient::Centred)),
         };
         let keep = match &want {
-            Want::Loss | Want::Latents(LatentGradient::Detached) => Keep::Nothing,
+            Want::Loss | Want::Latents(LatentGradient::Detached | LatentGradient::Centred) => Keep::Nothing,
             Want::Params(_) | Want::Joint(_) if self.recompute => Keep::BlockInputs,
             Want::Params(_) | Want::Joint(_) => Keep::All,
             Want::Latents(LatentGradient::Full) => Keep::Inputs,
@@ -285,14 +299,36 @@ impl Objective {
         }
     }
 
-    pub(super) fn sampler(&self) -> TimeSampler {
-        match self.times {
+    pub(super) fn sampler(&self) -> TimeSampler<'_> {
+        let (total, samples) = (self.total_rows() / self.share(), self.samples);
+        match &self.times {
             Times::Uniform => TimeSampler::Uniform,
-            Times::Stratified => {
-                TimeSampler::Stratified { total: self.total_rows() / self.share(), samples: self.samples }
-            }
-            Times::LogitNormal { mean, std } => TimeSampler::LogitNormal { mean, std },
+            Times::Stratified => TimeSampler::Stratified { total, samples },
+            Times::LogitNormal { mean, std } => TimeSampler::LogitNormal { mean: *mean, std: *std },
+            Times::Importance(density) => TimeSampler::Density { density, total, samples },
         }
+    }
+
+    /// Returns the weight that is left for a row when its time is drawn.
+    pub(super) fn row_weight(&self) -> Weight {
+        match &self.times {
+            Times::Importance(density) => Weight::Constant(density.mean()),
+            _ => self.weight.clone(),
+        }
+    }
+
+    /// Returns the negative log-likelihood in nats of a row of width d that a loss of this objective says; `None` for an objective that
+    /// says nothing about it. Times outside the range of the objective, and weights above the clip, are what it lacks.
+    pub fn negative_log_likelihood(&self, loss: f64, d: usize) -> Option<f64> {
+        if !self.control_variate {
+            return None;
+        }
+        let rows = match self.reduction {
+            Reduction::MeanAll => d as f64 * loss,
+            Reduction::SumDimsMeanRows => loss,
+        };
+        let span = self.time_range.1 as f64 - self.time_range.0 as f64;
+        Some(0.5 * d as f64 * (TAU * E).ln() + span * rows)
     }
 }
 

@@ -146,14 +146,17 @@ impl Objective {
         let t = draw_times(device, draws.time, rows, self.sampler(), self.time_range)?;
         let x_t = interpolate::<X>(&data, &t, draws.noise, rows)?;
         let keep = match purpose {
-            Purpose::Loss | Purpose::Latents(LatentGradient::Detached) => Keep::Nothing,
+            Purpose::Loss | Purpose::Latents(LatentGradient::Detached | LatentGradient::Centred) => {
+                Keep::Nothing
+            }
             Purpose::Latents(LatentGradient::Full) => Keep::Inputs,
             Purpose::Params => Keep::All,
         };
         let to_head = net.forward_to_head(params, x_t, net.modulations_from(tables, &t)?, keep)?;
         let (data, t) = (&data, &t);
-        let (noise, weight) = (draws.noise, self.weight);
-        let target = Target { data, t, noise, rows, weight, control_variate: false };
+        let (noise, weight, control_variate) = (draws.noise, self.row_weight(), self.control_variate);
+        let centred = matches!(purpose, Purpose::Latents(LatentGradient::Centred));
+        let target = Target { data, t, noise, rows, weight, control_variate, centred };
         if let Purpose::Loss = purpose {
             return Ok(Strip { losses: net.loss(params, &to_head, &target)?, dy: None, grads: None });
         }

@@ -4,11 +4,17 @@
 //! r_i = v(x_t, t) − (data − noise)                     noise drawn again from its counter
 //! row loss ℓ_i = w(t_i)·(‖r_i‖² − c_i)                 c_i: the control variate, 0 in training
 //! dv_i = scale·w(t_i)·r_i                              scale = 2/M for a mean over M elements, times the loss scale
+//!      = scale·w(t_i)·(r_i − a(t_i)·noise)             centred, a = t/((1−t)² + t²): for the detached gradient alone
 //! dy_s = Σ_replicas (t·dx_t − dv)                      latent gradient: t·Jᵀ(dv) − dv; without x_t it is `detached`
 //! ```
 //! Weights (FEATURES 1.3, data at t = 1): `uniform` 1 is the paper's; `likelihood` t/(1−t) makes the loss the negative
 //! log-likelihood of y up to a constant; `kl` t²/(1−t) is the one that the detached gradient needs. The last two are
-//! clipped at t ≤ clip. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
+//! clipped at t ≤ clip. Weights of the user are a table, linear between knots. Control variate of the likelihood estimate: `c = ‖noise‖² + D·(1/((1−t)² + t²) − 1)`.
+
+//!
+//! The centred gradient has the expectation of the detached one: t and the latent do not depend on the noise, whose mean is 0. a·noise is
+//! what r has of the noise where data are N(0, I), v(x, t) = (2t − 1)/((1−t)² + t²)·x; near t = 1, where the weights are large, it is that
+//! for any data.
 
 use crate::device::cuda::{Grid, Read, Write};
 use crate::device::{Arch, Cpu, Device, Queue};
@@ -20,49 +26,12 @@ use crate::ops::{rows_per_block, warp_grid};
 use crate::rng::{Draw, NORMAL_TILE};
 use crate::tensor::Tensor;
 
-/// The weight w(t) of a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Weight {
-    /// 1.
-    Uniform,
-    /// t/(1−t), t clipped from above.
-    Likelihood {
-        /// Largest t that is not clipped.
-        clip: f32,
-    },
-    /// t²/(1−t), t clipped from above.
-    Kl {
-        /// Largest t that is not clipped.
-        clip: f32,
-    },
-}
+mod weight;
 
-impl Weight {
-    /// Returns w(t).
-    #[inline(always)]
-    pub fn at(self, t: f32) -> f32 {
-        match self {
-            Self::Uniform => 1.0,
-            Self::Likelihood { clip } => {
-                let t = clipped(t, clip);
-                t / (1.0 - t)
-            }
-            Self::Kl { clip } => {
-                let t = clipped(t, clip);
-                t * t / (1.0 - t)
-            }
-        }
-    }
-}
-
-/// Returns the smaller number; NaN for a t of NaN, which `f32::min` would hide.
-#[inline(always)]
-fn clipped(t: f32, clip: f32) -> f32 {
-    if t > clip { clip } else { t }
-}
+pub use weight::{Weight, WeightTable};
 
 /// What the loss compares v with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target<'a> {
     /// Data or latents, (B, D).
     pub data: &'a Tensor<f32>,
@@ -76,6 +45,8 @@ pub struct Target<'a> {
     pub weight: Weight,
     /// Subtracts the control variate: for likelihood estimates, not for training.
     pub control_variate: bool,
+    /// Takes a part of the noise out of dv: for a gradient of latents through the target alone.
+    pub centred: bool,
 }
 
 impl Target<'_> {
@@ -90,14 +61,17 @@ impl Target<'_> {
 
     /// Returns what CUDA kernels read.
     pub(crate) fn on_device(&self) -> Result<DeviceTarget<'_>> {
-        let (weight, clip) = match self.weight {
-            Weight::Uniform => (0, 1.0),
-            Weight::Likelihood { clip } => (1, clip),
-            Weight::Kl { clip } => (2, clip),
+        let (weight, number, table) = match &self.weight {
+            Weight::Uniform => (0, 1.0, None),
+            Weight::Constant(w) => (0, *w, None),
+            Weight::Likelihood { clip } => (1, *clip, None),
+            Weight::Kl { clip } => (2, *clip, None),
+            Weight::Table(table) => (3, 0.0, Some(table.on_device())),
         };
         Ok(DeviceTarget {
             data: self.data.read()?,
             t: self.t.read()?,
+            table: table.map_or(Ok(Read::none()), Tensor::read)?,
             key: self.noise.key(),
             step: self.noise.step(),
             counter: Read::at(self.noise.added()),
@@ -105,8 +79,9 @@ impl Target<'_> {
             samples: self.rows.samples as u32,
             share: self.rows.share as u32,
             weight,
-            clip,
-            control_variate: self.control_variate as u32,
+            number,
+            knots: table.map_or(0, |table| table.len() as u32),
+            variates: self.control_variate as u32 | (self.centred as u32) << 1,
         })
     }
 }
@@ -116,6 +91,7 @@ impl Target<'_> {
 pub(crate) struct DeviceTarget<'a> {
     pub(crate) data: Read<'a, f32>,
     pub(crate) t: Read<'a, f32>,
+    pub(crate) table: Read<'a, f32>,
     pub(crate) key: [u32; 2],
     pub(crate) step: u64,
     pub(crate) counter: Read<'a, u64>,
@@ -123,8 +99,9 @@ pub(crate) struct DeviceTarget<'a> {
     pub(crate) samples: u32,
     pub(crate) share: u32,
     pub(crate) weight: u32,
-    pub(crate) clip: f32,
-    pub(crate) control_variate: u32,
+    pub(crate) number: f32,
+    pub(crate) knots: u32,
+    pub(crate) variates: u32,
 }
 
 /// `v: (N, D)` → row losses (N), f32.
@@ -234,31 +211,12 @@ fn loss_cuda<X: FloatX>(
     let grid = Grid::covering(32 * rows, 1, 256);
     let (loss, v, factor) = (loss.write()?, v.read()?, Read::at(scale.address()));
     let at = target.on_device()?;
-    let DeviceTarget { data, t, key: [key0, key1], step, counter, first, samples, share, .. } = at;
-    let DeviceTarget { weight, clip, control_variate, .. } = at;
+    let DeviceTarget { data, t, table, key: [key0, key1], step, counter, first, samples, share, .. } = at;
+    let DeviceTarget { weight, number, knots, variates, .. } = at;
     let (n, scale) = (rows as u32, scale.number);
     kernels::flow_loss(
-        queue,
-        grid,
-        loss,
-        dv,
-        v,
-        data,
-        t,
-        key0,
-        key1,
-        step,
-        counter,
-        first,
-        n,
-        samples,
-        share,
-        d,
-        weight,
-        clip,
-        control_variate,
-        scale,
-        factor,
+        queue, grid, loss, dv, v, data, t, table, key0, key1, step, counter, first, n, samples, share, d,
+        weight, number, knots, variates, scale, factor,
     )
 }
 
@@ -335,6 +293,10 @@ impl<X: FloatX> LossBlock<'_, X> {
                 loss[i - first] += w * sum;
                 if let Some(dv) = &mut dv {
                     let scale = self.scale * w;
+                    if self.target.centred {
+                        let a = t * inverse_spread(t);
+                        r.iter_mut().zip(noise).for_each(|(r, noise)| *r -= a * noise);
+                    }
                     for (dv, r) in dv[at..at + noise.len()].iter_mut().zip(r) {
                         *dv = X::from_f32(scale * *r);
                     }
@@ -347,9 +309,13 @@ impl<X: FloatX> LossBlock<'_, X> {
 /// c = ‖noise‖² + D·(1/((1−t)² + t²) − 1), whose mean is what FEATURES 1.3 subtracts.
 #[inline(always)]
 fn control_variate(arch: Arch, noise: &[f32], t: f32) -> f32 {
-    let variance = (1.0 - t) * (1.0 - t) + t * t;
     let norm = arch.dot(noise, noise);
-    norm + noise.len() as f32 * (1.0 / variance - 1.0)
+    norm + noise.len() as f32 * (inverse_spread(t) - 1.0)
+}
+
+#[inline(always)]
+fn inverse_spread(t: f32) -> f32 {
+    1.0 / ((1.0 - t) * (1.0 - t) + t * t)
 }
 
 fn latents_cpu<X: FloatX>(

@@ -148,7 +148,7 @@ impl Work {
                 (false, _) => Purpose::Params,
                 (true, _) if a.joint => Purpose::Params,
                 (true, Gradient::Full) => Purpose::Latents,
-                (true, Gradient::Detached) => Purpose::Detached,
+                (true, Gradient::Detached | Gradient::Centred) => Purpose::Detached,
             },
             samples: match (latents, a.target) {
                 (false, _) => config.train.batch,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::float::{DType, FloatX};
-use crate::flow::Estimate;
+use crate::flow::{Estimate, Objective};
 use crate::metrics::{self, Comparison, MOST_DECOMPOSED, W2Bound};
 use crate::nn::{Conditioning, Params};
 use crate::train::align::{AutoencoderTask, Passed};
@@ -77,6 +77,8 @@ pub struct Evaluation {
     pub loss: f64,
     /// Its standard error: below 0.3 % of it, unless that takes more than [`Options::most`] batches.
     pub loss_stderr: f64,
+    /// −ln p in nats of a row under the prior, which the loss says with `flow.control_variate`: of fresh data (`prior`), of the latents.
+    pub nll_prior: Option<f64>,
     /// The same with the weights of the last step (`prior`).
     pub loss_weights: Option<f64>,
     /// The smallest loss that any network can reach, where it is known (`prior` on a toy that is a mixture).
@@ -143,7 +145,7 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let losses = precise(options.most, |batches| task.fresh_losses(&averaged, options.seed, batches))?;
     let batches = 0..losses.len() as u64;
     let last = task.fresh_losses(&engine.optimizer.params, options.seed, batches)?;
-    found.set_loss(&losses);
+    found.set_loss(&losses, &task.objective, task.net.data_width());
     found.loss_weights = Some(mean(&last));
     let known = task.features.toy().and_then(|toy| toy.loss_floor());
     found.loss_floor = known.filter(|_| w2::is_plain(&task.objective) && !run.config.flow.norm_target);
@@ -202,7 +204,8 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
     found.target = "latents";
     let (task, engine) = run.latents::<X>(&run.device()?)?;
     let y = task.latents(&engine.optimizer.params)?;
-    found.set_loss(&precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
+    let losses = precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?;
+    found.set_loss(&losses, &task.alignment.objective, y.rows_cols().1);
     task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference))
 }
 
@@ -213,10 +216,11 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     task.follow(&averaged)?;
     let passed = task.fresh(&averaged, options.seed, BATCHES)?;
     found.reconstruction = Some(mean(&passed.reconstruction));
-    found.set_loss(&precise(options.most, |rounds| {
+    let losses = precise(options.most, |rounds| {
         let rounds = rounds.start / BATCHES..rounds.end / BATCHES;
         task.alignment_losses(&passed.latents, options.seed, rounds)
-    })?);
+    })?;
+    found.set_loss(&losses, &task.alignment.objective, task.alignment.prior.net.data_width());
     found.psnr = decibels(&passed, &task);
     if let Some(reference) = &task.alignment.reference {
         found.compare(&passed.latents, reference)?;
@@ -287,8 +291,9 @@ fn precise(most: u64, losses: impl Fn(Range<u64>) -> Result<Vec<f64>>) -> Result
 }
 
 impl Evaluation {
-    fn set_loss(&mut self, losses: &[f64]) {
+    fn set_loss(&mut self, losses: &[f64], objective: &Objective, width: usize) {
         (self.loss, self.loss_stderr) = (mean(losses), standard_error(losses));
+        self.nll_prior = objective.negative_log_likelihood(self.loss, width);
     }
 
     /// Measures points (N, D) against the data.

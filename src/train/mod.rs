@@ -40,6 +40,7 @@ pub mod task;
 pub mod tensorboard;
 pub mod timing;
 pub mod toy_map;
+pub mod variance;
 pub mod w2;
 
 pub use config::{Config, Sources, Stage};

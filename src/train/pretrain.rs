@@ -85,7 +85,7 @@ impl Pretrain {
             let (classes, name) = (net.conditioning().classes(), setup::source_name(config));
             features.source().expect_classes(classes, key, &name)?;
         }
-        let objective = setup::objective(config, &net, config.train.batch)?;
+        let objective = setup::objective(config, &net, config.train.batch, device)?;
         let values = net.layout().initial_values(config.seed);
         let params = Params::from_flat(device, net.layout().clone(), &values)?;
         let engine = Engine::new(config, params, Tensor::from_f32(device, [values.len()], &values)?)?;

@@ -7,9 +7,9 @@ use crate::nn::dit::DitInput;
 use crate::nn::{
     AutoencoderConfig, DitConfig, Form, Layers, MlpConfig, VelocityConfig, VelocityNet, VitConfig,
 };
-use crate::ops::flow_loss::Weight;
+use crate::ops::flow_loss::{Weight, WeightTable};
 use crate::ops::linear::Activation;
-use crate::train::config::{self, Coder, Config, Kind, Modulation, TimeSampling};
+use crate::train::config::{self, Coder, Config, FlowConfig, Kind, Modulation, TimeSampling};
 use crate::train::features::RowShape;
 
 /// Opens the configured device.
@@ -178,29 +178,57 @@ pub fn form(modulation: Modulation, net: &VelocityNet) -> Form {
     }
 }
 
+/// Returns the weight that the configuration asks for.
+///
+/// # Errors
+/// A table of fewer than two values, or of such that no weight can have.
+pub fn weight(flow: &FlowConfig, device: &Device) -> Result<Weight> {
+    let clip = flow.weight_clip as f32;
+    Ok(match flow.weight {
+        config::Weight::Uniform => Weight::Uniform,
+        config::Weight::Likelihood => Weight::Likelihood { clip },
+        config::Weight::Kl => Weight::Kl { clip },
+        config::Weight::Table => {
+            let values: Vec<f32> = flow.weight_table.iter().map(|w| *w as f32).collect();
+            Weight::Table(WeightTable::new(device, &values)?)
+        }
+    })
+}
+
+/// Returns how times are drawn under a weight.
+///
+/// # Errors
+/// A weight that is 0 wherever times may lie, where times are drawn by it.
+pub fn times(flow: &FlowConfig, sampling: TimeSampling, weight: &Weight, device: &Device) -> Result<Times> {
+    Ok(match sampling {
+        TimeSampling::Uniform => Times::Uniform,
+        TimeSampling::Stratified => Times::Stratified,
+        TimeSampling::LogitNormal => {
+            Times::LogitNormal { mean: flow.logit_mean as f32, std: flow.logit_std as f32 }
+        }
+        TimeSampling::Importance => Times::Importance(weight.density(device, time_range(flow))?.into()),
+    })
+}
+
+/// Returns the range of times.
+pub fn time_range(flow: &FlowConfig) -> (f32, f32) {
+    (flow.time_min as f32, flow.time_max as f32)
+}
+
 /// Returns the objective for a global batch of `samples`.
 ///
 /// # Errors
 /// Sizes that do not fit together.
-pub fn objective(config: &Config, net: &VelocityNet, samples: usize) -> Result<Objective> {
+pub fn objective(config: &Config, net: &VelocityNet, samples: usize, device: &Device) -> Result<Objective> {
     let f = &config.flow;
-    let clip = f.weight_clip as f32;
+    let weight = weight(f, device)?;
     let objective = Objective {
         samples,
         flow_mul: f.flow_mul,
-        times: match f.time {
-            TimeSampling::Uniform => Times::Uniform,
-            TimeSampling::Stratified => Times::Stratified,
-            TimeSampling::LogitNormal => {
-                Times::LogitNormal { mean: f.logit_mean as f32, std: f.logit_std as f32 }
-            }
-        },
-        time_range: (f.time_min as f32, f.time_max as f32),
-        weight: match f.weight {
-            config::Weight::Uniform => Weight::Uniform,
-            config::Weight::Likelihood => Weight::Likelihood { clip },
-            config::Weight::Kl => Weight::Kl { clip },
-        },
+        times: times(f, f.time, &weight, device)?,
+        time_range: time_range(f),
+        weight,
+        control_variate: f.control_variate,
         reduction: match f.reduction {
             config::Reduction::MeanAll => Reduction::MeanAll,
             config::Reduction::SumDimsMeanRows => Reduction::SumDimsMeanRows,

@@ -28,6 +28,7 @@ pub fn is_plain(objective: &Objective) -> bool {
     objective.weight == Weight::Uniform
         && objective.reduction == Reduction::MeanAll
         && objective.time_range == (0.0, 1.0)
+        && !objective.control_variate
         && !matches!(objective.times, Times::LogitNormal { .. })
 }
 
@@ -35,10 +36,11 @@ pub fn is_plain(objective: &Objective) -> bool {
 pub fn plain(objective: &Objective) -> Objective {
     Objective {
         weight: Weight::Uniform,
+        control_variate: false,
         reduction: Reduction::MeanAll,
         time_range: (0.0, 1.0),
         times: Times::Stratified,
-        ..*objective
+        ..objective.clone()
     }
 }
 

@@ -164,7 +164,7 @@ fn flow(device: &Device) -> Result<()> {
     let t = draw_times(device, Draw::new(1, Stream::Time, 2), rows, sampler, (0.0, 1.0))?;
     let x_t = interpolate::<bf16>(&data, &t, noise, rows)?;
     let (control_variate, weight) = (false, Weight::Uniform);
-    let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+    let target = Target { data: &data, t: &t, noise, rows, weight, control_variate, centred: false };
     let (_, dv) = flow_loss_backward(&x_t, &target, 0.5)?;
     latent_gradient(&dv, Some(&x_t), &t, rows, 1.0)?;
     reconstruction(&x_t, &data, Distance::L2, 0.5)?;
@@ -274,7 +274,7 @@ fn products(device: &Device) -> Result<()> {
         linear_gated_forward(&x, w.view(), b.view(), &dy, (&gate, 2 * o), Branch::Keep)?;
         let (data, rows) = (filled::<f32>(device, n, o)?, Rows::plain(n));
         let (noise, weight, control_variate) = (Draw::new(1, Stream::Noise, 2), Weight::Uniform, false);
-        let target = Target { data: &data, t: &t, noise, rows, weight, control_variate };
+        let target = Target { data: &data, t: &t, noise, rows, weight, control_variate, centred: false };
         linear_loss_backward(&x, w.view(), b.view(), &target, 0.5)?;
     }
     Ok(())

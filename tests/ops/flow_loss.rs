@@ -1,7 +1,9 @@
 //! The flow-matching loss: residual, weights, control variate, and the gradients of both stages.
 
 use flowprior::device::CudaOptions;
-use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, flow_loss_forward, latent_gradient};
+use flowprior::ops::flow_loss::{
+    Target, Weight, WeightTable, flow_loss_backward, flow_loss_forward, latent_gradient,
+};
 use flowprior::ops::flow_path::{Rows, interpolate};
 use flowprior::ops::linear::{
     Activation, linear_backward_input, linear_backward_weight, linear_forward, linear_loss_backward,
@@ -11,15 +13,41 @@ use flowprior::rng::{Draw, Stream};
 use flowprior::{DType, Device, FloatX, Result, Tensor};
 use half::{bf16, f16};
 
-use crate::support::devices::devices;
+use crate::support::devices::{any_device, devices};
 use crate::support::emulator;
 use crate::support::noise::rows_of_noise;
 use crate::support::oracle::{same_bits, tolerance};
 use crate::support::random::Random;
 use crate::support::{Answer, Backward, Case, Inputs, Tensors, Values, added, answer, check_all, fresh};
 
-const WEIGHTS: [Weight; 3] =
-    [Weight::Uniform, Weight::Likelihood { clip: 0.875 }, Weight::Kl { clip: 0.875 }];
+/// A weight, before it is brought to a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum W {
+    Uniform,
+    Constant(f32),
+    Likelihood { clip: f32 },
+    Kl { clip: f32 },
+    Table(&'static [f32]),
+}
+
+impl W {
+    fn on(self, device: &Device) -> Weight {
+        match self {
+            Self::Uniform => Weight::Uniform,
+            Self::Constant(w) => Weight::Constant(w),
+            Self::Likelihood { clip } => Weight::Likelihood { clip },
+            Self::Kl { clip } => Weight::Kl { clip },
+            Self::Table(values) => Weight::Table(WeightTable::new(device, values).unwrap()),
+        }
+    }
+}
+
+const WEIGHTS: [W; 4] = [
+    W::Uniform,
+    W::Likelihood { clip: 0.875 },
+    W::Kl { clip: 0.875 },
+    W::Table(&[0.0, 2.0, 0.5, 0.5, 3.0, 1.0, 0.25, 7.0]),
+];
 
 fn noise() -> Draw {
     Draw::new(11, Stream::Noise, 5)
@@ -30,7 +58,7 @@ fn noise() -> Draw {
 struct FlowLoss {
     rows: Rows,
     d: usize,
-    weight: Weight,
+    weight: W,
     control_variate: bool,
 }
 
@@ -65,8 +93,16 @@ impl Case for FlowLoss {
 
 impl FlowLoss {
     fn target<'a>(&self, data: &'a Tensor<f32>, t: &'a Tensor<f32>) -> Target<'a> {
-        let &Self { rows, weight, control_variate, .. } = self;
-        Target { data, t, noise: noise(), rows, weight, control_variate }
+        let &Self { rows, control_variate, .. } = self;
+        Target {
+            data,
+            t,
+            noise: noise(),
+            rows,
+            weight: self.weight.on(data.device()),
+            control_variate,
+            centred: false,
+        }
     }
 }
 
@@ -253,13 +289,23 @@ fn losses(case: &FlowLoss, v: &[f64], data: &[f64], t: &[f64]) -> Vec<f64> {
     v.chunks_exact(d).zip(noise.chunks_exact(d)).enumerate().map(row).collect()
 }
 
-fn weight_at(weight: Weight, t: f64) -> f64 {
+fn weight_at(weight: W, t: f64) -> f64 {
     let odds = |t: f64| t / (1.0 - t);
     let clipped = |clip: f32| if t > clip as f64 { clip as f64 } else { t };
     match weight {
-        Weight::Uniform => 1.0,
-        Weight::Likelihood { clip } => odds(clipped(clip)),
-        Weight::Kl { clip } => clipped(clip) * odds(clipped(clip)),
+        W::Uniform => 1.0,
+        W::Constant(w) => w as f64,
+        W::Likelihood { clip } => odds(clipped(clip)),
+        W::Kl { clip } => clipped(clip) * odds(clipped(clip)),
+        W::Table(values) => {
+            // The sum of tents over the knots.
+            let cells = (values.len() - 1) as f64;
+            let tent = |(i, w): (usize, &f32)| {
+                let height = 1.0 - (t * cells - i as f64).abs();
+                *w as f64 * if height < 0.0 { 0.0 } else { height } // NaN stays
+            };
+            values.iter().enumerate().map(tent).sum()
+        }
     }
 }
 
@@ -277,10 +323,110 @@ fn losses_and_velocity_gradients_match() {
     check_all(cases(&[(1, 1, 1, 1), (7, 1, 1, 2), (5, 2, 1, 31), (6, 3, 2, 32), (3, 1, 3, 5)]));
 }
 
+/// The gradient of latents that stays with the target, less a(t)·noise: on every device, of a loss that is as it was.
+#[test]
+fn centred_gradients_lose_a_part_of_the_noise_and_losses_nothing() -> Result<()> {
+    let list = [(7, 1, 1, 2), (5, 2, 1, 31), (6, 3, 2, 32), (3, 1, 3, 130)];
+    for case in cases(&list).filter(|case| case.control_variate == (case.weight == WEIGHTS[1])) {
+        centred::<f32>(&case)?;
+        centred::<bf16>(&case)?;
+        centred::<f16>(&case)?;
+    }
+    Ok(())
+}
+
+fn centred<X: FloatX>(case: &FlowLoss) -> Result<()> {
+    let &FlowLoss { rows, d, weight, .. } = case;
+    let inputs = case.inputs();
+    let values = inputs.rounded(X::DTYPE);
+    let noise = rows_of_noise(noise(), rows, d);
+    let expected: Vec<f64> = (0..rows.len() * d)
+        .map(|i| {
+            let (t, data) = (values["t"][i / d / rows.share], values["data"][i % (rows.samples * d)]);
+            let a = t / ((1.0 - t).powi(2) + t.powi(2));
+            2.0 * weight_at(weight, t) * (values["v"][i] - (data - noise[i]) - a * noise[i])
+        })
+        .collect();
+    let mut one = vec![0.0; d * d];
+    (0..d).for_each(|i| one[i * d + i] = 1.0);
+    for (name, device) in devices() {
+        let x = Tensors::<X>::new(device, &inputs, &values)?;
+        let plain = case.target(x.single("data"), x.single("t"));
+        let target = Target { centred: true, ..plain.clone() };
+        let what = format!("{case:?}, {} on {name}", X::DTYPE);
+        let (loss, dv) = flow_loss_backward(x.stored("v"), &target, 2.0)?;
+        let (as_before, _) = flow_loss_backward(x.stored("v"), &plain, 2.0)?;
+        same_bits(&loss.to_f32_vec()?, &as_before.to_f32_vec()?, &what);
+        answer(&dv).check(&expected, &what);
+        // The layer that ends in the loss: with v·I + 0 it is the same.
+        let (w, b) = (Tensor::<X>::from_f32(device, [d, d], &one)?, Tensor::<X>::zeros(device, [d]));
+        let (_, of_layer) = linear_loss_backward(x.stored("v"), w.view(), b.view(), &target, 2.0)?;
+        answer(&of_layer).check(&expected, &format!("{what}, a layer"));
+    }
+    Ok(())
+}
+
+#[test]
+fn tables_of_two_knots_and_weights_that_are_numbers_match() {
+    let rows = Rows { first: 9, samples: 6, replicas: 2, share: 2 };
+    let weights = [W::Table(&[0.5, 2.0]), W::Table(&[3.0, 0.0, 0.0]), W::Constant(2.5), W::Constant(0.0)];
+    check_all(weights.map(|weight| FlowLoss { rows, d: 5, weight, control_variate: true }));
+}
+
+/// A residual of 2⁴⁰ swallows the noise, so that the loss of a row is its weight times 2⁸⁰ in every bit.
+#[test]
+fn weights_of_a_table_have_the_same_bits_on_every_device() -> Result<()> {
+    let large = (1u64 << 40) as f32;
+    for values in [&[0.5f32, 2.0][..], &[0.1, 3.7, 0.0, 0.0, 1.3, 11.0], &[1.0, 5.0, 1.0]] {
+        let cells = (values.len() - 1) as f32;
+        let knots = (0..values.len()).map(|i| i as f32 / cells);
+        let near = knots.flat_map(|t| [t.next_down().max(0.0), t, t.next_up().min(1.0)]);
+        let t: Vec<f32> = near.chain((0..200).map(|i| i as f32 / 199.0)).collect();
+        for (name, device) in devices() {
+            let table = WeightTable::new(device, values)?;
+            let rows = Rows::plain(t.len());
+            let [data, v] = [0.0, large].map(|x| Tensor::from_f32(device, [t.len(), 1], &vec![x; t.len()]));
+            let (data, times) = (data?, Tensor::from_f32(device, [t.len()], &t)?);
+            let weight = Weight::Table(table.clone());
+            let target = Target {
+                data: &data,
+                t: &times,
+                noise: noise(),
+                rows,
+                weight,
+                control_variate: false,
+                centred: false,
+            };
+            let losses = flow_loss_forward::<f32>(&v?, &target)?.to_f32_vec()?;
+            let weights: Vec<f32> = losses.iter().map(|loss| loss / large / large).collect();
+            let here: Vec<f32> = t.iter().map(|t| table.at(*t)).collect();
+            same_bits(&weights, &here, name);
+        }
+        for (knot, w) in values.iter().enumerate() {
+            let table = WeightTable::new(any_device(), values)?;
+            assert!(
+                (table.at(knot as f32 / cells) - w).abs() <= 2e-6 * (1.0 + w),
+                "knot {knot} of {values:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tables_that_are_no_weights_are_refused() {
+    let message = |values: &[f32]| WeightTable::new(any_device(), values).unwrap_err().to_string();
+    assert_eq!(message(&[1.0]), "weight_table: `values` has 1, expected 2 to 2³² − 1");
+    for (bad, word) in [(-0.5, "-0.5"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let expected = format!("weight_table: `values` has {word}, expected finite numbers from 0 on");
+        assert_eq!(message(&[1.0, bad, 2.0]), expected);
+    }
+}
+
 #[test]
 fn losses_of_wide_rows_and_many_blocks_match() {
     let large = cases(&[(24, 1, 1, 768), (6, 3, 3, 1030), (530, 1, 1, 33)]);
-    check_all(large.filter(|case| case.control_variate == (case.weight != Weight::Uniform)));
+    check_all(large.filter(|case| case.control_variate == (case.weight != W::Uniform)));
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The flow path: times, the interpolant, and the rows that they belong to.
 
 use flowprior::device::{Arch, Isa};
-use flowprior::ops::flow_loss::latent_gradient;
-use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolant, interpolate};
+use flowprior::ops::flow_loss::{Weight, WeightTable, latent_gradient};
+use flowprior::ops::flow_path::{Rows, TimeDensity, TimeSampler, draw_times, interpolant, interpolate};
 use flowprior::rng::{Draw, Stream};
-use flowprior::{FloatX, Result, Tensor};
+use flowprior::{Device, FloatX, Result, Tensor};
 
 use crate::support::devices::{any_device, devices};
 use crate::support::noise::rows_of_noise;
@@ -94,24 +94,33 @@ fn best<R>(f: impl FnOnce(Arch) -> R) -> R {
 fn micro_batches_see_the_times_and_the_noise_of_the_whole_batch() -> Result<()> {
     let (samples, replicas, d) = (12, 2, 19);
     let numbers: Vec<f32> = Random::new("data").normals(samples * d).into_iter().map(|v| v as f32).collect();
-    let sampler = TimeSampler::Stratified { total: samples * replicas, samples };
+    let total = samples * replicas;
     for (name, device) in devices() {
-        let run = |first: usize, count: usize| -> Result<(Vec<f32>, Vec<f32>)> {
-            let rows = rows(100 + first as u64, count, replicas, 1);
-            let data = Tensor::from_f32(device, [count, d], &numbers[first * d..][..count * d])?;
-            let t = draw_times(device, Draw::new(1, Stream::Time, 9), rows, sampler, (0.0, 1.0))?;
-            Ok((t.to_f32_vec().unwrap(), interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec().unwrap()))
-        };
-        let (t, x_t) = run(0, samples)?;
-        for micro in [1, 2, 4] {
-            let count = samples / micro;
-            for first in (0..samples).step_by(count) {
-                let (part_t, part_x_t) = run(first, count)?;
-                for replica in 0..replicas {
-                    let (whole, part) = (replica * samples + first, replica * count);
-                    assert_eq!(t[whole..][..count], part_t[part..][..count], "{name}, {micro}");
-                    let part = &part_x_t[part * d..][..count * d];
-                    assert_eq!(&x_t[whole * d..][..count * d], part, "{name}, {micro}");
+        let density = Weight::Likelihood { clip: CLIP }.density(device, (0.0, 1.0))?;
+        for sampler in [
+            TimeSampler::Stratified { total, samples },
+            TimeSampler::Density { density: &density, total, samples },
+        ] {
+            let run = |first: usize, count: usize| -> Result<(Vec<f32>, Vec<f32>)> {
+                let rows = rows(100 + first as u64, count, replicas, 1);
+                let data = Tensor::from_f32(device, [count, d], &numbers[first * d..][..count * d])?;
+                let t = draw_times(device, Draw::new(1, Stream::Time, 9), rows, sampler, (0.0, 1.0))?;
+                Ok((
+                    t.to_f32_vec().unwrap(),
+                    interpolate::<f32>(&data, &t, noise(), rows)?.to_f32_vec().unwrap(),
+                ))
+            };
+            let (t, x_t) = run(0, samples)?;
+            for micro in [1, 2, 4] {
+                let count = samples / micro;
+                for first in (0..samples).step_by(count) {
+                    let (part_t, part_x_t) = run(first, count)?;
+                    for replica in 0..replicas {
+                        let (whole, part) = (replica * samples + first, replica * count);
+                        assert_eq!(t[whole..][..count], part_t[part..][..count], "{name}, {micro}");
+                        let part = &part_x_t[part * d..][..count * d];
+                        assert_eq!(&x_t[whole * d..][..count * d], part, "{name}, {micro}");
+                    }
                 }
             }
         }
@@ -119,7 +128,7 @@ fn micro_batches_see_the_times_and_the_noise_of_the_whole_batch() -> Result<()> 
     Ok(())
 }
 
-fn times(step: u64, rows: Rows, sampler: TimeSampler, range: (f32, f32)) -> Vec<f64> {
+fn times(step: u64, rows: Rows, sampler: TimeSampler<'_>, range: (f32, f32)) -> Vec<f64> {
     let draw = Draw::new(2, Stream::Time, step);
     let t = draw_times(any_device(), draw, rows, sampler, range).map(|t| t.to_f32_vec().unwrap());
     t.unwrap_or_else(|e| panic!("{e}")).into_iter().map(f64::from).collect()
@@ -182,6 +191,125 @@ fn logit_normal_times_have_the_right_quantiles() {
     {
         assert_share_below(&t, 1.0 / (1.0 + f64::exp(0.5 - 1.5 * z)), below);
     }
+}
+
+/// A weight, the range of times, and the integral of the weight from the start of the range.
+type Law = (Weight, (f32, f32), Box<dyn Fn(f64) -> f64>);
+
+const CLIP: f32 = 0.98;
+const TABLE: [f32; 6] = [0.0, 2.0, 0.5, 0.0, 0.0, 3.0];
+
+fn laws(device: &Device) -> Vec<Law> {
+    let clip = CLIP as f64;
+    // Integrals by hand; beyond the clip the weight stays.
+    let likelihood = move |t: f64| {
+        let s = t.min(clip);
+        -s - (1.0 - s).ln() + clip / (1.0 - clip) * (t - s)
+    };
+    let kl = move |t: f64| {
+        let s = t.min(clip);
+        -s * s / 2.0 - s - (1.0 - s).ln() + clip * clip / (1.0 - clip) * (t - s)
+    };
+    let table = |t: f64| {
+        let cells = (TABLE.len() - 1) as f64;
+        let cell = |(k, pair): (usize, &[f32])| {
+            let (s, [a, b]) = ((t * cells - k as f64).clamp(0.0, 1.0), [pair[0] as f64, pair[1] as f64]);
+            (a * s + (b - a) * s * s / 2.0) / cells
+        };
+        TABLE.windows(2).enumerate().map(cell).sum::<f64>()
+    };
+    let from =
+        |low: f32, integral: fn(f64) -> f64| Box::new(move |t: f64| integral(t) - integral(low as f64));
+    let table_weight = || Weight::Table(WeightTable::new(device, &TABLE).unwrap());
+    vec![
+        (Weight::Uniform, (0.0, 1.0), from(0.0, |t| t)),
+        (Weight::Uniform, (0.1, 0.9), from(0.1, |t| t)),
+        (Weight::Likelihood { clip: CLIP }, (0.0, 1.0), Box::new(likelihood)),
+        (
+            Weight::Likelihood { clip: CLIP },
+            (0.25, 0.95),
+            Box::new(move |t| likelihood(t) - likelihood(0.25)),
+        ),
+        (Weight::Kl { clip: CLIP }, (0.0, 1.0), Box::new(kl)),
+        (table_weight(), (0.0, 1.0), Box::new(table)),
+        (table_weight(), (0.15, 0.9), Box::new(move |t| table(t) - table(0.15f32 as f64))),
+    ]
+}
+
+#[test]
+fn times_of_a_density_lie_where_its_integral_says() -> Result<()> {
+    let (samples, replicas) = (512, 4);
+    let n = samples * replicas;
+    for (name, device) in devices() {
+        for (weight, range, integral) in laws(device) {
+            let what = format!("{weight:?} in {range:?} on {name}");
+            let density = weight.density(device, range)?;
+            let whole = integral(range.1 as f64);
+            let mean = whole / (range.1 as f64 - range.0 as f64);
+            assert!((density.mean() as f64 - mean).abs() <= 3e-6 * mean, "{what}: {} {mean}", density.mean());
+            assert_eq!(density.range(), range);
+            let draw = |step| Draw::new(2, Stream::Time, step);
+            let rows = rows(0, samples, replicas, 1);
+            for step in 0..3 {
+                let uniform = TimeSampler::Stratified { total: n, samples };
+                let u = draw_times(device, draw(step), rows, uniform, (0.0, 1.0))?.to_f32_vec()?;
+                let sampler = TimeSampler::Density { density: &density, total: n, samples };
+                let t = draw_times(device, draw(step), rows, sampler, range)?.to_f32_vec()?;
+                let mut sum = 0.0;
+                for (t, u) in t.iter().zip(&u) {
+                    assert!((range.0..=range.1).contains(t), "{what}: {t}");
+                    let share = integral(*t as f64) / whole;
+                    assert!(
+                        (share - *u as f64).abs() <= 3e-6,
+                        "{what}: {share} of the weight below {t}, not {u}"
+                    );
+                    sum += f64::cos(3.0 * *t as f64);
+                }
+                // A mean under the density, times the mean of the weight, is the mean of the weighted by uniform times.
+                let span = range.1 as f64 - range.0 as f64;
+                let at = |i: usize| range.0 as f64 + span * (i as f64 + 0.5) / 1e5;
+                let weighted = |i| f64::cos(3.0 * at(i)) * weight.at(at(i) as f32) as f64 / 1e5;
+                let expected = (0..100_000).map(weighted).sum::<f64>();
+                let found = sum / n as f64 * density.mean() as f64;
+                assert!((found - expected).abs() <= 2e-3 * mean, "{what}: {found}, expected {expected}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_constant_density_draws_stratified_times() -> Result<()> {
+    for (name, device) in devices() {
+        let (rows, range) = (rows(0, 24, 4, 3), (0.25, 0.75));
+        let density = Weight::Constant(3.0).density(device, range)?;
+        assert_eq!(density.mean(), 3.0);
+        let (total, samples) = (32, 24);
+        let draw = Draw::new(2, Stream::Time, 7);
+        let of = |sampler| draw_times(device, draw, rows, sampler, range)?.to_f32_vec();
+        let plain = of(TimeSampler::Stratified { total, samples })?;
+        let drawn = of(TimeSampler::Density { density: &density, total, samples })?;
+        let apart = plain.iter().zip(&drawn).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart <= 2e-7, "{name}: {apart}");
+    }
+    Ok(())
+}
+
+#[test]
+fn densities_that_are_none_are_refused() {
+    let message = |knots: &[(f32, f64)]| TimeDensity::new(any_device(), knots).unwrap_err().to_string();
+    assert!(message(&[]).contains("`knots` has none"));
+    assert!(message(&[(0.5, 1.0)]).contains("`knots` has 1 from 0.5 to 0.5"));
+    assert!(message(&[(0.5, 1.0), (0.5, 1.0)]).contains("t ascending"));
+    assert!(message(&[(0.0, 1.0), (1.5, 1.0)]).contains("from 0 to 1.5"));
+    assert!(message(&[(0.0, 1.0), (0.5, -2.0), (1.0, 1.0)]).contains("`values` has -2 at 0.5"));
+    assert!(message(&[(0.0, 1.0), (1.0, f64::NAN)]).contains("`values` has NaN at 1"));
+    assert!(message(&[(0.0, 0.0), (1.0, 0.0)]).contains("`values` has only 0"));
+    let density = Weight::Uniform.density(any_device(), (0.0, 1.0)).unwrap();
+    let sampler = TimeSampler::Density { density: &density, total: 4, samples: 4 };
+    let t = draw_times(any_device(), noise(), Rows::plain(4), sampler, (0.0, 0.5));
+    let message = t.unwrap_err().to_string();
+    assert_eq!(message, "draw_times: `sampler` has (0.0, 1.0), expected times (0.0, 0.5)");
 }
 
 #[test]

@@ -113,6 +113,7 @@ fn latents_under_a_conditional_prior_move_as_pytorchs() -> Result<()> {
             times: Times::Uniform,
             time_range: (0.0, 1.0),
             weight: weight_of(weight),
+            control_variate: false,
             reduction: Reduction::MeanAll,
             form: Form::Direct,
             label_dropout: 0.0,

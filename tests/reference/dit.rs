@@ -130,6 +130,7 @@ fn objective(case: &Fixture, recompute: bool) -> Objective {
         times: Times::Uniform,
         time_range: (0.0, 1.0),
         weight: Weight::Uniform,
+        control_variate: false,
         reduction: Reduction::MeanAll,
         form: Form::Direct,
         label_dropout: case.config()["label_dropout"].as_f64().unwrap() as f32,
@@ -219,7 +220,8 @@ fn passes<X: FloatX>(
     let (v, saved) = net.forward(params, input, modulations, Keep::Inputs)?;
     assert_close(&format!("{what}: v"), &wide(&v.to_f32_vec()?), &case.values("v"), tolerance);
     let noise = draw(Stream::Noise);
-    let target = Target { data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false };
+    let target =
+        Target { data, t: &t, noise, rows, weight: Weight::Uniform, control_variate: false, centred: false };
     let scale = (2.0 / v.len() as f64) as f32;
     let (_, dv) = flow_loss_backward(&v, &target, scale)?;
     let dx = net.backward(params, saved.unwrap(), &dv, None)?;

@@ -26,6 +26,7 @@ fn objective(case: &Fixture, form: Form) -> Objective {
         times: Times::Uniform,
         time_range: (0.0, 1.0),
         weight: Weight::Uniform,
+        control_variate: false,
         reduction: Reduction::MeanAll,
         form,
         label_dropout: 0.0,

@@ -234,7 +234,10 @@ fn what_does_not_fit_is_refused_with_a_sentence() -> Outcome {
             &["align.adaptive_at", "encoder.2.weight", "encoder.1.weight"],
         ),
         (&["align.adaptive_at=encoder.2.weight"], &["align.adaptive = true"]),
-        (&["align.joint=true", "align.gradient=detached", "flow.weight=kl"], &["align.joint", "detached"]),
+        (
+            &["align.joint=true", "align.gradient=detached", "flow.weight=kl"],
+            &["align.joint", "align.gradient = \"full\""],
+        ),
     ];
     for (sets, words) in cases {
         let error = new(sets)?;

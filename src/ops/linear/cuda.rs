@@ -223,8 +223,8 @@ pub(super) fn loss<X: FloatX>(
     let at = sums.as_ref().map_or(0, DeviceBuf::address);
     let (loss, sums) = if at == 0 { (loss, Write::none()) } else { (Write::none(), Write::at(at)) };
     let device = target.on_device()?;
-    let DeviceTarget { data, t, key: [key0, key1], step, counter, first, samples, share, .. } = device;
-    let DeviceTarget { weight, clip, control_variate, .. } = device;
+    let DeviceTarget { data, t, table, key: [key0, key1], step, counter, first, samples, share, .. } = device;
+    let DeviceTarget { weight, number, knots, variates, .. } = device;
     let (rows, outputs, columns, scale) = (n as u32, o as u32, c as u32, scale.number);
     launch!(
         work,
@@ -237,7 +237,7 @@ pub(super) fn loss<X: FloatX>(
         [kernels::linear_loss_f32_128, kernels::linear_loss_f32_64, kernels::linear_loss_f32_32],
         [loss, sums],
         (queue, dv, x, w, b;
-         data, t, key0, key1, step, counter, first, samples, share, weight, clip, control_variate, scale, factor,
+         data, t, table, key0, key1, step, counter, first, samples, share, weight, number, knots, variates, scale, factor,
          groups as u32, rows, outputs, columns)
     )?;
     if work.workspace.is_some() {
@@ -253,6 +253,7 @@ pub(super) fn loss<X: FloatX>(
             partial,
             data,
             t,
+            table,
             key0,
             key1,
             step,
@@ -261,8 +262,9 @@ pub(super) fn loss<X: FloatX>(
             samples,
             share,
             weight,
-            clip,
-            control_variate,
+            number,
+            knots,
+            variates,
             scale,
             factor,
             parts,
@@ -281,10 +283,12 @@ pub(super) fn loss<X: FloatX>(
         loss_again,
         Read::at(at),
         t,
+        table,
         share,
         weight,
-        clip,
-        control_variate,
+        number,
+        knots,
+        variates,
         groups,
         rows,
         outputs,

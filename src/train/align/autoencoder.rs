@@ -433,7 +433,8 @@ impl<X: FloatX> Trainee<X> for AutoencoderTask<X> {
         self.follow(&params)?;
         let passed = self.fresh(&params, seed, EVALUATION_BATCHES)?;
         let losses = self.alignment_losses(&passed.latents, seed, 0..EVALUATION_DRAWS)?;
-        let mut values = vec![("reconstruction", mean(&passed.reconstruction)), ("alignment", mean(&losses))];
+        let mut values = vec![("reconstruction", mean(&passed.reconstruction))];
+        values.extend(self.alignment.of_losses(&losses));
         values.extend(self.alignment.measure(&passed.latents)?);
         Ok(values)
     }

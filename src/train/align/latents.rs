@@ -15,7 +15,6 @@ use crate::train::align::{Alignment, LATENTS};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::Engine;
 use crate::train::prior::Prior;
-use crate::train::reference::mean;
 use crate::train::run::Trainee;
 use crate::train::task::{Meter, StepAt, Task};
 
@@ -138,7 +137,7 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
     fn evaluate(&mut self, engine: &Engine<f32>) -> Result<Vec<(&'static str, f64)>> {
         let y = self.latents(&engine.optimizer.params)?;
         let losses = self.alignment.fresh_losses(&y, self.alignment.seed, 0..EVALUATION_DRAWS)?;
-        let mut values = vec![("alignment", mean(&losses))];
+        let mut values = self.alignment.of_losses(&losses);
         values.extend(self.alignment.measure(&y.on_host()?)?);
         Ok(values)
     }

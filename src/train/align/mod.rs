@@ -31,7 +31,7 @@ use crate::tensor::Tensor;
 use crate::train::config::{Config, Gradient, Target};
 use crate::train::guard::Guard;
 use crate::train::prior::Prior;
-use crate::train::reference::Reference;
+use crate::train::reference::{Reference, mean};
 use crate::train::setup;
 use crate::train::task::StepAt;
 
@@ -78,7 +78,8 @@ impl<X: FloatX> Alignment<X> {
             }
             _ => return refused(),
         };
-        let mut objective = setup::objective(config, &prior.net, samples)?;
+        let device = prior.params.flat().device().clone();
+        let mut objective = setup::objective(config, &prior.net, samples, &device)?;
         objective.label_dropout = 0.0;
         if config.align.joint {
             // Tables are made once, and nodes watched, for networks that stay or train alone.
@@ -92,6 +93,7 @@ impl<X: FloatX> Alignment<X> {
         let gradient = match config.align.gradient {
             Gradient::Full => LatentGradient::Full,
             Gradient::Detached => LatentGradient::Detached,
+            Gradient::Centred => LatentGradient::Centred,
         };
         let (norm_target, unit_norm) = (config.flow.norm_target, config.flow.unit_norm);
         let (reference, mut notes) = match reference(config, &prior) {
@@ -156,6 +158,13 @@ impl<X: FloatX> Alignment<X> {
             self.objective.evaluate(velocity, batch, draws, 1.0, Want::Loss)?.loss()
         };
         draws.map(loss).collect()
+    }
+
+    /// Says what fresh losses say, for the log of a run: `alignment`, their mean, and `nll_prior` where that is a log-likelihood.
+    fn of_losses(&self, losses: &[f64]) -> Vec<(&'static str, f64)> {
+        let loss = mean(losses);
+        let nll = self.objective.negative_log_likelihood(loss, self.prior.net.data_width());
+        [Some(("alignment", loss)), nll.map(|nll| ("nll_prior", nll))].into_iter().flatten().collect()
     }
 
     /// Measures latents for the log of a run: see [`Reference::measure`].

@@ -25,6 +25,8 @@ pub enum Gradient {
     Full,
     /// Without the network's Jacobian, forward passes only (the reference's `detach_pred_v`); needs weight `kl`.
     Detached,
+    /// As `detached`, less a part of the noise whose mean is 0: the same expectation, several times less variance.
+    Centred,
 }
 
 /// Stage 2.
@@ -39,7 +41,7 @@ pub struct AlignConfig {
     pub latents: usize,
     /// Standard deviation of the first latents.
     pub init_std: f64,
-    /// Which part of the gradient reaches the latents: `full` or `detached`.
+    /// Which part of the gradient reaches the latents: `full`, `detached` or `centred`.
     pub gradient: Gradient,
     /// Weight of the alignment loss beside the reconstruction (with `flow.reduction` as it is).
     pub lambda: f64,

@@ -229,6 +229,8 @@ pub enum TimeSampling {
     Stratified,
     /// σ(m + s·z), z normal, with `flow.logit_mean` and `flow.logit_std`.
     LogitNormal,
+    /// In proportion to the weight, which rows then no longer have: the same expectation. Stratified, since that costs nothing.
+    Importance,
 }
 
 /// The weight of a row's loss as a function of its time t (data at t = 1).
@@ -241,6 +243,8 @@ pub enum Weight {
     Likelihood,
     /// w = t²/(1 − t): what the detached gradient needs to descend a uniformly weighted KL divergence.
     Kl,
+    /// The user's, `flow.weight_table`.
+    Table,
 }
 
 /// How squared residuals become one number.
@@ -259,7 +263,7 @@ pub enum Reduction {
 pub struct FlowConfig {
     /// Copies of each row, each with a time and noise of its own.
     pub flow_mul: usize,
-    /// How times are drawn: `uniform`, `stratified` or `logit-normal`.
+    /// How times are drawn: `uniform`, `stratified`, `logit-normal` or `importance` (in proportion to the weight; stratified too).
     pub time: TimeSampling,
     /// Mean of the logit of t, for `logit-normal`.
     pub logit_mean: f64,
@@ -269,10 +273,15 @@ pub struct FlowConfig {
     pub time_min: f64,
     /// Largest time.
     pub time_max: f64,
-    /// Weight of a row by its time: `uniform`, `likelihood` or `kl`.
+    /// Weight of a row by its time: `uniform`, `likelihood`, `kl` or `table`.
     pub weight: Weight,
     /// Largest time at which `likelihood` and `kl` have a weight: they diverge at t = 1.
     pub weight_clip: f64,
+    /// The weight `table`: its values at equal distances from t = 0 to t = 1, two at least, linear in between.
+    pub weight_table: Vec<f64>,
+    /// Reports the loss less a number that does not depend on the data's position, so that with weight `likelihood` it says −ln p, with less
+    /// noise; gradients are the same.
+    pub control_variate: bool,
     /// Brings the batch to mean 0 and standard deviation 1 first, with statistics of the batch.
     pub norm_target: bool,
     /// Brings each row to norm 1 first; needs `norm_target`.
@@ -292,6 +301,8 @@ impl Default for FlowConfig {
             time_max: 1.0,
             weight: Weight::Uniform,
             weight_clip: 0.98,
+            weight_table: Vec::new(),
+            control_variate: false,
             norm_target: false,
             unit_norm: false,
             reduction: Reduction::MeanAll,

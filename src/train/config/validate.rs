@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::align::{AlignConfig, Gradient, Target};
 use super::autoencoder::{AutoencoderConfig, Coder};
 use super::model::{Kind, ModelConfig, Modulation};
-use super::sections::{Config, DataConfig, FlowConfig, OptimConfig, Stage, Weight};
+use super::sections::{Config, DataConfig, FlowConfig, OptimConfig, Stage, TimeSampling, Weight};
 use crate::error::{Error, Result};
 use crate::float::DType;
 use crate::optim::schedule::ScheduleKind;
@@ -14,6 +14,11 @@ use crate::rng::MAX_REPLICAS;
 
 /// Chebyshev nodes that make sense: below 2 there is nothing to interpolate, above 64 `direct` is cheaper.
 const NODES: std::ops::RangeInclusive<usize> = 2..=64;
+/// Values of a table of weights: two have a line between them; times are multiples of about 2⁻²⁴, so that thousands lie between two knots
+/// of the longest table.
+const KNOTS: std::ops::RangeInclusive<usize> = 2..=4096;
+/// The largest weight of a table: its multiples by residuals and a loss scale stay far below the largest f32.
+const LARGEST_WEIGHT: f64 = 1e12;
 /// Threads of the CPU; more are a slip of the keyboard, and starting them would stall the machine.
 const MAX_THREADS: usize = 4096;
 /// Averages of the weights in one run, each as large as the network.
@@ -269,7 +274,14 @@ fn flow(f: &FlowConfig) -> Result<()> {
     finite("flow.logit_mean", f.logit_mean)?;
     above("flow.logit_std", f.logit_std, 0.0)?;
     open("flow.weight_clip", f.weight_clip, 0.0, 1.0)?;
-    if f.weight != Weight::Uniform && f.weight_clip <= f.time_min {
+    table(f)?;
+    if f.control_variate && (f.weight != Weight::Likelihood || f.time == TimeSampling::LogitNormal) {
+        return refuse(
+            "flow.control_variate needs flow.weight = \"likelihood\" and times that are not logit-normal: no other loss is a log-likelihood",
+        );
+    }
+    let has_clip = matches!(f.weight, Weight::Likelihood | Weight::Kl);
+    if has_clip && f.weight_clip <= f.time_min {
         return refuse(format!(
             "flow.weight_clip must be greater than flow.time_min, or no time has a weight; they are {} and {}",
             f.weight_clip, f.time_min
@@ -279,6 +291,31 @@ fn flow(f: &FlowConfig) -> Result<()> {
         return refuse(
             "flow.unit_norm needs flow.norm_target = true: the reference silently ignores it otherwise",
         );
+    }
+    Ok(())
+}
+
+/// Checks the user's weights.
+fn table(f: &FlowConfig) -> Result<()> {
+    let (table, key) = (&f.weight_table, "flow.weight_table");
+    if f.weight != Weight::Table {
+        return match table.is_empty() {
+            true => Ok(()),
+            false => refuse(format!("{key} is for flow.weight = \"table\"; leave one of them out")),
+        };
+    }
+    if !KNOTS.contains(&table.len()) {
+        let (least, most) = (KNOTS.start(), KNOTS.end());
+        return refuse(format!("{key} must have {least} to {most} values, but has {}", table.len()));
+    }
+    for (i, w) in table.iter().enumerate() {
+        within(&format!("{key}[{i}]"), *w, 0.0, LARGEST_WEIGHT)?;
+    }
+    // Knots to the left of a time and to its right: w is 0 between two that are.
+    let last = (table.len() - 1) as f64;
+    let (from, to) = ((f.time_min * last).floor() as usize, (f.time_max * last).ceil() as usize);
+    if table[from..=to].iter().all(|w| *w == 0.0) {
+        return refuse(format!("{key} is 0 from flow.time_min to flow.time_max, so no time has a weight"));
     }
     Ok(())
 }
@@ -314,11 +351,14 @@ fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
     above("align.init_std", a.init_std, 0.0)?;
     at_least("align.lambda", a.lambda, 0.0)?;
     at_least("align.std_weight", a.std_weight, 0.0)?;
-    if a.gradient == Gradient::Detached && f.weight != Weight::Kl {
-        return refuse(
-            "align.gradient = \"detached\" needs flow.weight = \"kl\": without the Jacobian, only the weight t²/(1 − t) \
-             follows a KL divergence, and with the uniform one latents collapse away from the data",
-        );
+    let vanishes = f.weight == Weight::Kl || f.weight == Weight::Table && f.weight_table[0] == 0.0;
+    if a.gradient != Gradient::Full && !vanishes {
+        let name = if a.gradient == Gradient::Detached { "detached" } else { "centred" };
+        return refuse(format!(
+            "align.gradient = \"{name}\" needs flow.weight = \"kl\", or a table that is 0 at t = 0: without the Jacobian, only the weight \
+             t²/(1 − t) follows a KL divergence whose weight is the same at all t, and with the uniform one latents collapse away from the \
+             data"
+        ));
     }
     let of_autoencoders = [("adaptive", a.adaptive), ("projection", a.projection), ("joint", a.joint)];
     if let (Target::Latents, Some((key, _))) = (a.target, of_autoencoders.iter().find(|(_, on)| *on)) {
@@ -329,9 +369,9 @@ fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
     if !a.adaptive_at.is_empty() && !a.adaptive {
         return refuse("align.adaptive_at names the weight for align.adaptive = true, which is off");
     }
-    if a.joint && a.gradient == Gradient::Detached {
+    if a.joint && a.gradient != Gradient::Full {
         return refuse(
-            "align.joint trains the prior through its Jacobian, align.gradient = \"detached\" does without: leave one of them out",
+            "align.joint needs align.gradient = \"full\": the prior's gradients go through its layers, which the others leave out",
         );
     }
     autoencoder(&a.autoencoder)
