@@ -41,26 +41,14 @@ extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     float* __restrict__ dtable, const floatX* __restrict__ dy, const float* __restrict__ chosen, unsigned rows, unsigned c) {
     unsigned strips = (c + 32 * EACH - 1) / (32 * EACH), own = blockIdx.x / strips, strip = blockIdx.x % strips * 32 * EACH;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = strip + lane * EACH;
-    bool vector = c % EACH == 0, found = false;
+    bool found = false;
     float sum[EACH] = {};
     for (unsigned chunk = 0; chunk < rows; chunk += WARPS * 32) { // the same for all, so that warps stay together
         unsigned base = chunk + warp * 32;
         unsigned same = __ballot_sync(0xffffffffu, base + lane < rows && chosen[base + lane] == (float)own);
         found |= same != 0;
         for (; same; same &= same - 1) { // the warp's lanes agree
-            const floatX* from = dy + (unsigned long long)(base + __ffs(same) - 1) * c + column;
-            if (vector) {
-                if (column >= c) continue;
-                float x[EACH];
-                read(x, from);
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) sum[j] += x[j];
-            } else {
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    if (column + j < c) sum[j] += to_float(from[j]);
-                }
-            }
+            add_row(sum, dy + (unsigned long long)(base + __ffs(same) - 1) * c, column, c);
         }
     }
     if (!__syncthreads_or(found)) return; // the whole block

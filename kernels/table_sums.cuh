@@ -6,6 +6,22 @@
 // columns meet in a bank.
 __device__ __forceinline__ unsigned cell(unsigned lane, unsigned j) { return j / 4 * PLANE + lane * 4 + j % 4; }
 
+// Adds a row (c) to the sums of this lane, from its column on.
+__device__ __forceinline__ void add_row(float (&sum)[EACH], const floatX* row, unsigned column, unsigned c) {
+    if (c % EACH == 0) {
+        if (column >= c) return;
+        float x[EACH];
+        read(x, row + column);
+#pragma unroll
+        for (unsigned j = 0; j < EACH; j++) sum[j] += x[j];
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < EACH; j++) {
+            if (column + j < c) sum[j] += to_float(row[column + j]);
+        }
+    }
+}
+
 // `sum`: of the columns that this lane has of the 32 packs from `strip` on; to (c) gets those of all eight warps. All threads of the
 // block must arrive.
 __device__ __forceinline__ void add_warp_sums(float* to, const float (&sum)[EACH], unsigned strip, unsigned c) {

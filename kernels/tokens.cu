@@ -60,23 +60,9 @@ extern "C" __global__ void __launch_bounds__(256) sum_tokens(
     float* __restrict__ dtable, const floatX* __restrict__ dy, unsigned samples, unsigned tokens, unsigned first, unsigned c) {
     unsigned strips = (c + 32 * EACH - 1) / (32 * EACH), own = blockIdx.x / strips, strip = blockIdx.x % strips * 32 * EACH;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = strip + lane * EACH;
-    bool vector = c % EACH == 0;
     float sum[EACH] = {};
-    if (column < c) {
-        for (unsigned n = warp; n < samples; n += WARPS) {
-            const floatX* from = dy + ((unsigned long long)n * tokens + first + own) * c + column;
-            if (vector) {
-                float x[EACH];
-                read(x, from);
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) sum[j] += x[j];
-            } else {
-#pragma unroll
-                for (unsigned j = 0; j < EACH; j++) {
-                    if (column + j < c) sum[j] += to_float(from[j]);
-                }
-            }
-        }
+    for (unsigned n = warp; n < samples; n += WARPS) {
+        add_row(sum, dy + ((unsigned long long)n * tokens + first + own) * c, column, c);
     }
     add_warp_sums(dtable + (unsigned long long)own * c, sum, strip, c);
 }
