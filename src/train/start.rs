@@ -86,10 +86,17 @@ fn align_in<X: FloatX>(config: &Config, options: &RunOptions) -> Result<()> {
             let (run, from) = begin(options)?;
             keep_copy(&run, &task.alignment.prior)?;
             train(config, options, &run, from, &mut task, &mut engine)?;
+            if task.trained.is_joint() {
+                task.follow(&engine.optimizer.averaged()?)?;
+                task.alignment.prior.write(&run.root().join(JOINT))?;
+            }
         }
     }
     draw_figures(config, options)
 }
+
+/// The averaged prior that a run with `align.joint` ends with; the one that it began with stays beside it.
+pub const JOINT: &str = "joint.safetensors";
 
 /// Fills the figures of a finished run. One that cannot be drawn is named; the run is as good without it.
 fn draw_figures(config: &Config, options: &RunOptions) -> Result<()> {

@@ -10,6 +10,7 @@ use flowprior::train::align::AutoencoderTask;
 use flowprior::train::prior::{Prior, write_network};
 use flowprior::train::recode::{decode, encode};
 use flowprior::train::restore::Restored;
+use flowprior::train::start::JOINT;
 use flowprior::train::{Resume, checkpoint};
 
 use crate::run::{Kind, Outcome, VIT, assert_same, random_prior, series, session, tensors, write_rows};
@@ -114,6 +115,9 @@ fn a_prior_trained_too_moves_and_is_the_one_that_is_evaluated() -> Outcome {
     assert_ne!(began, now);
     let all = engine.optimizer.params.named("prior.input_proj.weight")?.to_f32_vec()?;
     assert_eq!(task.alignment.prior.params.named("input_proj.weight")?.to_f32_vec()?, all);
+    let written = Prior::<f32>::read(&device()?, &run.join(JOINT), None)?;
+    assert_eq!(written.params.flat().to_f32_vec()?, now);
+    assert!(!frozen.join(JOINT).exists());
     Ok(())
 }
 
