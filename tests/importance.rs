@@ -82,7 +82,7 @@ fn the_loss_is_the_closed_form_whatever_draws_the_times() -> Outcome {
     let square = y.iter().map(|y| (*y as f64).powi(2)).sum::<f64>() / samples as f64;
     for weight in weights(&device)? {
         let cells = 200_000;
-        let span = (RANGE.1 - RANGE.0) as f64;
+        let span = RANGE.1 as f64 - RANGE.0 as f64;
         let of_time = |i: usize| {
             let t = RANGE.0 as f64 + span * (i as f64 + 0.5) / cells as f64;
             let spread = (1.0 - t).powi(2) + t * t;
@@ -103,9 +103,11 @@ fn the_loss_is_the_closed_form_whatever_draws_the_times() -> Outcome {
             let what = format!("{weight:?}, {name}: {mean} ± {error}, expected {expected}");
             assert!((mean - expected).abs() <= 4.0 * error && error <= 0.05, "{what}");
             errors.push(error);
-            let span = (RANGE.1 as f64 - RANGE.0 as f64) * D as f64;
-            let nll = objective.negative_log_likelihood(mean, D);
-            assert_eq!(nll, Some(0.5 * D as f64 * (TAU * E).ln() + span * mean));
+            let in_nats = 0.5 * D as f64 * (TAU * E).ln() + span * (D as f64 * mean);
+            let likelihood = matches!(weight, Weight::Likelihood { .. });
+            assert_eq!(objective.negative_log_likelihood(mean, D), likelihood.then_some(in_nats));
+            let plain = Objective { control_variate: false, ..objective };
+            assert_eq!(plain.negative_log_likelihood(mean, D), None);
         }
         assert!(errors[1] < errors[0], "{weight:?}: strata help a mean over rows: {errors:?}");
     }

@@ -320,7 +320,8 @@ impl Objective {
     /// Returns the negative log-likelihood in nats of a row of width d that a loss of this objective says; `None` for an objective that
     /// says nothing about it. Times outside the range of the objective, and weights above the clip, are what it lacks.
     pub fn negative_log_likelihood(&self, loss: f64, d: usize) -> Option<f64> {
-        if !self.control_variate {
+        let by_likelihood = matches!(self.weight, Weight::Likelihood { .. });
+        if !self.control_variate || !by_likelihood || matches!(self.times, Times::LogitNormal { .. }) {
             return None;
         }
         let rows = match self.reduction {

@@ -172,6 +172,11 @@ impl<X: FloatX> Still<X> {
                 "bench variance measures unconditional priors; this one takes a condition".into(),
             ));
         }
+        if config.flow.norm_target {
+            return Err(Error::Usage(
+                "bench variance holds latents still, but flow.norm_target of this run normalises them by their batch".into(),
+            ));
+        }
         let (device, width) = (prior.params.flat().device().clone(), prior.net.data_width());
         let mut y = vec![0.0; count * width];
         match at {
