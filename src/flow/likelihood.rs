@@ -128,6 +128,8 @@ pub struct OdeFree {
     pub draws: usize,
     /// Largest t: beyond it the weight t/(1 − t) multiplies a network's own error.
     pub truncation: f64,
+    /// Further draws of noise for each point, at that t, from which what lies beyond it is told; 0 leaves it out.
+    pub tail: usize,
     /// Decides the draws.
     pub seed: u64,
 }
@@ -136,7 +138,7 @@ impl Default for OdeFree {
     /// The exact velocity of data with a deviation of q loses about D·(1 − truncation)²/q² nats at a mode; the error of a trained network
     /// counts the more, the nearer t comes to 1.
     fn default() -> Self {
-        Self { draws: 512, truncation: 0.98, seed: 0 }
+        Self { draws: 512, truncation: 0.98, tail: 64, seed: 0 }
     }
 }
 
@@ -155,7 +157,7 @@ pub fn log_density_ode_free<X: FloatX>(
     mut velocity: impl FnMut(Tensor<X>, &Tensor<f32>) -> Result<Tensor<X>>,
 ) -> Result<Vec<f64>> {
     const OP: &str = "log_density_ode_free";
-    let OdeFree { draws, truncation, seed } = *how;
+    let OdeFree { draws, truncation, tail, seed } = *how;
     if draws == 0 || !(0.0 < truncation && truncation < 1.0) {
         let found = format!("{draws} draws up to t = {truncation}");
         return Err(Error::argument(OP, "how", "at least 1 draw, and a truncation between 0 and 1", found));
@@ -171,7 +173,8 @@ pub fn log_density_ode_free<X: FloatX>(
     let mut log_p = Vec::with_capacity(points.len() / d);
     for (i, points) in points.chunks(SHARING * d).enumerate() {
         let seed = of_part(seed, i as u64);
-        let landscape = Landscape { estimate: Estimate::NegativeLogLikelihood, draws, truncation, seed };
+        let landscape =
+            Landscape { estimate: Estimate::NegativeLogLikelihood, draws, truncation, tail, seed };
         log_p.extend(landscape.evaluate_by(device, d, points, &mut velocity)?.into_iter().map(|nll| -nll));
     }
     Ok(log_p)
@@ -324,7 +327,7 @@ mod tests {
                     rows.flat_map(|(x, t)| mixture_velocity(&mixture, [x[0] as f64, x[1] as f64], *t as f64));
                 Tensor::from_f32(x_t.device(), x_t.shape(), &v.map(|v| v as f32).collect::<Vec<_>>())
             };
-            let how = OdeFree { draws: 1024, truncation: 0.998, seed: 3 };
+            let how = OdeFree { draws: 1024, truncation: 0.998, tail: 0, seed: 3 };
             let found = log_density_ode_free(&device(), 2, &points, &how, velocity).unwrap();
             let expected = truth(&mixture, &points);
             let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;

@@ -175,7 +175,7 @@ impl Page<'_> {
             side: SIDE,
             nll: &narrow(&map.nll),
             loss: &narrow(&loss),
-            loss_title: &format!("(b) Alignment loss, {name}"),
+            loss_title: &format!("Alignment loss, {name}"),
             loss_label: if likelihood { "−log p(y), estimated" } else { "alignment loss" },
             data: &data,
             latents: &latents,

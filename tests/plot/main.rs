@@ -120,7 +120,7 @@ impl Toy {
             side: 50,
             nll: &self.nll,
             loss: &self.loss,
-            loss_title: "(b) Alignment loss",
+            loss_title: "Alignment loss",
             loss_label: "alignment loss",
             data: &self.data,
             latents: &self.latents,
