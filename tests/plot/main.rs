@@ -3,6 +3,7 @@
 //! The figures stay in cargo's `target/tmp`, to be looked at.
 
 mod images;
+mod moving;
 
 use std::path::{Path, PathBuf};
 
