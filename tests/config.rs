@@ -360,7 +360,10 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
         (&["train.batch=0"], "train.batch must be at least 1"),
         (&["train.micro_batches=0"], "train.micro_batches must be at least 1"),
         (&["train.micro_batches=3"], "train.micro_batches must divide train.batch = 512, but is 3"),
-        (&["train.snapshots_every=5"], "keeps free latents: it needs stage 2 with align.target = \"latents\""),
+        (
+            &["train.snapshots_every=5"],
+            "keeps free latents: it needs stage 2 with align.target = \"latents\"",
+        ),
         (
             &["stage=align", "align.target=autoencoder", "train.snapshots_every=5"],
             "train.snapshots_every = 5 keeps free latents",

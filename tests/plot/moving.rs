@@ -82,7 +82,10 @@ fn an_animation_shows_each_moment_whole_and_stays_at_the_last() {
     assert_eq!(found.iter().map(|frame| frame.1).collect::<Vec<_>>(), [300, 300, 300, 300, 2500]);
     assert!(found.windows(2).all(|pair| pair[0].0 != pair[1].0), "every frame changes something");
     // The last frame by itself is the same picture, but for its choice of 255 colours.
-    let last = |passage: Passage| Passage { moments: passage.moments[passage.moments.len() - 1..].to_vec(), ..passage };
+    let last = |passage: Passage| Passage {
+        moments: passage.moments[passage.moments.len() - 1..].to_vec(),
+        ..passage
+    };
     let alone = draw("still.png", &[last(passage("one", 5)), last(passage("other", 3))]);
     let far = found[4].0.iter().zip(&alone[0].0).filter(|(a, b)| a.abs_diff(**b) > 24).count();
     assert!(far * 1000 < found[4].0.len(), "{far} of {} values differ", found[4].0.len());
@@ -98,7 +101,11 @@ fn what_cannot_be_drawn_is_named() {
     };
     assert!(text(&plane, &[empty]).contains("at least 1 of each run"));
     let short = Plane { nll: &map[1..], ..plane };
-    assert!(text(&short, &[passage("one", 1)]).contains("1600 values"), "{}", text(&short, &[passage("one", 1)]));
+    assert!(
+        text(&short, &[passage("one", 1)]).contains("1600 values"),
+        "{}",
+        text(&short, &[passage("one", 1)])
+    );
     let unknown = vec![f32::NAN; 1600];
     let message = text(&Plane { nll: &unknown, ..plane }, &[passage("one", 1)]);
     assert!(message.contains("at least one finite value"), "{message}");

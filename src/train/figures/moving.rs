@@ -13,12 +13,13 @@ use crate::train::reference::{Reference, mean};
 use crate::train::sampling::points;
 use crate::train::snapshots;
 
-/// Nodes per side of the map: twice as many as the reference's, because the square has room for all latents before the first step.
+/// Nodes per side of the map: twice as many as the reference's, for ridges that are thin in a square.
 const SIDE: usize = 100;
 /// Snapshots of figure 6.
 const SHOWN: usize = 10;
-/// Room around all points, as a share of the square's side.
-const MARGIN: f32 = 0.03;
+/// Room around the data, as a share of their larger side: nearly all normal latents begin within it, and the few others would make the
+/// data small.
+const MARGIN: f32 = 0.25;
 
 impl Figures {
     /// Draws figure 6 and the animation of each toy.
@@ -36,8 +37,9 @@ impl Figures {
             device.scope(|| {
                 let way = Way::open(&device, &runs)?;
                 let few: Vec<Passage> = way.passages.iter().map(shown).collect();
-                snapshot_grid(&still, &way.title(toy), &way.plane(), &few)?;
-                snapshot_animation(&moving, &way.title(toy), &way.plane(), &way.passages)
+                let title = format!("{}; those beyond the map are not drawn", way.title());
+                snapshot_grid(&still, &title, &way.plane(), &few)?;
+                snapshot_animation(&moving, &way.title(), &way.plane(), &way.passages)
             })?;
             files.extend([still, moving].map(|path| path.display().to_string()));
         }
@@ -52,7 +54,7 @@ impl Figures {
             let name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let way = Way::open(&device, &[(run.clone(), name)])?;
             let path = run.join("figures").join("moving.png");
-            snapshot_animation(&path, &way.title(way.toy), &way.plane(), &way.passages).map(|()| path)
+            snapshot_animation(&path, &way.title(), &way.plane(), &way.passages).map(|()| path)
         })?;
         Ok(vec![path.display().to_string()])
     }
@@ -74,8 +76,7 @@ impl Way {
         let passage = |(run, label): &(PathBuf, String)| passage(run, label, reference);
         let passages = runs.iter().map(passage).collect::<Result<Vec<_>>>()?;
         let data = points(&reference.rows()[..reference.rows().len().min(2 * EXTENT_ROWS)]);
-        let latents = passages.iter().flat_map(|p| &p.moments).flat_map(|m| &m.latents);
-        let extent = square(data.iter().chain(latents));
+        let extent = square(&data);
         let nll = reference.nll(heat_grid(extent, SIDE).as_flattened())?.unwrap_or_default();
         let toy = reference.toy().unwrap_or(Toy::Gaussians);
         Ok(Self { toy, passages, extent, nll: nll.iter().map(|v| *v as f32).collect() })
@@ -85,8 +86,8 @@ impl Way {
         Plane { extent: self.extent, side: SIDE, nll: &self.nll }
     }
 
-    fn title(&self, toy: Toy) -> String {
-        format!("{toy}: {} latents on −log p of the data", self.passages[0].moments[0].latents.len())
+    fn title(&self) -> String {
+        format!("{}: {} latents on −log p of the data", self.toy, self.passages[0].moments[0].latents.len())
     }
 }
 
@@ -120,10 +121,10 @@ fn shown(passage: &Passage) -> Passage {
     Passage { label: passage.label.clone(), moments }
 }
 
-/// The smallest square around all points that are finite, with a margin.
-fn square<'a>(points: impl Iterator<Item = &'a [f32; 2]>) -> [f32; 4] {
+/// A square around all points that are finite, with a margin.
+fn square(points: &[[f32; 2]]) -> [f32; 4] {
     let (mut low, mut high) = ([f32::INFINITY; 2], [f32::NEG_INFINITY; 2]);
-    for point in points.filter(|p| p[0].is_finite() && p[1].is_finite()) {
+    for point in points.iter().filter(|p| p[0].is_finite() && p[1].is_finite()) {
         for axis in 0..2 {
             low[axis] = low[axis].min(point[axis]);
             high[axis] = high[axis].max(point[axis]);
@@ -152,8 +153,8 @@ mod tests {
 
     #[test]
     fn the_square_holds_all_finite_points() {
-        let found = square([[0.0, 1.0], [4.0, 2.0], [f32::NAN, 9.0]].iter());
-        let expected = [2.0 - 2.12, 2.0 + 2.12, 1.5 - 2.12, 1.5 + 2.12];
+        let found = square(&[[0.0, 1.0], [4.0, 2.0], [f32::NAN, 9.0]]);
+        let expected = [-1.0, 5.0, -1.5, 4.5];
         assert!(found.iter().zip(expected).all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-5), "{found:?}");
     }
 }

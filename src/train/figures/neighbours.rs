@@ -9,8 +9,8 @@ use crate::plot::{Curves, Join, Relation, Scale, Series, ValueAxis, curves_and_r
 use crate::train::config::Stage;
 use crate::train::parts::Part;
 use crate::train::records::{Records, Track};
+use crate::train::report::title_of;
 use crate::train::restore::Restored;
-use crate::train::setup;
 
 impl Figures {
     /// Draws figure 4 of a run, or of handwritten digits that are aligned to token embeddings.
@@ -79,7 +79,7 @@ fn draw(run: &Path, path: &Path) -> Result<String> {
         join: Join::Path,
         ..Default::default()
     };
-    let title = format!("Latents of {}, aligned to a flow prior", setup::source_name(&restored.config));
+    let title = format!("Latents of {}, aligned to a flow prior", title_of(&restored.config.data));
     curves_and_relation(path, &title, &curves, &relation)?;
     Ok(format!("alignment {a0:.3} -> {a1:.3}, mean log r_k {r0:.3} -> {r1:.3}; {note}"))
 }
