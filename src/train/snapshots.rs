@@ -44,8 +44,8 @@ pub fn write(run: &Path, step: u64, latents: &Tensor<f32>) -> Result<()> {
 /// # Errors
 /// `Error::Io`.
 pub fn remove_after(run: &Path, step: u64) -> Result<()> {
-    let later = list(run)?.into_iter().filter(|(at, _)| *at > step);
-    later.map(|(_, path)| fs::remove_file(&path).map_err(Error::io(&path, "remove"))).collect()
+    let mut later = list(run)?.into_iter().filter(|(at, _)| *at > step);
+    later.try_for_each(|(_, path)| fs::remove_file(&path).map_err(Error::io(&path, "remove")))
 }
 
 /// Reads all snapshots of a run folder, the earliest first; none where the run took none.
