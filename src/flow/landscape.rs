@@ -303,6 +303,12 @@ mod tests {
             let expected = (y[0] * y[0] + y[1] * y[1] + 2.0) as f64;
             assert!((value - expected).abs() < 0.05, "{value} {expected}");
         }
+        // The reference's map: other noise at every point, about the same mean.
+        let reference = Landscape { estimate: Estimate::ReferenceLoss, draws: 20, ..landscape };
+        let found = reference.evaluate(velocity, &[1.0, -2.0].repeat(300)).unwrap();
+        let mean = found.iter().sum::<f64>() / 300.0;
+        // Variance of a value: (4·‖y‖² + 2·D) / 20.
+        assert!(found[0] != found[1] && (mean - 7.0).abs() < 4.0 * (1.2f64 / 300.0).sqrt(), "{mean}");
         // Differences between points: ∫ t/(1−t) dt = −T − log(1−T), times ‖y‖².
         let likelihood = Landscape { estimate: Estimate::NegativeLogLikelihood, ..landscape };
         let found = likelihood.evaluate(velocity, &points).unwrap();
