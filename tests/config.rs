@@ -382,6 +382,14 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
         (&["train.batch=0"], "train.batch must be at least 1"),
         (&["train.micro_batches=0"], "train.micro_batches must be at least 1"),
         (&["train.micro_batches=3"], "train.micro_batches must divide train.batch = 512, but is 3"),
+        (
+            &["train.snapshots_every=5"],
+            "keeps free latents: it needs stage 2 with align.target = \"latents\"",
+        ),
+        (
+            &["stage=align", "align.target=autoencoder", "train.snapshots_every=5"],
+            "train.snapshots_every = 5 keeps free latents",
+        ),
         (&["stage=align", "train.micro_batches=3"], "train.micro_batches must divide align.latents = 1000"),
         (&["train.log_every=0"], "train.log_every must be at least 1"),
         (&["train.keep=0"], "train.keep must be at least 1"),

@@ -116,6 +116,26 @@ fn the_form_of_modulation_that_the_guard_chose_is_resumed() -> Outcome {
 }
 
 #[test]
+fn snapshots_of_a_broken_run_are_those_of_the_whole_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    let config = Kind::Latents.config(Some(&prior), &["train.snapshots_every=5"])?;
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    session(Kind::Latents, &config, &whole, 0)?;
+    assert!(matches!(session(Kind::Latents, &config, &broken, 12), Err(Error::Stopped { .. })));
+    // Of a session that went further than its last checkpoint, under another step size.
+    fs::copy(broken.join("snapshots/0000000.npy"), broken.join("snapshots/0000017.npy"))?;
+    session(Kind::Latents, &config, &broken, 0)?;
+    let [expected, found] = [whole, broken].map(|run| files(&run.join("snapshots"), |_| false));
+    let (expected, found) = (expected?, found?);
+    let names = [0, 5, 10, 15, 20, 24].map(|step| format!("{step:07}.npy"));
+    assert!(expected.keys().eq(&names), "{:?}", expected.keys());
+    assert_same(&expected, &found, "snapshots");
+    assert_ne!(expected[&names[4]], expected[&names[5]], "latents do not move: this test is too weak");
+    Ok(())
+}
+
+#[test]
 fn a_finished_run_that_is_resumed_changes_nothing() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = dir.path().join("run");

@@ -40,6 +40,9 @@ pub struct LikelihoodArgs {
     /// ode-free: the largest t
     #[arg(long, value_name = "T", default_value_t = Options::default().truncation)]
     truncation: f64,
+    /// ode-free: further draws for each row at that t, from which what lies beyond it is estimated; 0 leaves it out
+    #[arg(long, value_name = "K", default_value_t = Options::default().tail)]
+    tail: usize,
     /// The class of all rows, for a network with classes
     #[arg(long, value_name = "CLASS")]
     class: Option<usize>,
@@ -64,6 +67,7 @@ pub fn run(args: LikelihoodArgs) -> Result<()> {
         tolerance: Tolerance { rtol: args.tolerance, atol: args.tolerance, ..Default::default() },
         draws: args.draws,
         truncation: args.truncation,
+        tail: args.tail,
         seed: args.seed,
         class: args.class,
     };

@@ -15,6 +15,7 @@ mod data;
 mod demo;
 mod doctor;
 mod eval;
+mod figures;
 mod likelihood;
 mod plan;
 mod pretrain;
@@ -39,6 +40,8 @@ enum Command {
     Align(align::AlignArgs),
     /// Train both stages on toy and real data and draw the figures, in three minutes.
     Demo(demo::DemoArgs),
+    /// Draw the figures of the paper, and train what they need.
+    Figures(figures::FiguresArgs),
     /// Draw samples from a trained prior.
     Sample(sample::SampleArgs),
     /// Encode a data set by an aligned autoencoder.
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Align(args) => align::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Figures(args) => figures::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Encode(args) => recode::encode(args),
         Command::Decode(args) => recode::decode(args),

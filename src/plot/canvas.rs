@@ -1,20 +1,19 @@
 //! A page to draw on, and the PNG file it becomes.
 //!
-//! Lengths are points; a point is two pixels each way, so that figures are sharp on dense screens and in print.
+//! Lengths are points; a point is two pixels each way, so that figures are sharp on dense screens and in print; in animations one.
 
-use std::fs;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use tiny_skia::{FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Stroke, Transform};
 
 use crate::error::{Error, Result};
+use crate::plot::file::Picture;
 use crate::plot::text::Face;
 
 /// Pixels per point.
 const SCALE: f32 = 2.0;
-/// Pixels per metre that the file claims: 144 per inch, so that viewers show a point as a point.
-const DENSITY: u32 = 5669;
+/// Points per metre: the file claims 72 of them per inch, so that viewers show a point as a point.
+const PER_METRE: f32 = 2834.645;
 /// Largest page side in points: 256 MB of pixels at most.
 const LARGEST_SIDE: f32 = 4000.0;
 
@@ -100,19 +99,26 @@ pub(super) enum Marker {
 pub(super) struct Canvas {
     pixels: Pixmap,
     face: Face,
+    /// Pixels per point.
+    scale: f32,
 }
 
 impl Canvas {
     /// Takes a white page of `width` × `height` points; `path` is where it will be saved, for messages.
     pub fn new(path: &Path, width: f32, height: f32) -> Result<Self> {
+        Self::with_scale(path, width, height, SCALE)
+    }
+
+    /// Takes a white page of `scale` pixels per point.
+    pub fn with_scale(path: &Path, width: f32, height: f32, scale: f32) -> Result<Self> {
         let fits = width > 0.0 && width <= LARGEST_SIDE && height > 0.0 && height <= LARGEST_SIDE;
-        let pixels = Pixmap::new((width * SCALE).ceil() as u32, (height * SCALE).ceil() as u32);
+        let pixels = Pixmap::new((width * scale).ceil() as u32, (height * scale).ceil() as u32);
         let Some(mut pixels) = pixels.filter(|_| fits) else {
             let expected = format!("1 to {LARGEST_SIDE} points a side");
             return Err(Error::data(path, "figure size", expected, format!("{width:.0} × {height:.0}")));
         };
         pixels.fill(tiny_skia::Color::WHITE);
-        Ok(Self { pixels, face: Face::embedded()? })
+        Ok(Self { pixels, face: Face::embedded()?, scale })
     }
 
     /// Returns the width of a line of text.
@@ -138,7 +144,7 @@ impl Canvas {
             Anchor::End => -1.0,
         };
         let place = place.pre_translate(shift * self.face.width(text, style.size), 0.0);
-        let place = place.post_scale(SCALE, SCALE);
+        let place = place.post_scale(self.scale, self.scale);
         self.pixels.fill_path(&path, &style.ink.paint(), FillRule::Winding, place, None);
     }
 
@@ -159,7 +165,7 @@ impl Canvas {
         let Some(path) = path.finish() else { return };
         let stroke =
             Stroke { width, line_cap: LineCap::Round, line_join: LineJoin::Round, ..Stroke::default() };
-        let transform = Transform::from_scale(SCALE, SCALE);
+        let transform = Transform::from_scale(self.scale, self.scale);
         self.pixels.stroke_path(&path, &ink.paint(), &stroke, transform, None);
     }
 
@@ -177,7 +183,7 @@ impl Canvas {
             }
         };
         let Some(path) = path else { return };
-        let transform = Transform::from_scale(SCALE, SCALE);
+        let transform = Transform::from_scale(self.scale, self.scale);
         if let Some(edge) = edge {
             let stroke = Stroke { width: 0.8, line_join: LineJoin::Round, ..Stroke::default() };
             self.pixels.stroke_path(&path, &edge.paint(), &stroke, transform, None);
@@ -187,7 +193,8 @@ impl Canvas {
 
     /// Colours each pixel of an area by its position in it, (0, 0) top left to (1, 1) bottom right.
     pub fn shade(&mut self, area: Area, colour: impl Fn(f32, f32) -> [u8; 3]) {
-        let edge = |v: f32, limit: u32| ((v * SCALE).round().max(0.0) as u32).min(limit);
+        let scale = self.scale;
+        let edge = |v: f32, limit: u32| ((v * scale).round().max(0.0) as u32).min(limit);
         let (width, height) = (self.pixels.width(), self.pixels.height());
         let (left, right) = (edge(area.x, width), edge(area.right(), width));
         let (top, bottom) = (edge(area.y, height), edge(area.bottom(), height));
@@ -203,35 +210,21 @@ impl Canvas {
         }
     }
 
-    /// Writes the page as PNG: to a temporary file beside `path`, then renamed, so nobody sees half a figure.
+    /// Writes the page as PNG, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let Some(name) = path.file_name() else {
-            return Err(Error::data(path, "path", "the name of a PNG file", "no file name"));
-        };
-        let mut part = name.to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = path.with_file_name(part);
-        let written = self.write(&part).map_err(Error::io(path, "write"));
-        let moved = written.and_then(|()| fs::rename(&part, path).map_err(Error::io(path, "replace")));
-        if moved.is_err() {
-            // Best effort: the first error is the one to report.
-            let _ = fs::remove_file(&part);
-        }
-        moved
+        self.picture().save(path)
     }
 
-    fn write(&self, path: &Path) -> std::io::Result<()> {
-        let mut file = BufWriter::new(fs::File::create(path)?);
-        let mut encoder = png::Encoder::new(&mut file, self.pixels.width(), self.pixels.height());
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let density = png::PixelDimensions { xppu: DENSITY, yppu: DENSITY, unit: png::Unit::Meter };
-        encoder.set_pixel_dims(Some(density));
+    /// Writes the page as PNG in 256 colours.
+    pub fn save_indexed(&self, path: &Path) -> Result<()> {
+        self.picture().save_indexed(path)
+    }
+
+    /// Returns the page's pixels.
+    pub fn picture(&self) -> Picture {
         // The page is opaque, so premultiplied colours are the colours.
-        let rgb: Vec<u8> = self.pixels.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&rgb)?;
-        writer.finish()?;
-        file.flush()
+        let rgb = self.pixels.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+        let (width, height) = (self.pixels.width() as usize, self.pixels.height() as usize);
+        Picture { width, height, rgb, density: (self.scale * PER_METRE).round() as u32 }
     }
 }

@@ -161,7 +161,7 @@ impl Placed<'_> {
         let right = match self.chart.side {
             Side::Nothing => return,
             Side::Axis(_) => frame.right(),
-            Side::Bar { reversed, tip, .. } => self.draw_bar(canvas, reversed, tip),
+            Side::Bar { reversed, tip, .. } => draw_bar(canvas, frame, reversed, tip),
         };
         let Some(axis) = self.chart.side_axis() else { return };
         draw_ticks(canvas, frame, right, 1.0, &self.side_ticks, &axis.range.minor_ticks(), axis.ink);
@@ -199,38 +199,51 @@ impl Placed<'_> {
 
     fn draw_x(&self, canvas: &mut Canvas) {
         let (frame, axis) = (self.frame, &self.chart.x);
-        let base = frame.bottom();
-        let style = Style { size: TICK, ink: axis.ink, anchor: Anchor::Middle };
-        for tick in &self.x_ticks {
-            let x = frame.x + frame.w * tick.at;
-            canvas.line(&[(x, base), (x, base + TICK_LENGTH)], 0.9, Ink::FRAME);
-            canvas.text(x, base + TICK_LENGTH + GAP + TICK / 2.0, &tick.label, style);
-        }
-        for at in axis.range.minor_ticks() {
-            let x = frame.x + frame.w * at;
-            canvas.line(&[(x, base), (x, base + 0.5 * TICK_LENGTH)], 0.7, Ink::FRAME);
-        }
-        let y = base + TICK_LENGTH + GAP + TICK + GAP + LABEL / 2.0;
-        canvas.text(frame.middle().0, y, axis.label, Style { size: LABEL, ..style });
+        draw_ticks_below(canvas, frame, &self.x_ticks, &axis.range.minor_ticks(), axis.ink);
+        let y = frame.bottom() + TICK_LENGTH + GAP + TICK + GAP + LABEL / 2.0;
+        let style = Style { size: LABEL, ink: axis.ink, anchor: Anchor::Middle };
+        canvas.text(frame.middle().0, y, axis.label, style);
     }
+}
 
-    /// Draws the colour bar and returns its right edge.
-    fn draw_bar(&self, canvas: &mut Canvas, reversed: bool, tip: bool) -> f32 {
-        let frame = self.frame;
-        let bar = Area { x: frame.right() + 12.0, y: frame.y, w: BAR_WIDTH, h: frame.h };
-        if tip {
-            let end = Ink::new(viridis(if reversed { 0.0 } else { 1.0 }));
-            let radius = BAR_WIDTH / 3f32.sqrt(); // its base is as wide as the bar
-            canvas.marker((bar.middle().0, bar.y - 0.5 * radius), radius, Marker::Triangle, end, None);
-        }
-        canvas.shade(bar, |_, v| viridis(if reversed { v } else { 1.0 - v }));
-        canvas.outline(bar, 0.9, Ink::FRAME);
-        bar.right()
+/// Draws the colour bar to the right of a frame and returns its right edge.
+pub(super) fn draw_bar(canvas: &mut Canvas, frame: Area, reversed: bool, tip: bool) -> f32 {
+    let bar = Area { x: frame.right() + 12.0, y: frame.y, w: BAR_WIDTH, h: frame.h };
+    if tip {
+        let end = Ink::new(viridis(if reversed { 0.0 } else { 1.0 }));
+        let radius = BAR_WIDTH / 3f32.sqrt(); // its base is as wide as the bar
+        canvas.marker((bar.middle().0, bar.y - 0.5 * radius), radius, Marker::Triangle, end, None);
+    }
+    canvas.shade(bar, |_, v| viridis(if reversed { v } else { 1.0 - v }));
+    canvas.outline(bar, 0.9, Ink::FRAME);
+    bar.right()
+}
+
+/// Draws the ticks of a horizontal axis below a frame.
+pub(super) fn draw_ticks_below(canvas: &mut Canvas, frame: Area, ticks: &[Tick], minor: &[f32], ink: Ink) {
+    let base = frame.bottom();
+    let style = Style { size: TICK, ink, anchor: Anchor::Middle };
+    for tick in ticks {
+        let x = frame.x + frame.w * tick.at;
+        canvas.line(&[(x, base), (x, base + TICK_LENGTH)], 0.9, Ink::FRAME);
+        canvas.text(x, base + TICK_LENGTH + GAP + TICK / 2.0, &tick.label, style);
+    }
+    for at in minor {
+        let x = frame.x + frame.w * at;
+        canvas.line(&[(x, base), (x, base + 0.5 * TICK_LENGTH)], 0.7, Ink::FRAME);
     }
 }
 
 /// Draws the ticks of a vertical axis at `x`, their labels to the left (−1) or right (+1) of it.
-fn draw_ticks(canvas: &mut Canvas, frame: Area, x: f32, side: f32, ticks: &[Tick], minor: &[f32], ink: Ink) {
+pub(super) fn draw_ticks(
+    canvas: &mut Canvas,
+    frame: Area,
+    x: f32,
+    side: f32,
+    ticks: &[Tick],
+    minor: &[f32],
+    ink: Ink,
+) {
     let anchor = if side < 0.0 { Anchor::End } else { Anchor::Start };
     let y = |at: f32| frame.bottom() - frame.h * at;
     for tick in ticks {

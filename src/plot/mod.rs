@@ -9,9 +9,12 @@ mod canvas;
 mod chart;
 mod colours;
 mod curves;
+mod file;
+mod heat;
 mod images;
 mod scale;
 mod scatter;
+mod snapshots;
 mod text;
 mod toy;
 
@@ -20,8 +23,9 @@ use std::path::Path;
 pub use curves::{Curves, Series, ValueAxis, curves};
 pub use images::{ClassGrid, ImageGrid, class_grid, image_grid};
 pub use scale::Scale;
-pub use scatter::{Group, Join, Layout, Relation, scatter_2d, scatter_xy};
-pub use toy::{ToyPanels, heat_grid, padded_extent, toy_panels};
+pub use scatter::{Group, Join, Layout, Relation, curves_and_relation, scatter_2d, scatter_xy};
+pub use snapshots::{Moment, Passage, Plane, snapshot_animation, snapshot_grid};
+pub use toy::{ToyPanels, heat_grid, padded_extent, toy_columns, toy_panels};
 
 use crate::error::{Error, Result};
 

@@ -1,4 +1,4 @@
-//! Points: a relation of two measured quantities, and clouds of 2-D samples.
+//! Points: a relation of two measured quantities, alone or beside curves, and clouds of 2-D samples.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::plot::canvas::{Anchor, Area, Canvas, Ink, Marker, Style};
 use crate::plot::chart::{Axis, Chart, Entry, LABEL, SUBTITLE, Sample, Side, TITLE};
 use crate::plot::colours::{palette, viridis};
+use crate::plot::curves::{Curves, draw_curves};
 use crate::plot::same_length;
 use crate::plot::scale::{Range, Scale};
 use crate::plot::toy::padded_extent;
@@ -55,6 +56,38 @@ pub struct Relation<'a> {
 /// `Error::Data` if the lists differ in length or no point can be shown; `Error::Io` if the file cannot be written.
 pub fn scatter_xy(path: impl AsRef<Path>, figure: &Relation) -> Result<()> {
     let path = path.as_ref();
+    let mut canvas = Canvas::new(path, 640.0, 500.0)?;
+    draw_relation(path, &mut canvas, Area { x: 16.0, y: 14.0, w: 608.0, h: 472.0 }, figure, TITLE)?;
+    canvas.save(path)
+}
+
+/// Draws curves and, beside them, a relation, and writes both to a PNG file, 1100 × 440 points.
+///
+/// # Errors
+/// Those of [`crate::plot::curves`] and [`scatter_xy`].
+pub fn curves_and_relation(
+    path: impl AsRef<Path>,
+    title: &str,
+    curves: &Curves,
+    relation: &Relation,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut canvas = Canvas::new(path, 1100.0, 440.0)?;
+    canvas.text(550.0, 24.0, title, Style { size: TITLE, ink: Ink::TEXT, anchor: Anchor::Middle });
+    let panel = |x, w| Area { x, y: 42.0, w, h: 386.0 };
+    draw_curves(path, &mut canvas, panel(14.0, 550.0), curves, SUBTITLE)?;
+    draw_relation(path, &mut canvas, panel(580.0, 506.0), relation, SUBTITLE)?;
+    canvas.save(path)
+}
+
+/// Draws a relation into a part of a page.
+fn draw_relation(
+    path: &Path,
+    canvas: &mut Canvas,
+    outer: Area,
+    figure: &Relation,
+    title_size: f32,
+) -> Result<()> {
     same_length(path, "y", "values", figure.x.len(), figure.y.len())?;
     if !figure.colour.is_empty() {
         same_length(path, "colour", "values", figure.x.len(), figure.colour.len())?;
@@ -68,13 +101,13 @@ pub fn scatter_xy(path: impl AsRef<Path>, figure: &Relation) -> Result<()> {
     let colours = Range::of(figure.colour_scale, figure.colour.iter().copied(), 0.0);
     let axis = |label, range| Axis { label, range, ink: Ink::TEXT };
     let bar = |range| Side::Bar { axis: axis(figure.colour_label, range), reversed: false, tip: false };
-    let mut canvas = Canvas::new(path, 640.0, 500.0)?;
-    let title = Style { size: TITLE, ink: Ink::TEXT, anchor: Anchor::Middle };
-    canvas.text(320.0, 26.0, figure.title, title);
-    canvas.text(320.0, 47.0, figure.note, Style { size: LABEL, ink: Ink::SOFT, ..title });
+    let (middle, title) =
+        (outer.middle().0, Style { size: title_size, ink: Ink::TEXT, anchor: Anchor::Middle });
+    canvas.text(middle, outer.y + 12.0, figure.title, title);
+    canvas.text(middle, outer.y + 33.0, figure.note, Style { size: LABEL, ink: Ink::SOFT, ..title });
     let chart = Chart {
         title: "",
-        title_size: TITLE,
+        title_size,
         x: axis(figure.x_label, x),
         y: axis(figure.y_label, y),
         side: colours.map_or(Side::Nothing, bar),
@@ -83,10 +116,9 @@ pub fn scatter_xy(path: impl AsRef<Path>, figure: &Relation) -> Result<()> {
         equal: false,
         grid: true,
     };
-    let top = 14.0
-        + if figure.title.is_empty() { 0.0 } else { 24.0 }
-        + if figure.note.is_empty() { 0.0 } else { 16.0 };
-    let placed = chart.place(&mut canvas, Area { x: 16.0, y: top, w: 608.0, h: 486.0 - top });
+    let head =
+        if figure.title.is_empty() { 0.0 } else { 24.0 } + if figure.note.is_empty() { 0.0 } else { 16.0 };
+    let placed = chart.place(canvas, Area { y: outer.y + head, h: outer.h - head, ..outer });
     let places: Vec<_> = points.iter().filter_map(|p| placed.at(p.0, p.1).map(|at| (at, p.2))).collect();
     if figure.join == Join::Path {
         let line: Vec<_> = places.iter().map(|p| p.0).collect();
@@ -99,8 +131,8 @@ pub fn scatter_xy(path: impl AsRef<Path>, figure: &Relation) -> Result<()> {
         let edge = (radius > 3.0).then_some(Ink::WHITE);
         canvas.marker(place, radius, Marker::Disc, ink.with_alpha(alpha), edge);
     }
-    placed.finish(&mut canvas);
-    canvas.save(path)
+    placed.finish(canvas);
+    Ok(())
 }
 
 /// The points with a place on both axes and, where colours are asked for, a colour: (x, y, colour).

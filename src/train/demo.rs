@@ -1,7 +1,6 @@
 //! The demonstration: both stages on a toy whose density is known, and on real data that the program carries.
 //!
-//! Every part is an ordinary run in a folder of its own, as `pretrain` and `align` make them; a part that is there
-//! already is not trained again, so an interrupted demonstration goes on where it was.
+//! Every part is a run of its own (see `parts`), so an interrupted demonstration goes on where it was.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,14 +8,12 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::metrics::spearman;
-use crate::train::config::{Config, Sources, Stage};
+use crate::train::config::Stage;
 use crate::train::evaluate::{Evaluation, Options, evaluate};
 use crate::train::log::Console;
+use crate::train::parts::{self, Workshop};
 use crate::train::records::{Records, Track};
-use crate::train::run::RunOptions;
-use crate::train::run_dir::Resume;
 use crate::train::signal::StopFlag;
-use crate::train::start;
 
 /// What the demonstration is run with.
 #[derive(Clone, Debug)]
@@ -144,21 +141,11 @@ impl Demo {
         if self.quick {
             sets.extend(QUICK.map(str::to_owned));
         }
-        let prior = part.prior.map(|prior| format!("align.prior='{}'", self.out.join(prior).display()));
-        sets.extend(prior);
-        let sources = Sources { stage: Some(part.stage), preset: Some(part.preset.into()), file: None };
-        let config = Config::load(&sources, &sets)?;
-        let options = RunOptions {
-            dir: self.out.join(part.name),
-            resume: Resume::Auto,
-            console: self.console,
-            title: part.stage.name().to_owned(),
-            stop: self.stop.clone(),
-        };
-        match part.stage {
-            Stage::Pretrain => start::pretrain(&config, &options),
-            Stage::Align => start::align(&config, &options),
-        }
+        let workshop = Workshop { root: self.out.clone(), console: self.console, stop: self.stop.clone() };
+        let (name, preset) = (part.name.to_owned(), part.preset.to_owned());
+        let prior = part.prior.map(str::to_owned);
+        workshop.train(&parts::Part { name, stage: part.stage, preset, prior, sets })?;
+        Ok(())
     }
 
     fn evaluate(&self, run: &str) -> Result<Evaluation> {

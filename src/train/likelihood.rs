@@ -87,6 +87,8 @@ pub struct Options {
     pub draws: usize,
     /// Their largest t.
     pub truncation: f64,
+    /// Further draws for each row at that t, for what lies beyond it.
+    pub tail: usize,
     /// Decides rows, probes and draws.
     pub seed: u64,
     /// The class of all rows, for a conditional network.
@@ -96,7 +98,7 @@ pub struct Options {
 impl Default for Options {
     /// 64 steps of Runge and Kutta find the density of an exact mixture within 1e-3 nats; a trained network is smoother.
     fn default() -> Self {
-        let OdeFree { draws, truncation, seed } = OdeFree::default();
+        let OdeFree { draws, truncation, tail, seed } = OdeFree::default();
         Self {
             data: None,
             count: 1000,
@@ -107,6 +109,7 @@ impl Default for Options {
             tolerance: Tolerance::default(),
             draws,
             truncation,
+            tail,
             seed,
             class: None,
         }
@@ -177,8 +180,8 @@ fn measure(device: &Device, prior: &Prior<f32>, options: &Options) -> Result<Lik
         By::Ode => by_ode(device, prior, rows, &labels, trace, options)?,
         By::OdeFree => {
             let field = Field::new(&prior.net, &prior.params, &labels, 1, None)?;
-            let Options { draws, truncation, seed, .. } = *options;
-            let how = OdeFree { draws, truncation, seed };
+            let Options { draws, truncation, tail, seed, .. } = *options;
+            let how = OdeFree { draws, truncation, tail, seed };
             let velocity =
                 |x_t: Tensor<f32>, t: &Tensor<f32>| field.velocity_at(x_t, t, prior.tables.as_ref());
             (log_density_ode_free(device, width, rows, &how, velocity)?, Cost::default())

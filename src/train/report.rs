@@ -25,7 +25,7 @@ use crate::plot::{
     image_grid, scatter_2d, scatter_xy, toy_panels,
 };
 use crate::train::align::{AutoencoderTask, LatentTask};
-use crate::train::config::{Stage, Target};
+use crate::train::config::{DataConfig, Stage, Target};
 use crate::train::engine::Engine;
 use crate::train::evaluate::EXTENT_ROWS;
 use crate::train::records::{Records, Track};
@@ -85,15 +85,8 @@ impl Page<'_> {
         }
     }
 
-    /// Names the run's data as a title does.
     fn source(&self) -> String {
-        let data = &self.run.config.data;
-        match (&data.path, data.toy, data.builtin) {
-            (Some(path), _, _) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-            (_, Some(toy), _) => toy.name().to_owned(),
-            (_, _, Some(builtin)) => builtin.name().to_owned(),
-            _ => "data".to_owned(),
-        }
+        title_of(&self.run.config.data)
     }
 
     /// Names a figure of this run.
@@ -176,7 +169,7 @@ impl Page<'_> {
             side: SIDE,
             nll: &narrow(&map.nll),
             loss: &narrow(&loss),
-            loss_title: &format!("(b) Alignment loss, {name}"),
+            loss_title: &format!("Alignment loss, {name}"),
             loss_label: if likelihood { "−log p(y), estimated" } else { "alignment loss" },
             data: &data,
             latents: &latents,
@@ -299,6 +292,16 @@ impl Page<'_> {
             range: (low, high.max(low + 1e-3)),
         };
         image_grid(self.path("images.png"), &figure)
+    }
+}
+
+/// Names data as a figure's title does.
+pub fn title_of(data: &DataConfig) -> String {
+    match (&data.path, data.toy, data.builtin) {
+        (Some(path), _, _) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        (_, Some(toy), _) => toy.name().to_owned(),
+        (_, _, Some(builtin)) => builtin.name().to_owned(),
+        _ => "data".to_owned(),
     }
 }
 

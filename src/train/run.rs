@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::float::FloatX;
+use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Loaded, Manifest};
 use crate::train::config::{Config, Stage};
 use crate::train::engine::{Engine, Report, Task};
 use crate::train::log::{Console, LogOptions, Logger};
 use crate::train::run_dir::{Resume, RunDir};
 use crate::train::signal::StopFlag;
-use crate::train::state;
+use crate::train::{snapshots, state};
 
 /// How a run is started.
 #[derive(Clone, Debug)]
@@ -51,6 +52,13 @@ pub trait Trainee<P: FloatX>: Task<P> + Send {
     /// # Errors
     /// Data that cannot be read.
     fn evaluate(&mut self, engine: &Engine<P>) -> Result<Vec<(&'static str, f64)>>;
+    /// Returns what a snapshot keeps, the free latents (L, D); `None` for a task that has none.
+    ///
+    /// # Errors
+    /// A device that failed.
+    fn snapshot(&mut self, _engine: &Engine<P>) -> Result<Option<Tensor<f32>>> {
+        Ok(None)
+    }
 }
 
 /// Trains until the last step, a signal or divergence, and leaves the run folder complete.
@@ -103,6 +111,10 @@ fn steps<P: FloatX, T: Trainee<P>>(
     let t = &config.train;
     let due = |every: u64, step: u64| (every > 0 && step.is_multiple_of(every)) || step == t.steps;
     let device = engine.optimizer.params.flat().device().clone();
+    snapshots::remove_after(run.root(), engine.step)?;
+    if engine.step == 0 && t.snapshots_every > 0 {
+        keep_snapshot(run, task, engine)?;
+    }
     if engine.step == 0 && t.eval_every > 0 {
         let measured = device.scope(|| task.evaluate(engine))?;
         logger.record("eval", 0, &measured)?;
@@ -138,6 +150,9 @@ fn steps<P: FloatX, T: Trainee<P>>(
             let measured = device.scope(|| task.evaluate(engine))?;
             logger.record("eval", step, &measured)?;
         }
+        if t.snapshots_every > 0 && due(t.snapshots_every, step) {
+            keep_snapshot(run, task, engine)?;
+        }
         if due(t.checkpoint_every, step) || stop {
             logger.sync()?;
             let checkpoint = save(config, run, task, engine)?;
@@ -147,6 +162,13 @@ fn steps<P: FloatX, T: Trainee<P>>(
         }
     }
     Ok(())
+}
+
+fn keep_snapshot<P: FloatX, T: Trainee<P>>(run: &RunDir, task: &mut T, engine: &Engine<P>) -> Result<()> {
+    match engine.optimizer.params.flat().device().scope(|| task.snapshot(engine))? {
+        Some(latents) => snapshots::write(run.root(), engine.step, &latents),
+        None => Ok(()),
+    }
 }
 
 fn values(report: &Report) -> Vec<(&'static str, f64)> {

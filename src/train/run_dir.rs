@@ -6,6 +6,7 @@
 //! RUN/metrics.jsonl   one record a line
 //! RUN/events.out.…    TensorBoard
 //! RUN/checkpoints/    see `checkpoint`
+//! RUN/snapshots/      see `snapshots`
 //! RUN/figures/
 //! ```
 

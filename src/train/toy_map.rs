@@ -52,7 +52,7 @@ impl ToyMap {
         truncation: f64,
         seed: u64,
     ) -> Result<Vec<f64>> {
-        let landscape = Landscape { estimate, draws, truncation, seed };
+        let landscape = Landscape { estimate, draws, truncation, tail: 0, seed };
         landscape.evaluate(velocity, &self.nodes)
     }
 

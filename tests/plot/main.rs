@@ -3,6 +3,7 @@
 //! The figures stay in cargo's `target/tmp`, to be looked at.
 
 mod images;
+mod moving;
 
 use std::path::{Path, PathBuf};
 
@@ -120,7 +121,7 @@ impl Toy {
             side: 50,
             nll: &self.nll,
             loss: &self.loss,
-            loss_title: "(b) Alignment loss",
+            loss_title: "Alignment loss",
             loss_label: "alignment loss",
             data: &self.data,
             latents: &self.latents,

@@ -20,7 +20,7 @@ use flowprior::train::run::{RunOptions, Trainee, train};
 use flowprior::train::signal::StopFlag;
 use flowprior::train::task::{Meter, StepAt, Task};
 use flowprior::train::{Config, Resume, RunDir, Sources, Stage, checkpoint, setup, start};
-use flowprior::{DType, FloatX};
+use flowprior::{DType, FloatX, Tensor};
 use half::{bf16, f16};
 use serde_json::Value;
 
@@ -277,6 +277,10 @@ impl<P: FloatX, T: Trainee<P>, F: FnMut(u64) + Send> Trainee<P> for Hooked<T, F>
 
     fn evaluate(&mut self, engine: &Engine<P>) -> flowprior::Result<Vec<(&'static str, f64)>> {
         self.inner.evaluate(engine)
+    }
+
+    fn snapshot(&mut self, engine: &Engine<P>) -> flowprior::Result<Option<Tensor<f32>>> {
+        self.inner.snapshot(engine)
     }
 }
 

@@ -141,6 +141,10 @@ impl<X: FloatX> Trainee<f32> for LatentTask<X> {
         values.extend(self.alignment.measure(&y.on_host()?)?);
         Ok(values)
     }
+
+    fn snapshot(&mut self, engine: &Engine<f32>) -> Result<Option<Tensor<f32>>> {
+        self.latents(&engine.optimizer.params).map(Some)
+    }
 }
 
 /// Draws of an evaluation during a run, for each latent.

@@ -381,6 +381,8 @@ pub struct TrainConfig {
     pub max_skipped: u64,
     /// Steps from one evaluation to the next; 0 evaluates only at the end.
     pub eval_every: u64,
+    /// Steps from one snapshot of free latents to the next, kept in the run folder for animations; 0 keeps none.
+    pub snapshots_every: u64,
     /// Draws the figures of the run when it is finished.
     pub figures: bool,
     /// Keeps the input of each block alone, and computes the rest of it again in the backward pass: less memory, more time, the
@@ -401,6 +403,7 @@ impl Default for TrainConfig {
             keep: 2,
             max_skipped: 20,
             eval_every: 0,
+            snapshots_every: 0,
             figures: true,
             recompute: false,
             graph: true,

@@ -88,6 +88,12 @@ impl Config {
         count("train.log_every", t.log_every)?;
         count("train.keep", t.keep as u64)?;
         count("train.max_skipped", t.max_skipped)?;
+        if t.snapshots_every > 0 && (self.stage, self.align.target) != (Stage::Align, Target::Latents) {
+            return refuse(format!(
+                "train.snapshots_every = {} keeps free latents: it needs stage 2 with align.target = \"latents\"",
+                t.snapshots_every
+            ));
+        }
         let (name, samples) = self.samples();
         if !samples.is_multiple_of(t.micro_batches) {
             return refuse(format!(
