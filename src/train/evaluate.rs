@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::flow::Estimate;
-use crate::metrics::{self, Comparison, MOST_DECOMPOSED, W2Bound};
+use crate::metrics::{self, Comparison, MOST_DECOMPOSED, Search, W2Bound};
 use crate::nn::{Conditioning, Params};
 use crate::train::align::{AutoencoderTask, Passed};
 use crate::train::config::{Stage, Target};
@@ -153,7 +153,7 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let sampling = Sampling { count: options.samples, seed: options.seed, ..Default::default() };
     let samples = sample_rows(&task.net, &averaged, &sampling)?;
     let Some(reference) = task.reference()? else { return Ok(()) };
-    found.compare(&samples, reference)?;
+    found.compare(&samples, reference, Search::of(averaged.flat().device()))?;
     found.w2_bound = prior_bound(&mut task, &averaged, run, options, found.loss)?;
     let Some(reference) = task.reference()? else { return Ok(()) };
     let data = &reference.rows()[..reference.rows().len().min(EXTENT_ROWS * 2)];
@@ -203,7 +203,9 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
     let (task, engine) = run.latents::<X>(&run.device()?)?;
     let y = task.latents(&engine.optimizer.params)?;
     found.set_loss(&precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?);
-    task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference))
+    let search = Search::of(y.device());
+    let reference = task.alignment.reference.as_ref();
+    reference.map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference, search))
 }
 
 fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
@@ -218,7 +220,7 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     })?);
     found.psnr = decibels(&passed, &task);
     if let Some(reference) = &task.alignment.reference {
-        found.compare(&passed.latents, reference)?;
+        found.compare(&passed.latents, reference, Search::of(averaged.flat().device()))?;
     }
     if !run.config.flow.norm_target && !run.config.flow.unit_norm && all_finite(&passed.latents) {
         found.w2_bound = bound(&mut task, &averaged, &passed, options, found.reconstruction)?;
@@ -287,7 +289,7 @@ impl Evaluation {
     }
 
     /// Measures points (N, D) against the data.
-    fn compare(&mut self, points: &[f32], reference: &Reference) -> Result<()> {
+    fn compare(&mut self, points: &[f32], reference: &Reference, search: Search<'_>) -> Result<()> {
         if !all_finite(points) || points.is_empty() {
             return Ok(());
         }
@@ -299,7 +301,7 @@ impl Evaluation {
         }
         // Data with non-finite rows train (their steps are skipped), but have no distances.
         if all_finite(rows) {
-            self.set = metrics::compare(points, rows, d, MOST_DECOMPOSED, self.seed)?;
+            self.set = metrics::compare_by(search, points, rows, d, MOST_DECOMPOSED, self.seed)?;
         }
         if let Some(mixture) = reference.toy().and_then(|toy| toy.mixture()) {
             let modes: Vec<f32> = mixture.means.iter().flatten().map(|x| *x as f32).collect();
