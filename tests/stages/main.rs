@@ -1,5 +1,6 @@
 //! What the two stages promise: frozen priors, first losses, skipped steps, loss scales, weights of the parts.
 
+mod matching;
 mod parts;
 mod precision;
 #[path = "../support/run.rs"]

@@ -202,6 +202,8 @@ impl<X: FloatX> AutoencoderTask<X> {
             let ratio = self.adaptive_ratio(&encoded, &dy, &dalign, at.loss_scale.number)?;
             axpy(total_dy.view_mut(), (weight * ratio) as f32, &dalign)?;
             meter.add_part("alignment", &losses.rows, losses.divisor, weight * ratio)?;
+            let both = (&mut total_dy, &latents);
+            self.alignment.match_distribution(both, weight * ratio, (step, at), meter)?;
             if first == 0 {
                 meter.add_value("alignment_weight", weight * ratio, 0.0)?;
             }
@@ -306,7 +308,7 @@ impl<X: FloatX> Task<X> for AutoencoderTask<X> {
     }
 
     fn fixed(&self, step: u64) -> String {
-        self.config.weight_at(step).to_string()
+        self.config.weight_at(step).to_string() + &self.alignment.fixed(step)
     }
 }
 
