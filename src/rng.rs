@@ -62,6 +62,16 @@ pub enum Stream {
     Mask = 16,
     /// The same, of an evaluation.
     EvaluationMask = 17,
+    /// Directions of a sliced distance.
+    Slices = 24,
+    /// Rows that latents are matched with.
+    Targets = 25,
+    /// Noise of the paths along which a divergence is taken.
+    PathNoise = 26,
+    /// Times on them.
+    PathTime = 27,
+    /// Signs that it is estimated with.
+    PathProbe = 28,
 }
 
 /// The largest replica number, plus one.

@@ -408,6 +408,37 @@ fn values_out_of_range_and_contradictions_are_refused_in_one_sentence() {
             &["stage=align", "align.gradient=centred", "flow.weight=table", "flow.weight_table=[1, 2]"],
             "or a table that is 0 at t = 0",
         ),
+        (&["stage=align", "align.repulsion=-1"], "align.repulsion must be at least 0, but is -1"),
+        (&["stage=align", "align.sliced_wasserstein=nan"], "align.sliced_wasserstein must be at least 0"),
+        (&["stage=align", "align.divergence=-0.5"], "align.divergence must be at least 0, but is -0.5"),
+        (&["stage=align", "align.targets=0"], "align.targets must be at least 1, but is 0"),
+        (&["stage=align", "align.projections=0"], "align.projections must be at least 1, but is 0"),
+        (
+            &["stage=align", "align.repulsion=1", "align.latents=6", "align.repulsion_k=6"],
+            "align.repulsion_k must be from 1 to 5, for the 6 latents of a batch (align.latents), but is 6",
+        ),
+        (
+            &["stage=align", "align.repulsion=1", "align.repulsion_k=101"],
+            "must be from 1 to 100, for the 1000",
+        ),
+        (&["stage=align", "align.repulsion=1", "align.repulsion_k=0"], "align.repulsion_k must be from 1"),
+        (&["stage=align", "align.repulsion_start=9"], "both must be greater than 0"),
+        (&["stage=align", "align.repulsion=1", "align.repulsion_start=9"], "both must be greater than 0"),
+        (
+            &["stage=align", "align.repulsion=1", "align.repulsion_start=-1"],
+            "align.repulsion_start must be at",
+        ),
+        (&["stage=align", "align.repulsion=1", "flow.norm_target=true"], "needs flow.norm_target = false"),
+        (&["stage=align", "align.divergence=1", "dtype=bf16"], "lost in bf16: it needs dtype f32"),
+        (
+            &[
+                "stage=align",
+                "align.target=autoencoder",
+                "align.sliced_wasserstein=1",
+                "train.micro_batches=2",
+            ],
+            "looks at a whole batch of latents: it needs train.micro_batches = 1",
+        ),
         (&["stage=align", "align.adaptive=true"], "align.adaptive needs align.target = \"autoencoder\""),
         (&["stage=align", "align.autoencoder.hidden=[8, 0]"], "align.autoencoder.hidden must be at least 1"),
         (&["stage=align", "align.autoencoder.latent=0"], "align.autoencoder.latent must be"),
@@ -433,6 +464,8 @@ fn the_detached_gradient_is_accepted_with_its_own_weight() -> Outcome {
     assert_eq!(c.flow.weight_table, [0.0, 0.25, 3.0]);
     let (_dir, sources) = file(&c.to_toml()?)?;
     assert_eq!(load(&sources, &[])?, c);
+    let c = sets(&["stage=align", "align.gradient=detached", "align.unsound=true"])?;
+    assert_eq!((c.align.gradient, c.flow.weight), (Gradient::Detached, Weight::Uniform), "for experiments");
     Ok(())
 }
 

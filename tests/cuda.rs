@@ -309,7 +309,7 @@ fn a_checkpoint_moves_between_the_devices() -> Outcome {
 fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
     let dir = tempfile::tempdir()?;
     let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
-    let cases: [(Kind, &[&str]); 7] = [
+    let cases: [(Kind, &[&str]); 8] = [
         (Kind::Pretrain, &["dtype=f32", "train.micro_batches=2", "flow.time=stratified"]),
         (
             Kind::Pretrain,
@@ -329,6 +329,7 @@ fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
         (Kind::Pretrain, &["dtype=f16", "scaler.init=1e13", "scaler.interval=5"]),
         // The weight of the alignment warms up: a step is captured again when it changes.
         (Kind::Autoencoder, &["dtype=f32", "align.flow_warmup=6", "optim.kind=lion"]),
+        (Kind::Latents, &[MATCHED, &["align.repulsion_start=4", "align.repulsion_cooling=6"]].concat()),
     ];
     for (kind, sets) in cases {
         let of = |graph: &str| -> Outcome<PathBuf> {
@@ -340,6 +341,33 @@ fn a_captured_step_has_the_bits_of_one_launched_kernel_by_kernel() -> Outcome {
         let (captured, launched) = (of("train.graph=true")?, of("train.graph=false")?);
         assert_same(&tensors(&captured, 24)?, &tensors(&launched, 24)?, &format!("{kind:?} {sets:?}"));
         assert_eq!(records(&captured)?, records(&launched)?, "{kind:?} {sets:?}");
+    }
+    Ok(())
+}
+
+/// All terms that match distributions.
+const MATCHED: &[&str] =
+    &["data.toy=gaussians", "align.repulsion=1", "align.sliced_wasserstein=1", "align.divergence=1"];
+
+#[test]
+fn terms_that_match_distributions_follow_the_cpu() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let prior = random_prior(&dir.path().join("prior.safetensors"), 2, 0.05)?;
+    let of = |device: &str| -> Outcome<PathBuf> {
+        let place = dir.path().join(device);
+        let of_device = format!("device={device}");
+        let sets = [MATCHED, &["align.latents=70", &of_device]].concat();
+        train(Kind::Latents, &prior, &place, &sets)?;
+        Ok(place)
+    };
+    let (cpu, cuda) = (of("cpu")?, of("cuda")?);
+    for part in ["loss", "entropy", "sliced_w2", "divergence"] {
+        let [a, b] = [series(&cpu, "train", part)?, series(&cuda, "train", part)?];
+        assert_eq!(a.len(), 24, "{part}");
+        let apart = a.iter().zip(&b).map(|((_, a), (_, b))| (a - b).abs()).fold(0.0, f64::max);
+        let size = a.iter().map(|(_, a)| a.abs()).fold(0.0, f64::max);
+        println!("{part}: at most {:.1e} of its size apart", apart / size);
+        assert!(apart <= 1e-3 * size, "{part}: {a:?} {b:?}");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::metrics::knn::kth_squared;
-use crate::metrics::pairs::{LANES, Panels};
+use crate::metrics::pairs::{LANES, Panels, scan};
 use crate::metrics::{neighbour, rows};
 
 /// Precision and recall, each in [0, 1] and about 1 for equal distributions.
@@ -174,7 +174,8 @@ impl Balls {
 
     /// Counts the balls around each of the points.
     fn around(&self, points: &[f32]) -> Vec<u32> {
-        self.centres.scan(
+        scan(
+            &self.centres,
             points,
             || 0,
             #[inline(always)]

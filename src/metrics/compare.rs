@@ -70,6 +70,21 @@ pub fn compare(
     most_decomposed: usize,
     seed: u64,
 ) -> Result<Comparison> {
+    compare_by(Search::Here, points, data, dim, most_decomposed, seed)
+}
+
+/// Does the same, log r_k and the nearest rows by the neighbours that `search` finds.
+///
+/// # Errors
+/// The same; a device that failed.
+pub fn compare_by(
+    search: Search<'_>,
+    points: &[f32],
+    data: &[f32],
+    dim: usize,
+    most_decomposed: usize,
+    seed: u64,
+) -> Result<Comparison> {
     const OP: &str = "compare";
     let n = rows(OP, "points", points, dim)?;
     let m = rows(OP, "data", data, dim)?;
@@ -79,16 +94,16 @@ pub fn compare(
     let mut found = Comparison {
         std_ratio: std_ratio(points, data, dim).ok(),
         rank: participation_rank(points, dim).ok(),
-        nearest_share: Some(nearest_reuse(some, data, dim)?.share),
+        nearest_share: Some(nearest_reuse_by(search, some, data, dim)?.share),
         sliced_w2: Some(sliced_wasserstein2(points, data, dim, PROJECTIONS, seed)?),
         ..Default::default()
     };
     // Distances that are all 0 have no logarithm.
-    if let Ok(report) = knn_report(some, data, dim, DEFAULT_K) {
+    if let Ok(report) = knn_report_by(search, some, data, dim, DEFAULT_K) {
         (found.log_rk, found.nll_knn) = (Some(report.mean_log_rk), Some(report.nll));
     }
     // Each row is its own first neighbour.
-    if let Ok(report) = knn_report(&data[..first(data, MOST_OWN)], data, dim, DEFAULT_K + 1) {
+    if let Ok(report) = knn_report_by(search, &data[..first(data, MOST_OWN)], data, dim, DEFAULT_K + 1) {
         found.log_rk_data = Some(report.mean_log_rk);
         found.nll_knn_data = Some(nll_knn(report.mean_log_rk, m - 1, dim, DEFAULT_K));
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::metrics::knn::nearest;
+use crate::metrics::knn::{Search, nearest};
 use crate::metrics::rows;
 
 /// How points spread over the modes of a mixture of isotropic Gaussians.
@@ -82,8 +82,16 @@ pub struct Reuse {
 /// # Errors
 /// An empty or ragged set, or values that are not finite.
 pub fn nearest_reuse(queries: &[f32], targets: &[f32], dim: usize) -> Result<Reuse> {
+    nearest_reuse_by(Search::Here, queries, targets, dim)
+}
+
+/// Does the same by the neighbours that `search` finds.
+///
+/// # Errors
+/// The same; a device that failed.
+pub fn nearest_reuse_by(search: Search<'_>, queries: &[f32], targets: &[f32], dim: usize) -> Result<Reuse> {
     let mut uses = HashMap::new();
-    let found = nearest(queries, targets, dim)?;
+    let found = search.nearest(queries, targets, dim)?;
     found.iter().for_each(|target| *uses.entry(*target).or_insert(0) += 1);
     let most = uses.values().copied().max().unwrap_or(0);
     Ok(Reuse { distinct: uses.len(), share: uses.len() as f64 / found.len() as f64, most })

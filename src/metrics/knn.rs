@@ -5,10 +5,13 @@
 //! (Loftsgaarden and Quesenberry 1965, with the bias correction ψ(k) of Kozachenko and Leonenko 1987). The paper's
 //! figure 4 shows mean log r_k without D; its k is not stated.
 
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::metrics::pairs::{Distances, LANES, Panels};
+use crate::metrics::pairs::{Distances, LANES, Panels, scan};
 use crate::metrics::special::{digamma, ln_gamma};
 use crate::metrics::{neighbour, rows};
+use crate::ops::knn::{Neighbours, Own, knn};
+use crate::tensor::Tensor;
 
 /// The neighbour that `eval` reports; our choice, the paper names none.
 pub const DEFAULT_K: usize = 5;
@@ -43,6 +46,57 @@ pub fn kth_distances(queries: &[f32], targets: &[f32], dim: usize, k: usize) -> 
     Ok(distances)
 }
 
+/// Who looks for neighbours.
+#[derive(Clone, Copy, Debug)]
+pub enum Search<'a> {
+    /// The processor, on the current rayon pool.
+    Here,
+    /// A device, by [`crate::ops::knn::knn`], up to its largest k.
+    On(&'a Device),
+}
+
+impl<'a> Search<'a> {
+    /// Chooses what is faster where `device` is at hand: a CUDA device itself, else the processor.
+    pub fn of(device: &'a Device) -> Self {
+        match device {
+            Device::Cuda(_) => Self::On(device),
+            _ => Self::Here,
+        }
+    }
+
+    /// Does what [`kth_distances`] does.
+    ///
+    /// # Errors
+    /// The same; a device that failed.
+    pub fn kth_distances(self, queries: &[f32], targets: &[f32], dim: usize, k: usize) -> Result<Vec<f32>> {
+        let Self::On(device) = self else { return kth_distances(queries, targets, dim, k) };
+        const OP: &str = "kth_distances";
+        rows(OP, "queries", queries, dim)?;
+        neighbour(OP, k, rows(OP, "targets", targets, dim)?)?;
+        let found = neighbours(device, queries, targets, dim, k)?.distances.to_f32_vec()?;
+        Ok(found.into_iter().skip(k - 1).step_by(k).collect())
+    }
+
+    /// Does what [`nearest`] does.
+    ///
+    /// # Errors
+    /// The same; a device that failed.
+    pub fn nearest(self, queries: &[f32], targets: &[f32], dim: usize) -> Result<Vec<usize>> {
+        let Self::On(device) = self else { return nearest(queries, targets, dim) };
+        const OP: &str = "nearest";
+        rows(OP, "queries", queries, dim)?;
+        rows(OP, "targets", targets, dim)?;
+        let found = neighbours(device, queries, targets, dim, 1)?.numbers.to_f32_vec()?;
+        Ok(found.into_iter().map(|number| number as usize).collect())
+    }
+}
+
+/// Asks a device; the sets are checked by the caller.
+fn neighbours(device: &Device, queries: &[f32], targets: &[f32], dim: usize, k: usize) -> Result<Neighbours> {
+    let rows = |values: &[f32]| Tensor::from_f32(device, [values.len() / dim, dim], values);
+    knn(&rows(queries)?, &rows(targets)?, k, Own::Counted)
+}
+
 /// Returns the number of the nearest target of each query, the first of equals: `(N, D), (M, D)` → `(N)`.
 ///
 /// # Errors
@@ -51,7 +105,8 @@ pub fn nearest(queries: &[f32], targets: &[f32], dim: usize) -> Result<Vec<usize
     const OP: &str = "nearest";
     rows(OP, "queries", queries, dim)?;
     rows(OP, "targets", targets, dim)?;
-    let found = Panels::new(targets, dim).scan(
+    let found = scan(
+        &Panels::new(targets, dim),
         queries,
         || (f32::INFINITY, 0),
         #[inline(always)]
@@ -93,9 +148,19 @@ pub fn mean_log_rk(distances: &[f32]) -> Result<(f64, usize)> {
 
 /// Returns the estimate log n + log V_D + D·log r_k − ψ(k) of −log p, in nats, for n = `targets` samples.
 pub fn nll_knn(log_rk: f64, targets: usize, dim: usize, k: usize) -> f64 {
+    (targets as f64).ln() + log_volume(dim) + dim as f64 * log_rk - digamma(k as f64)
+}
+
+/// Returns ψ(n) − ψ(k) + ln V_D: what the entropy estimate of Kozachenko and Leonenko adds to D times the mean log distance to the k-th
+/// neighbour, for `n` rows in `dim` dimensions.
+pub fn entropy_constant(n: usize, dim: usize, k: usize) -> f64 {
+    digamma(n as f64) - digamma(k as f64) + log_volume(dim)
+}
+
+/// Returns ln V_D.
+fn log_volume(dim: usize) -> f64 {
     let d = dim as f64;
-    let log_volume = 0.5 * d * std::f64::consts::PI.ln() - ln_gamma(0.5 * d + 1.0);
-    (targets as f64).ln() + log_volume + d * log_rk - digamma(k as f64)
+    0.5 * d * std::f64::consts::PI.ln() - ln_gamma(0.5 * d + 1.0)
 }
 
 /// Measures queries `(N, D)` against targets `(M, D)`: mean log r_k and the likelihood estimate.
@@ -103,14 +168,29 @@ pub fn nll_knn(log_rk: f64, targets: usize, dim: usize, k: usize) -> f64 {
 /// # Errors
 /// Those of [`kth_distances`] and [`mean_log_rk`].
 pub fn knn_report(queries: &[f32], targets: &[f32], dim: usize, k: usize) -> Result<KnnReport> {
-    let (mean_log_rk, zeros) = mean_log_rk(&kth_distances(queries, targets, dim, k)?)?;
+    knn_report_by(Search::Here, queries, targets, dim, k)
+}
+
+/// Does the same by the neighbours that `search` finds.
+///
+/// # Errors
+/// The same; a device that failed.
+pub fn knn_report_by(
+    search: Search<'_>,
+    queries: &[f32],
+    targets: &[f32],
+    dim: usize,
+    k: usize,
+) -> Result<KnnReport> {
+    let (mean_log_rk, zeros) = mean_log_rk(&search.kth_distances(queries, targets, dim, k)?)?;
     let targets = targets.len() / dim;
     Ok(KnnReport { mean_log_rk, nll: nll_knn(mean_log_rk, targets, dim, k), k, targets, zeros })
 }
 
 /// Squared distance of each query to its k-th nearest target; sizes are checked by the caller.
 pub(super) fn kth_squared(queries: &[f32], targets: &Panels, k: usize) -> Vec<f32> {
-    let found = targets.scan(
+    let found = scan(
+        targets,
         queries,
         || vec![f32::INFINITY; k],
         #[inline(always)]

@@ -1,7 +1,7 @@
 //! Maximum mean discrepancy of two samples with Gaussian kernels (Gretton et al. 2012).
 
 use crate::error::{Error, Result};
-use crate::metrics::pairs::Panels;
+use crate::metrics::pairs::{Panels, scan};
 use crate::metrics::rows;
 
 /// Rows of both sets together, at most, of which [`median_distance`] keeps all distances: 256 MiB.
@@ -49,7 +49,8 @@ pub fn median_distance(a: &[f32], b: &[f32], dim: usize) -> Result<f64> {
         return Err(Error::argument(OP, "a and b", format!("{MOST_POOLED} rows together, at most"), n));
     }
     let pooled = [a, b].concat();
-    let rows = Panels::new(&pooled, dim).scan(
+    let rows = scan(
+        &Panels::new(&pooled, dim),
         &pooled,
         Vec::new,
         #[inline(always)]
@@ -67,7 +68,8 @@ pub fn median_distance(a: &[f32], b: &[f32], dim: usize) -> Result<f64> {
 /// Σ over all pairs of the mean kernel.
 fn kernel_sum(queries: &[f32], targets: &Panels, bandwidths: &[f64]) -> f64 {
     let rates: Vec<f64> = bandwidths.iter().map(|s| -0.5 / (s * s)).collect();
-    let sums = targets.scan(
+    let sums = scan(
+        targets,
         queries,
         || 0.0f64,
         #[inline(always)]

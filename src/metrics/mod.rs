@@ -25,11 +25,14 @@ pub use balls::{
     ClassCoverage, Coverage, Labelled, PrecisionRecall, coverage, coverage_by_class, precision_recall,
 };
 pub use bound::{W2Bound, w2_bound};
-pub use compare::{Comparison, MOST_DECOMPOSED, compare};
+pub use compare::{Comparison, MOST_DECOMPOSED, compare, compare_by};
 pub use correlation::{pearson, spearman};
-pub use coverage::{Occupancy, Reuse, mode_occupancy, nearest_reuse, std_ratio};
+pub use coverage::{Occupancy, Reuse, mode_occupancy, nearest_reuse, nearest_reuse_by, std_ratio};
 pub use frechet::frechet_distance;
-pub use knn::{DEFAULT_K, KnnReport, knn_report, kth_distances, mean_log_rk, nearest, nll_knn};
+pub use knn::{
+    DEFAULT_K, KnnReport, Search, entropy_constant, knn_report, knn_report_by, kth_distances, mean_log_rk,
+    nearest, nll_knn,
+};
 pub use lipschitz::{PowerIteration, spectral_norms};
 pub use mmd::{median_distance, mmd_squared};
 pub use psnr::psnr;

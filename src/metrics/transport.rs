@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::device::Isa;
 use crate::error::{Error, Result};
 use crate::metrics::assignment::assignment;
-use crate::metrics::pairs::Panels;
+use crate::metrics::pairs::{Panels, scan};
 use crate::metrics::rows;
 use crate::rng::{Draw, Stream};
 
@@ -97,7 +97,8 @@ pub fn energy_distance(a: &[f32], b: &[f32], dim: usize) -> Result<f64> {
 }
 
 fn mean_distance(queries: &[f32], targets: &Panels, dim: usize, count: usize) -> f64 {
-    let sums = targets.scan(
+    let sums = scan(
+        targets,
         queries,
         || 0.0f64,
         #[inline(always)]

@@ -6,9 +6,11 @@
 
 pub mod attention;
 pub mod chebyshev;
+pub mod divergence;
 pub mod dopri5;
 pub mod elementwise;
 pub mod embedding;
+pub mod entropy;
 pub mod flow_loss;
 pub mod flow_path;
 pub mod gated_residual;
@@ -16,6 +18,7 @@ pub mod gather;
 pub mod grad_norm;
 pub mod guidance;
 pub mod inpaint;
+pub mod knn;
 pub mod layer_norm;
 pub mod linear;
 pub mod modulation;
@@ -26,6 +29,7 @@ pub mod qk_norm;
 pub mod reconstruction;
 pub mod row_dot;
 pub mod sde_step;
+pub mod sliced_wasserstein;
 pub mod step_control;
 pub mod timestep_embedding;
 pub mod tokens;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::float::{DType, FloatX};
 use crate::flow::{Estimate, Objective};
-use crate::metrics::{self, Comparison, MOST_DECOMPOSED, W2Bound};
+use crate::metrics::{self, Comparison, MOST_DECOMPOSED, Search, W2Bound};
 use crate::nn::{Conditioning, Params};
 use crate::train::align::{AutoencoderTask, Passed};
 use crate::train::config::{Reconstruction, Stage, Target};
@@ -155,7 +155,7 @@ fn prior<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -
     let sampling = Sampling { count: options.samples, seed: options.seed, ..Default::default() };
     let samples = sample_rows(&task.net, &averaged, &sampling)?;
     let Some(reference) = task.reference()? else { return Ok(()) };
-    found.compare(&samples, reference)?;
+    found.compare(&samples, reference, Search::of(averaged.flat().device()))?;
     found.w2_bound = prior_bound(&mut task, &averaged, run, options, found.loss)?;
     let Some(reference) = task.reference()? else { return Ok(()) };
     let data = &reference.rows()[..reference.rows().len().min(EXTENT_ROWS * 2)];
@@ -206,7 +206,9 @@ fn latents<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation)
     let y = task.latents(&engine.optimizer.params)?;
     let losses = precise(options.most, |draws| task.alignment.fresh_losses(&y, options.seed, draws))?;
     found.set_loss(&losses, &task.alignment.objective, y.rows_cols().1);
-    task.alignment.reference.as_ref().map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference))
+    let search = Search::of(y.device());
+    let reference = task.alignment.reference.as_ref();
+    reference.map_or(Ok(()), |reference| found.compare(&y.on_host()?, reference, search))
 }
 
 fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluation) -> Result<()> {
@@ -223,7 +225,7 @@ fn autoencoder<X: FloatX>(run: &Restored, options: &Options, found: &mut Evaluat
     found.set_loss(&losses, &task.alignment.objective, task.alignment.prior.net.data_width());
     found.psnr = decibels(&passed, &task);
     if let Some(reference) = &task.alignment.reference {
-        found.compare(&passed.latents, reference)?;
+        found.compare(&passed.latents, reference, Search::of(averaged.flat().device()))?;
     }
     // The bound is of squared distances, and of one space that prior and decoder share.
     let (flow, align) = (&run.config.flow, &run.config.align);
@@ -297,7 +299,7 @@ impl Evaluation {
     }
 
     /// Measures points (N, D) against the data.
-    fn compare(&mut self, points: &[f32], reference: &Reference) -> Result<()> {
+    fn compare(&mut self, points: &[f32], reference: &Reference, search: Search<'_>) -> Result<()> {
         if !all_finite(points) || points.is_empty() {
             return Ok(());
         }
@@ -309,7 +311,7 @@ impl Evaluation {
         }
         // Data with non-finite rows train (their steps are skipped), but have no distances.
         if all_finite(rows) {
-            self.set = metrics::compare(points, rows, d, MOST_DECOMPOSED, self.seed)?;
+            self.set = metrics::compare_by(search, points, rows, d, MOST_DECOMPOSED, self.seed)?;
         }
         if let Some(mixture) = reference.toy().and_then(|toy| toy.mixture()) {
             let modes: Vec<f32> = mixture.means.iter().flatten().map(|x| *x as f32).collect();

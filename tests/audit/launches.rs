@@ -6,11 +6,13 @@ use std::path::Path;
 use cuda_emulator::audit::measured::{self, Measured};
 use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::chebyshev::chebyshev_weights;
+use flowprior::ops::divergence::{STEP, probe_gradient, probe_points, probe_products};
 use flowprior::ops::dopri5::{
     Control, Limits, dopri5_accept, dopri5_decide, dopri5_error, dopri5_partials, dopri5_stage,
 };
 use flowprior::ops::elementwise::{axpy, cast};
 use flowprior::ops::embedding::{LabelDrop, Labels, add_rows, embedding_backward, embedding_forward};
+use flowprior::ops::entropy::{entropy_backward, entropy_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::gated_residual::{gated_residual_backward, gated_residual_forward};
@@ -20,6 +22,7 @@ use flowprior::ops::gather::{
 use flowprior::ops::grad_norm::grad_norm;
 use flowprior::ops::guidance::{WeakScale, guidance};
 use flowprior::ops::inpaint::{Holes, inpaint};
+use flowprior::ops::knn::{Own, knn};
 use flowprior::ops::layer_norm::{LayerNorm, LayerNormGrads, layer_norm_backward, layer_norm_forward};
 use flowprior::ops::linear::{
     Activation, Branch, linear_backward_input, linear_backward_weight, linear_forward, linear_gated_forward,
@@ -35,6 +38,7 @@ use flowprior::ops::qk_norm::{QkNorm, QkNormGrads, qk_norm_backward, qk_norm_for
 use flowprior::ops::reconstruction::{Distance, reconstruction};
 use flowprior::ops::row_dot::row_dot;
 use flowprior::ops::sde_step::{Factors, sde_step};
+use flowprior::ops::sliced_wasserstein::{directions, draw_rows, sliced_wasserstein};
 use flowprior::ops::step_control::{StepControl, StepRules};
 use flowprior::ops::timestep_embedding::timestep_embedding;
 use flowprior::ops::tokens::{Part, Span, join_tokens, sum_tokens, take_tokens};
@@ -118,6 +122,7 @@ fn launch(device: &Device) -> Result<()> {
     products(device)?;
     heads(device)?;
     attention(device)?;
+    matching(device)?;
     step(device)?;
     match device {
         Device::Cuda(queue) => queue.synchronize(),
@@ -311,6 +316,23 @@ fn attention(device: &Device) -> Result<()> {
         attention_forward(&filled::<bf16>(device, 18 * heads.tokens, 3 * heads.heads * k)?, heads)?;
     }
     Ok(())
+}
+
+/// What matches distributions: 256 rows of 512 columns among themselves, rows of 4,096 projections, and probes of a velocity.
+fn matching(device: &Device) -> Result<()> {
+    let y = filled::<f32>(device, N, C)?;
+    let mut dy = Tensor::<f32>::zeros(device, [N, C]);
+    knn(&y, &y, 64, Own::LeftOut)?;
+    let found = entropy_forward(&y, 5, 0.0)?;
+    entropy_backward(&mut dy, &y, &found, 1.0)?;
+    let theta = directions(device, Draw::new(1, Stream::Slices, 2), 4, 8)?;
+    let y = filled::<f32>(device, 4096, 8)?;
+    let targets = draw_rows(&y, Draw::new(1, Stream::Targets, 2), 4096)?;
+    sliced_wasserstein(&mut Tensor::zeros(device, [4096, 8]), &y, &targets, &theta, 1.0)?;
+    let (z, signs) = (filled::<f32>(device, N, C)?, Draw::new(1, Stream::PathProbe, 2));
+    let points = probe_points(&z, signs, STEP)?;
+    let (t, dv) = probe_products(&points, signs, STEP, 1.0)?;
+    probe_gradient(&mut dy, &dv, &t)
 }
 
 fn step(device: &Device) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What the two stages promise: frozen priors, first losses, skipped steps, loss scales, weights of the parts.
 
 mod coders;
+mod matching;
 mod parts;
 mod precision;
 #[path = "../support/run.rs"]

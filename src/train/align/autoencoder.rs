@@ -237,14 +237,16 @@ impl<X: FloatX> AutoencoderTask<X> {
             let stats = self.alignment.stats(&rows)?;
             let place = (first * rows.rows_cols().0 / samples) as u64;
             let (losses, dz) = self.alignment.gradients(&rows, place, stats, at, own)?;
-            let tokens = latents.rows_cols().0;
-            let dz = dz.reshaped([tokens, rows.len() / tokens])?;
-            let projected = self.trained.project_backward_input(params, &dz)?;
-            let dalign = projected.as_ref().unwrap_or(&dz);
-            let ratio = self.adaptive_ratio(params, &encoded, [&dy, &cast(dalign)?], at.loss_scale.number)?;
+            let ratio = self.adaptive_ratio(params, &encoded, (&dy, &dz), at.loss_scale.number)?;
             let weight = weight * ratio;
-            axpy(total_dy.view_mut(), weight as f32, dalign)?;
-            self.trained.project_backward_weight::<X>(grads, (&dz, weight as f32), &latents)?;
+            let mut total_dz = Tensor::<f32>::zeros(&self.device, rows.shape());
+            axpy(total_dz.view_mut(), weight as f32, &dz)?;
+            self.alignment.match_distribution((&mut total_dz, &rows), weight, (step, at), meter)?;
+            let tokens = latents.rows_cols().0;
+            let total_dz = total_dz.reshaped([tokens, rows.len() / tokens])?;
+            let projected = self.trained.project_backward_input(params, &total_dz)?;
+            axpy(total_dy.view_mut(), 1.0, projected.as_ref().unwrap_or(&total_dz))?;
+            self.trained.project_backward_weight::<X>(grads, &total_dz, &latents)?;
             meter.add_part("alignment", &losses.rows, losses.divisor, weight)?;
             if first == 0 {
                 meter.add_value("alignment_weight", weight, 0.0)?;
@@ -265,22 +267,26 @@ impl<X: FloatX> AutoencoderTask<X> {
         self.net.encode_backward(params, encoded, cast(&total_dy)?, grads)
     }
 
-    /// Returns ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) for the gradients of the latents by either loss.
+    /// Returns ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) for the gradient of the latents by reconstruction, and that of the prior's rows by
+    /// alignment.
     fn adaptive_ratio(
         &self,
         params: &Params<X>,
         encoded: &Saved<X>,
-        dy: [&Tensor<X>; 2],
+        (dy, dz): (&Tensor<X>, &Tensor<f32>),
         loss_scale: f32,
     ) -> Result<f64> {
         if !self.config.adaptive {
             return Ok(1.0);
         }
+        let tokens = dy.rows_cols().0;
+        let dz = dz.duplicate()?.reshaped([tokens, dz.len() / tokens])?;
+        let dalign = cast(&self.trained.project_backward_input(params, &dz)?.unwrap_or(dz))?;
         let norm = |dy: &Tensor<X>| {
             let norm = self.net.gradient_norm(params, encoded, dy, &self.compared)?;
             Ok::<_, Error>(norm / loss_scale as f64)
         };
-        let (reconstruction, alignment) = (norm(dy[0])?, norm(dy[1])?);
+        let (reconstruction, alignment) = (norm(dy)?, norm(&dalign)?);
         if !reconstruction.is_finite() || !alignment.is_finite() {
             // Clamped, an overflow in f16 would be a weight of 0 or 10⁴; like this the step is skipped.
             return Ok(f64::NAN);
@@ -392,7 +398,7 @@ impl<X: FloatX> Task<X> for AutoencoderTask<X> {
     }
 
     fn fixed(&self, step: u64) -> String {
-        self.config.weight_at(step).to_string()
+        self.config.weight_at(step).to_string() + &self.alignment.fixed(step)
     }
 }
 

@@ -25,6 +25,8 @@ pub struct LatentTask<X: FloatX> {
     std_weight: f32,
     micro_batches: usize,
     device: Device,
+    /// The step that was prepared.
+    step: u64,
 }
 
 impl<X: FloatX> LatentTask<X> {
@@ -50,7 +52,7 @@ impl<X: FloatX> LatentTask<X> {
         let engine = Engine::new(config, params, Tensor::from_f32(device, [values.len()], &values)?)?;
         let alignment = Alignment::new(config, prior, count)?;
         let (std_weight, micro_batches) = (config.align.std_weight as f32, config.train.micro_batches);
-        Ok((Self { alignment, std_weight, micro_batches, device: device.clone() }, engine))
+        Ok((Self { alignment, std_weight, micro_batches, device: device.clone(), step: 0 }, engine))
     }
 
     /// Returns a copy of the latents (L, D).
@@ -66,7 +68,8 @@ impl<X: FloatX> LatentTask<X> {
 }
 
 impl<X: FloatX> Task<f32> for LatentTask<X> {
-    fn prepare(&mut self, _params: &Params<f32>, _step: u64) -> Result<()> {
+    fn prepare(&mut self, _params: &Params<f32>, step: u64) -> Result<()> {
+        self.step = step;
         Ok(())
     }
 
@@ -82,6 +85,7 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
         let stats = self.alignment.stats(&y)?;
         let mut dy = Tensor::<f32>::zeros(&self.device, [count, width]);
         let micro = count / self.micro_batches;
+        let parts = self.std_weight > 0.0 || self.alignment.matching.is_some();
         for first in (0..count).step_by(micro) {
             let place = (first * width, Shape::from([micro, width]));
             let mut part = Tensor::uninit(&self.device, place.1);
@@ -89,11 +93,12 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
             let (losses, d) = self.alignment.gradients(&part, first as u64, stats, at, None)?;
             let [mut rows] = dy.view_mut().parts([place]);
             rows.copy_from(d.view())?;
-            match self.std_weight > 0.0 {
+            match parts {
                 true => meter.add_part("alignment", &losses.rows, losses.divisor, 1.0)?,
                 false => meter.add(&losses.rows, losses.divisor)?,
             }
         }
+        self.alignment.match_distribution((&mut dy, &y), 1.0, (self.step, at), meter)?;
         if self.std_weight > 0.0 {
             let penalty = std_penalty(&mut dy, &y, self.std_weight * at.loss_scale.number)?;
             meter.add_value("std", penalty, self.std_weight as f64)?;
@@ -105,8 +110,8 @@ impl<X: FloatX> Task<f32> for LatentTask<X> {
         self.alignment.waits().or((self.std_weight > 0.0).then_some("align.std_weight"))
     }
 
-    fn fixed(&self, _step: u64) -> String {
-        String::new()
+    fn fixed(&self, step: u64) -> String {
+        self.alignment.fixed(step)
     }
 }
 

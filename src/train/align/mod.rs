@@ -1,9 +1,10 @@
 //! Stage 2: moves latents, free ones or an autoencoder's, to where the frozen prior's alignment loss is small.
 //!
 //! ```text
-//! free latents   L(y) = alignment(y) (+ std_weight·(std(y) − 1)²)
-//! autoencoder    L = reconstruction + λ_step·a·alignment(P·encoder(x)) (+ std_weight·(std(y) − 1)²)
+//! free latents   L(y) = alignment(y) (+ matching(y)) (+ std_weight·(std(y) − 1)²)
+//! autoencoder    L = reconstruction + λ_step·a·[alignment(z) (+ matching(z))] (+ std_weight·(std(y) − 1)²),  z = P·y, y = encoder(x)
 //! ```
+//! What matches distributions, and not latents one by one: [`matching`].
 //! λ_step is 0 before `flow_start`, then warms up; a is 1, or with `adaptive` the ratio of gradient norms
 //! ‖∂rec/∂W‖/(‖∂alignment/∂W‖ + 1e-4) at one weight W of the encoder, its last if none is named, clamped to [0, 1e4] and held
 //! constant. P is the identity, or with `projection` a learned matrix. With `joint` the prior is not frozen: the gradient of
@@ -11,12 +12,14 @@
 
 mod autoencoder;
 mod latents;
+pub mod matching;
 mod trained;
 
 use std::ops::Range;
 
 pub use autoencoder::{AutoencoderTask, Passed};
 pub use latents::LatentTask;
+use matching::Matching;
 pub use trained::Trained;
 
 use crate::error::{Error, Result};
@@ -33,7 +36,7 @@ use crate::train::guard::Guard;
 use crate::train::prior::Prior;
 use crate::train::reference::{Reference, mean};
 use crate::train::setup;
-use crate::train::task::StepAt;
+use crate::train::task::{Meter, StepAt};
 
 /// The name of the one parameter of free latents.
 pub const LATENTS: &str = "latents";
@@ -50,6 +53,8 @@ pub struct Alignment<X: FloatX> {
     pub reference: Option<Reference>,
     /// What there is to tell about it.
     pub notes: Vec<String>,
+    /// What is added to the loss of the whole batch, if anything is.
+    pub matching: Option<Matching>,
     gradient: LatentGradient,
     norm_target: bool,
     unit_norm: bool,
@@ -101,9 +106,21 @@ impl<X: FloatX> Alignment<X> {
             // Training does not need it, so it goes on without.
             Err(e) => (None, vec![format!("log_rk is not measured, the prior's data are out of reach: {e}")]),
         };
-        let seed = config.seed;
+        let (seed, missing) = (config.seed, notes.first().map(String::as_str));
+        let matching = Matching::new(config, &prior, reference.as_ref(), missing, samples)?;
         notes.extend(note);
-        Ok(Self { prior, objective, reference, notes, gradient, norm_target, unit_norm, seed, null })
+        Ok(Self {
+            prior,
+            objective,
+            reference,
+            notes,
+            matching,
+            gradient,
+            norm_target,
+            unit_norm,
+            seed,
+            null,
+        })
     }
 
     /// Returns the row losses of the latents `y: (B, D)`, numbers `first ..` of the global batch, with their divisor, and the gradient
@@ -136,6 +153,27 @@ impl<X: FloatX> Alignment<X> {
             None => dy,
         };
         Ok((outcome, dy))
+    }
+
+    /// Adds `factor` times the terms that match distributions, if there are any: their gradients, times the loss scale, to `dy`, the
+    /// gradient of the latents `y` of the whole batch of `step`, and their values to the meter.
+    ///
+    /// # Errors
+    /// See [`Matching::add`].
+    pub fn match_distribution(
+        &self,
+        latents: (&mut Tensor<f32>, &Tensor<f32>),
+        factor: f64,
+        at: (u64, StepAt),
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
+        let Some(matching) = &self.matching else { return Ok(()) };
+        matching.add(latents, (&self.prior, self.objective.form), factor, at, meter)
+    }
+
+    /// Returns what a captured step holds fast of those terms.
+    fn fixed(&self, step: u64) -> String {
+        self.matching.as_ref().map_or_else(String::new, |matching| matching.fixed(step))
     }
 
     /// Returns the losses of the latents `y: (B, D)`, B the samples of the objective, under fresh draws of noise and

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::float::FloatX;
 use crate::nn::{Autoencoder, Grads, Init, Layout, ParamId, Params, VelocityNet};
-use crate::ops::elementwise::{axpy, cast};
+use crate::ops::elementwise::cast;
 use crate::ops::linear::{Activation, linear_backward_input, linear_backward_weight_parts, linear_forward};
 use crate::tensor::Tensor;
 use crate::train::config::AlignConfig;
@@ -92,20 +92,18 @@ impl Trained {
         cast(&dy).map(Some)
     }
 
-    /// Adds `factor` times the gradient of the projection, for `dz: (N, width)` and `y: (N, latent)`.
+    /// Adds the gradient of the projection, for `dz: (N, width)` and `y: (N, latent)`.
     ///
     /// # Errors
     /// Another width.
     pub fn project_backward_weight<X: FloatX>(
         &self,
         grads: &mut Grads,
-        (dz, factor): (&Tensor<f32>, f32),
+        dz: &Tensor<f32>,
         y: &Tensor<f32>,
     ) -> Result<()> {
         let Some(weight) = self.projection else { return Ok(()) };
-        let mut scaled = Tensor::<f32>::zeros(dz.device(), dz.shape());
-        axpy(scaled.view_mut(), factor, dz)?;
-        let (dz, y): (Tensor<X>, Tensor<X>) = (cast(&scaled)?, cast(y)?);
+        let (dz, y): (Tensor<X>, Tensor<X>) = (cast(dz)?, cast(y)?);
         let (dw, start) = grads.weight_mut(weight);
         linear_backward_weight_parts(start, dw.matrix(), None, &[(&dz, &y)])
     }

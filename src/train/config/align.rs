@@ -65,6 +65,26 @@ pub struct AlignConfig {
     pub std_weight: f64,
     /// Normalises latents by their batch's mean and standard deviation, held constant in the gradient.
     pub std_latents: bool,
+    /// Weight of the entropy of a batch of latents, which pushes neighbours apart; 1 makes the likelihood-weighted loss KL(latents‖data), whatever
+    /// `flow.reduction` (see [`crate::train::align`]). With an autoencoder times the weight of the alignment loss, as the two below.
+    pub repulsion: f64,
+    /// The neighbour whose distance the entropy is estimated by. Above 1 latents gather in groups of k, which nothing inside of a
+    /// group pushes apart.
+    pub repulsion_k: usize,
+    /// Weight that repulsion starts with, to cool down to `repulsion`; 0 for one that stays the same.
+    pub repulsion_start: f64,
+    /// Steps over which it cools, by the same factor in each.
+    pub repulsion_cooling: u64,
+    /// Weight of D times the squared sliced Wasserstein-2 distance from the prior's training data.
+    pub sliced_wasserstein: f64,
+    /// Random directions of that distance in each step.
+    pub projections: usize,
+    /// Rows of those data for each latent, drawn anew in each step: more of them make its gradient less noisy.
+    pub targets: usize,
+    /// Weight of the velocity's divergence on the straight paths to a latent, −C(y) of the paper; needs dtype f32.
+    pub divergence: f64,
+    /// Lets `gradient = "detached"` go with any weight, for experiments that show what comes of it: with `uniform`, latents leave the data.
+    pub unsound: bool,
     /// Uses the averaged weights of the prior rather than the last ones.
     pub use_ema: bool,
     /// The autoencoder.
@@ -89,6 +109,15 @@ impl Default for AlignConfig {
             joint: false,
             std_weight: 0.0,
             std_latents: false,
+            repulsion: 0.0,
+            repulsion_k: 1,
+            repulsion_start: 0.0,
+            repulsion_cooling: 0,
+            sliced_wasserstein: 0.0,
+            projections: 16,
+            targets: 4,
+            divergence: 0.0,
+            unsound: false,
             use_ema: true,
             autoencoder: AutoencoderConfig::default(),
         }
@@ -119,11 +148,35 @@ impl AlignConfig {
         }
         self.lambda * since as f64 / self.flow_warmup as f64
     }
+
+    /// Says whether there is a term beside the alignment loss that matches distributions.
+    pub fn matches(&self) -> bool {
+        self.repulsion > 0.0 || self.sliced_wasserstein > 0.0 || self.divergence > 0.0
+    }
+
+    /// Returns the weight of repulsion at `step`: from `repulsion_start` down to `repulsion`, by the same factor in every step of
+    /// `repulsion_cooling`.
+    pub fn repulsion_at(&self, step: u64) -> f64 {
+        if self.repulsion_start == 0.0 || step >= self.repulsion_cooling {
+            return self.repulsion;
+        }
+        let left = 1.0 - step as f64 / self.repulsion_cooling as f64;
+        self.repulsion * (self.repulsion_start / self.repulsion).powf(left)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn repulsion_cools_by_the_same_factor_in_every_step() {
+        let config =
+            AlignConfig { repulsion: 1.0, repulsion_start: 16.0, repulsion_cooling: 4, ..Default::default() };
+        let close = |step, expected: f64| (config.repulsion_at(step) / expected - 1.0).abs() < 1e-12;
+        assert!(close(0, 16.0) && close(1, 8.0) && close(3, 2.0) && close(4, 1.0) && close(9, 1.0));
+        assert_eq!(AlignConfig { repulsion: 0.5, ..Default::default() }.repulsion_at(0), 0.5);
+    }
 
     #[test]
     fn alignment_warms_up_from_flow_start_and_never_before_it() {

@@ -8,6 +8,7 @@ use super::model::{Kind, ModelConfig, Modulation};
 use super::sections::{Config, DataConfig, FlowConfig, OptimConfig, Stage, TimeSampling, Weight};
 use crate::error::{Error, Result};
 use crate::float::DType;
+use crate::ops::knn::MOST_NEIGHBOURS;
 use crate::optim::schedule::ScheduleKind;
 use crate::optim::{OptimKind, Rounding};
 use crate::rng::MAX_REPLICAS;
@@ -52,6 +53,7 @@ impl Config {
         self.rounding()?;
         if self.stage == Stage::Align {
             align(&self.align, &self.flow)?;
+            self.matching()?;
         }
         self.groups()
     }
@@ -126,6 +128,46 @@ impl Config {
             return refuse(format!(
                 "model.modulation = \"groups={groups}\": the number of groups must divide the {rows} rows of a micro-batch"
             ));
+        }
+        Ok(())
+    }
+
+    /// Checks the terms that match distributions against what they look at.
+    fn matching(&self) -> Result<()> {
+        let a = &self.align;
+        let terms = [
+            ("repulsion", a.repulsion),
+            ("sliced_wasserstein", a.sliced_wasserstein),
+            ("divergence", a.divergence),
+        ];
+        for (key, weight) in terms {
+            at_least(&format!("align.{key}"), weight, 0.0)?;
+        }
+        count("align.projections", a.projections as u64)?;
+        count("align.targets", a.targets as u64)?;
+        let Some((term, _)) = terms.into_iter().find(|(_, weight)| *weight > 0.0) else { return Ok(()) };
+        if self.flow.norm_target {
+            return refuse(format!(
+                "align.{term} looks at latents as the prior sees them: it needs flow.norm_target = false"
+            ));
+        }
+        if a.divergence > 0.0 && self.dtype != DType::F32 {
+            return refuse(format!(
+                "align.divergence takes differences of velocities that are lost in {}: it needs dtype f32",
+                self.dtype
+            ));
+        }
+        let (key, samples) = self.samples();
+        if a.target == Target::Autoencoder && self.train.micro_batches > 1 {
+            return refuse(format!(
+                "align.{term} looks at a whole batch of latents: it needs train.micro_batches = 1"
+            ));
+        }
+        let tokens = if a.target == Target::Autoencoder { a.autoencoder.tokens } else { 1 };
+        let most = (samples * tokens).saturating_sub(1).min(MOST_NEIGHBOURS);
+        if a.repulsion > 0.0 && !(1..=most).contains(&a.repulsion_k) {
+            let rule = format!("from 1 to {most}, for the {} latents of a batch ({key})", samples * tokens);
+            return must("align.repulsion_k", rule, a.repulsion_k);
         }
         Ok(())
     }
@@ -357,13 +399,19 @@ fn align(a: &AlignConfig, f: &FlowConfig) -> Result<()> {
     above("align.init_std", a.init_std, 0.0)?;
     at_least("align.lambda", a.lambda, 0.0)?;
     at_least("align.std_weight", a.std_weight, 0.0)?;
+    at_least("align.repulsion_start", a.repulsion_start, 0.0)?;
+    if a.repulsion_start > 0.0 && (a.repulsion == 0.0 || a.repulsion_cooling == 0) {
+        return refuse(
+            "align.repulsion_start cools down to align.repulsion over align.repulsion_cooling steps: both must be greater than 0",
+        );
+    }
     let vanishes = f.weight == Weight::Kl || f.weight == Weight::Table && f.weight_table[0] == 0.0;
-    if a.gradient != Gradient::Full && !vanishes {
+    if a.gradient != Gradient::Full && !vanishes && !a.unsound {
         let name = if a.gradient == Gradient::Detached { "detached" } else { "centred" };
         return refuse(format!(
             "align.gradient = \"{name}\" needs flow.weight = \"kl\", or a table that is 0 at t = 0: without the Jacobian, only the weight \
              t²/(1 − t) follows a KL divergence whose weight is the same at all t, and with the uniform one latents collapse away from the \
-             data"
+             data (align.unsound = true shows it)"
         ));
     }
     let of_autoencoders = [("adaptive", a.adaptive), ("projection", a.projection), ("joint", a.joint)];
