@@ -20,14 +20,11 @@ use flowprior::ops::flow_loss::{Target, flow_loss_backward, latent_gradient};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::optimizer::Rounding;
 use flowprior::rng::{Draw, Stream};
-use flowprior::train::align::AutoencoderTask;
 use flowprior::train::checkpoint;
-use flowprior::train::engine::{Engine, Task};
 use flowprior::train::pretrain::Pretrain;
-use flowprior::train::prior::Prior;
 use flowprior::{Device, FloatX, Tensor};
 use half::bf16;
-use run::{DIT, Kind, Outcome, VIT, assert_same, normals, random_prior, records, series, tensors};
+use run::{Kind, Outcome, assert_same, normals, random_prior, records, series, tensors};
 
 /// A small run: launches are what costs here, not rows.
 const SMALL: &[&str] = &["train.batch=32", "align.latents=32", "flow.flow_mul=1", "threads=1"];
