@@ -93,9 +93,9 @@ class Experiment:
         return train("align", "align.toml", self.out / name, [data, *self.common, *sets], "--prior", self.prior(target))
 
     def pair(self):
-        """The transformer, aligned at 0.01 and not at all."""
-        both = {"aligned": "0.01", "unaligned": "0"}
-        return {name: self.align(f"vit-{name}", "random:32", *SHAPE, "dtype=bf16", f"align.lambda={weight}") for name, weight in both.items()}
+        """The transformer, aligned by the paper's loss and by ours, and not at all."""
+        kinds = {"aligned": ["align.lambda=0.01"], "likelihood": ["align.lambda=0.01", "flow.weight=likelihood"], "unaligned": ["align.lambda=0"]}
+        return {name: self.align(f"vit-{name}", "random:32", *SHAPE, "dtype=bf16", *sets) for name, sets in kinds.items()}
 
     def row(self, run):
         e = evaluate(run)
@@ -110,9 +110,11 @@ class Experiment:
     def main(self):
         runs = self.pair()
         self.table(runs.items())
-        loss, log_rk = (dict(track(runs["aligned"], name)) for name in ("alignment", "log_rk"))
-        steps = sorted(loss.keys() & log_rk.keys())
-        print(f"\nloss and log r_5 over {len(steps)} evaluations: Pearson {pearson([loss[s] for s in steps], [log_rk[s] for s in steps]):.4f}")
+        for name in ("likelihood", "aligned"):
+            loss, log_rk = (dict(track(runs[name], key)) for key in ("alignment", "log_rk"))
+            steps = sorted(loss.keys() & log_rk.keys())
+            r = pearson([loss[s] for s in steps], [log_rk[s] for s in steps])
+            print(f"{name}: loss and log r_5 over {len(steps)} evaluations, Pearson {r:.4f}")
         data = evaluate(runs["aligned"])
         print(f"the data themselves: log r_5 {data['log_rk_data']:.3f}, k-NN NLL {data['nll_knn_data']:.3f}")
         if plot := self.plot():
