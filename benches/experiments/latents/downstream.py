@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import run as experiment_module
 
-COUNT = 5000
+COUNT = 2000
 
 
 class Classifier(nn.Module):
