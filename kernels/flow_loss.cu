@@ -9,9 +9,16 @@
 #include "flow_loss.cuh"
 #include "reduce.cuh"
 
+// Blocks of a multiprocessor; with a fifth, registers of sm_120 are spilled.
+#if __CUDA_ARCH__ >= 1200
+#define BLOCKS 4
+#else
+#define BLOCKS 5
+#endif
+
 // dv may be null: then only losses are computed. factor, which may be null too, multiplies scale: the loss scale. table (knots) is null
 // but for weights of a table.
-extern "C" __global__ void __launch_bounds__(256, 5) flow_loss(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) flow_loss(
     float* __restrict__ loss, floatX* __restrict__ dv, const floatX* __restrict__ v, const float* __restrict__ data,
     const float* __restrict__ t, const float* __restrict__ table, unsigned key0, unsigned key1, unsigned long long step,
     const unsigned long long* __restrict__ counter, unsigned long long first, unsigned rows, unsigned samples,

@@ -104,8 +104,8 @@ extern "C" __global__ void __launch_bounds__(256)
     sort_across(unsigned long long* __restrict__ keys, unsigned long long pairs, unsigned width, unsigned stage, unsigned stride) {
     unsigned long long i = thread_index();
     if (i >= pairs) return;
-    unsigned pair = (unsigned)(i % (width / 2)), at = first_of(pair, stride);
-    Key* row = keys + i / (width / 2) * width;
+    unsigned half = width / 2, pair = (unsigned)i & (half - 1), at = first_of(pair, stride); // a power of two
+    Key* row = keys + 2 * (i - pair);
     Key a = row[at], b = row[at + stride];
     exchange(a, b, (at & stage) == 0);
     row[at] = a;

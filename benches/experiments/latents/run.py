@@ -20,7 +20,7 @@ PROGRAM = os.environ.get("FLOWPRIOR", "flowprior")
 # What the 384 columns are projected to, and multiplied by before, so that all values together have unit variance.
 TARGETS = {"random:32": "17.978", "pool:32": "63.1", "pca:32": "9.853"}
 LAMBDAS = ["0", "0.001", "0.01", "0.03", "0.1"]
-MLP = ["align.autoencoder.kind=mlp", "align.autoencoder.hidden=[512, 512]", "train.batch=128", "train.steps=1000"]
+MLP = ["align.autoencoder.kind=mlp", "align.autoencoder.heads=0", "align.autoencoder.hidden=[512, 512]", "train.batch=128", "train.steps=1000"]
 SHAPE = ["align.autoencoder.image=[1, 28, 28]"]
 
 
@@ -129,8 +129,8 @@ class Experiment:
             right = left.twinx()
             left.plot(steps, [loss[s] for s in steps], color="#0072b2")
             right.plot(steps, [log_rk[s] for s in steps], color="#d55e00")
-            left.set(xlabel="step", xscale="symlog", ylabel="alignment loss (blue)")
-            right.set(ylabel="mean log distance to the 5th nearest token (orange)")
+            left.set(xlabel="step", ylabel="alignment loss (blue)")
+            right.set(ylabel="mean log r_5 to the tokens (orange)")
             self.save(figure, "training.png")
 
     def sweep(self):
