@@ -127,7 +127,7 @@ fn a_run_records_its_measures_from_step_0_to_the_last() {
     }
 }
 
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "stage",
     "target",
     "source",
@@ -141,6 +141,7 @@ const KEYS: [&str; 35] = [
     "psnr",
     "w2_bound",
     "nll",
+    "nll_prior",
     "nll_stderr",
     "nll_data",
     "spearman_uniform",
@@ -178,7 +179,7 @@ fn evaluated(run: &str) -> (Value, Vec<String>) {
 #[test]
 fn eval_of_a_toy_prior_has_everything_but_a_reconstruction() {
     let (found, null) = evaluated("toy-prior");
-    assert_eq!(null, ["psnr", "reconstruction"]);
+    assert_eq!(null, ["nll_prior", "psnr", "reconstruction"]);
     let bound = &found["w2_bound"];
     assert!(
         bound["decoder_lipschitz"].is_null() && bound["velocity_lipschitz"].as_f64() > Some(0.1),
@@ -206,11 +207,12 @@ fn eval_of_stage_2_says_null_to_what_belongs_to_a_prior() {
     let of_priors = ["loss_floor", "loss_weights", "spearman_likelihood", "spearman_uniform"];
     let (found, null) = evaluated("toy-latents-uniform");
     assert!(of_priors.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
-    assert_eq!((null.len(), found["target"].as_str()), (7, Some("latents")), "{null:?}"); // psnr, reconstruction, w2_bound
+    // nll_prior, psnr, reconstruction, w2_bound
+    assert_eq!((null.len(), found["target"].as_str()), (8, Some("latents")), "{null:?}");
     let (found, null) = evaluated("digits");
     let of_toys = ["nll", "nll_data", "nll_stderr", "occupancy", "spread"];
     assert!(of_toys.iter().all(|key| null.contains(&(*key).to_owned())), "{null:?}");
-    assert_eq!((null.len(), found["target"].as_str()), (9, Some("autoencoder")), "{null:?}");
+    assert_eq!((null.len(), found["target"].as_str()), (10, Some("autoencoder")), "{null:?}");
     let number = |value: &Value| value.as_f64().unwrap();
     assert!((0.0..1.0).contains(&number(&found["reconstruction"])), "{found}");
     assert!((3.0..60.0).contains(&number(&found["psnr"])), "{found}");
