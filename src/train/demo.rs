@@ -11,7 +11,7 @@ use crate::metrics::spearman;
 use crate::train::config::Stage;
 use crate::train::evaluate::{Evaluation, Options, evaluate};
 use crate::train::log::Console;
-use crate::train::parts::{self, Workshop};
+use crate::train::parts::{self, QUICK, Workshop};
 use crate::train::records::{Records, Track};
 use crate::train::signal::StopFlag;
 
@@ -103,16 +103,6 @@ const TOY_LATENTS: [&str; 4] = [
 
 const TOY_LATENTS_LIKELIHOOD: [&str; 5] =
     [TOY_LATENTS[0], TOY_LATENTS[1], TOY_LATENTS[2], TOY_LATENTS[3], "flow.weight='likelihood'"];
-
-/// What `--quick` changes.
-const QUICK: [&str; 6] = [
-    "model.width=32",
-    "model.depth=2",
-    "train.steps=60",
-    "train.eval_every=20",
-    "train.checkpoint_every=0",
-    "optim.schedule.warmup_steps=0",
-];
 
 /// Runs all parts, saying what begins and how long it took, and returns the closing summary, line by line.
 ///

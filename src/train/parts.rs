@@ -15,6 +15,16 @@ use crate::train::run_dir::Resume;
 use crate::train::signal::StopFlag;
 use crate::train::start;
 
+/// What `--quick` changes of every run.
+pub const QUICK: [&str; 6] = [
+    "model.width=32",
+    "model.depth=2",
+    "train.steps=60",
+    "train.eval_every=20",
+    "train.checkpoint_every=0",
+    "optim.schedule.warmup_steps=0",
+];
+
 /// One run.
 #[derive(Clone, Debug)]
 pub struct Part {

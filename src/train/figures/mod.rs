@@ -23,7 +23,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::train::config::Config;
 use crate::train::log::Console;
-use crate::train::parts::Workshop;
+use crate::train::parts::{QUICK, Workshop};
 use crate::train::setup;
 use crate::train::signal::StopFlag;
 
@@ -85,16 +85,6 @@ pub struct Figures {
     /// Asks to stop.
     pub stop: StopFlag,
 }
-
-/// What `--quick` changes of every run.
-const QUICK: [&str; 6] = [
-    "model.width=32",
-    "model.depth=2",
-    "train.steps=60",
-    "train.eval_every=20",
-    "train.checkpoint_every=0",
-    "optim.schedule.warmup_steps=0",
-];
 
 impl Figures {
     /// Draws a figure, saying what begins, and returns the closing lines: what was measured, and the files.
