@@ -99,8 +99,9 @@ class Experiment:
         return train("align", "align.toml", self.out / name, [data, *self.common, *sets], "--prior", self.prior(target))
 
     def pair(self):
-        """The transformer, aligned by the paper's loss and by ours, and not at all."""
-        kinds = {"aligned": ["align.lambda=0.01"], "likelihood": ["align.lambda=0.01", "flow.weight=likelihood"], "unaligned": ["align.lambda=0"]}
+        """The transformer, aligned by the paper's loss, by one with weight 2t and by ours, and not at all."""
+        weights = {"aligned": [], "linear": ["flow.weight=table", "flow.weight_table=[0, 2]"], "likelihood": ["flow.weight=likelihood"]}
+        kinds = {**{name: ["align.lambda=0.01", *keys] for name, keys in weights.items()}, "unaligned": ["align.lambda=0"]}
         return {name: self.align(f"vit-{name}", "random:32", *SHAPE, "dtype=bf16", *sets) for name, sets in kinds.items()}
 
     def row(self, run):
@@ -116,7 +117,7 @@ class Experiment:
     def main(self):
         runs = self.pair()
         self.table(runs.items())
-        for name in ("likelihood", "aligned"):
+        for name in ("likelihood", "linear", "aligned"):
             loss, log_rk = (dict(track(runs[name], key)) for key in ("alignment", "log_rk"))
             steps = sorted(loss.keys() & log_rk.keys())
             a, b = [loss[s] for s in steps], [log_rk[s] for s in steps]
@@ -141,8 +142,9 @@ class Experiment:
             figure, axis = plot.subplots(figsize=(6.4, 4))
             axis.plot([e["psnr"] for e in found], [e["nll_knn"] for e in found], "o-", color="#0072b2")
             for w, e in zip(runs, found):
-                axis.annotate(f"λ = {w}", (e["psnr"], e["nll_knn"]), xytext=(6, 4), textcoords="offset points")
-            axis.set(xlabel="PSNR of reconstructions, dB", ylabel="k-NN NLL of latents, nats a token", yscale="symlog")
+                axis.annotate(f"λ = {w}", (e["psnr"], e["nll_knn"]), xytext=(-8, 4), ha="right", textcoords="offset points")
+            axis.margins(x=0.25, y=0.1)
+            axis.set(xlabel="PSNR of reconstructions, dB", ylabel="k-NN NLL of latents, nats a token")
             self.save(figure, "sweep.png")
 
     def projections(self):
