@@ -12,7 +12,7 @@ use flowprior::ops::attention::{Heads, attention_backward, attention_forward};
 use flowprior::ops::flow_loss::{Target, Weight, flow_loss_backward};
 use flowprior::ops::flow_path::{Rows, TimeSampler, draw_times, interpolate};
 use flowprior::ops::grad_norm::{clip_factor, grad_norm};
-use flowprior::ops::linear::{Activation, linear_forward};
+use flowprior::ops::linear::{Activation, linear_backward_input, linear_backward_weight, linear_forward};
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step};
 use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, FloatX, Result, Tensor};
@@ -24,7 +24,7 @@ const WARM_UP: usize = 2;
 const LOSS: (usize, usize) = (65_536, 768);
 /// Parameters of the optimizer part.
 const PARAMETERS: usize = 100_000_000;
-/// Rows, outputs and depth of the matrix product.
+/// Rows N, outputs O and inputs C of the layer whose three products are timed: x·Wᵀ (nt), dy·W (nn) and dyᵀ·x (tn), all of 2·N·O·C FLOPs.
 const PRODUCT: (usize, usize, usize) = (2048, 3072, 1024);
 /// Samples, tokens, heads and head width of attention: a DiT-S/2 of batch 8 on latents of 32 × 32.
 const ATTENTION: (usize, usize, usize, usize) = (8, 256, 6, 64);
@@ -38,9 +38,12 @@ fn main() -> Result<()> {
         found.extend(peaks());
     }
     if is_wanted("product") {
-        found.push(("product_f32_ms", product::<f32>(&device)?));
-        found.push(("product_bf16_ms", product::<bf16>(&device)?));
-        found.push(("product_gemm_ms", product_of_the_crate()?));
+        let names = ["product_nt_f32_ms", "product_nn_f32_ms", "product_tn_f32_ms"];
+        found.extend(names.into_iter().zip(products::<f32>(&device)?));
+        let names = ["product_nt_bf16_ms", "product_nn_bf16_ms", "product_tn_bf16_ms"];
+        found.extend(names.into_iter().zip(products::<bf16>(&device)?));
+        let names = ["product_nt_gemm_ms", "product_nn_gemm_ms", "product_tn_gemm_ms"];
+        found.extend(names.into_iter().zip(products_of_the_crate()?));
     }
     if is_wanted("attention") {
         let [forward, backward] = attention::<f32>(&device)?;
@@ -84,13 +87,18 @@ fn normal<X: FloatX>(device: &Device, rows: usize, cols: usize) -> Result<Tensor
     interpolate(&data, &t, Draw::new(1, Stream::Latents, cols as u64), Rows::plain(rows))
 }
 
-fn product<X: FloatX>(device: &Device) -> Result<f64> {
+fn products<X: FloatX>(device: &Device) -> Result<[f64; 3]> {
     let (n, o, c) = PRODUCT;
-    let (x, w) = (normal::<X>(device, n, c)?, normal::<X>(device, o, c)?);
-    median(|| {
-        device.scope(|| linear_forward(&x, w.view(), None, None, Activation::Identity).map(black_box))?;
-        Ok(())
-    })
+    let (x, w, dy) = (normal::<X>(device, n, c)?, normal::<X>(device, o, c)?, normal::<X>(device, n, o)?);
+    let mut dw = Tensor::<f32>::zeros(device, [o, c]);
+    let forward = || linear_forward(&x, w.view(), None, None, Activation::Identity).map(|y| drop(black_box(y)));
+    let input = || linear_backward_input(&dy, w.view(), None).map(|dx| drop(black_box(dx)));
+    let mut weight = || linear_backward_weight(dw.view_mut(), None, &dy, &x);
+    Ok([
+        median(|| device.scope(forward))?,
+        median(|| device.scope(input))?,
+        median(|| device.scope(&mut weight))?,
+    ])
 }
 
 /// Returns GFLOP/s of attention, forward and backward: 4·B·H·T²·K FLOPs, and 2.5 times that.
@@ -107,37 +115,54 @@ fn attention<X: FloatX>(device: &Device) -> Result<[f64; 2]> {
     Ok([gflop / (forward * 1e-3), 2.5 * gflop / (backward * 1e-3)])
 }
 
-/// The same product by the crate `gemm` with its AVX-512 kernels.
-fn product_of_the_crate() -> Result<f64> {
+/// The same products by the crate `gemm` with its AVX-512 kernels.
+fn products_of_the_crate() -> Result<[f64; 3]> {
     let (n, o, c) = PRODUCT;
-    let (x, w, mut y) = (vec![0.5f32; n * c], vec![0.25f32; o * c], vec![0f32; n * o]);
+    let (x, w, dy) = (vec![0.5f32; n * c], vec![0.25f32; o * c], vec![0.5f32; n * o]);
+    let (mut y, mut dx, mut dw) = (vec![0f32; n * o], vec![0f32; n * c], vec![0f32; o * c]);
+    Ok([
+        by_the_crate([n, o, c], &mut y, (&x, [1, c]), (&w, [c, 1]))?,
+        by_the_crate([n, c, o], &mut dx, (&dy, [1, o]), (&w, [1, c]))?,
+        by_the_crate([o, c, n], &mut dw, (&dy, [o, 1]), (&x, [1, c]))?,
+    ])
+}
+
+/// Returns the milliseconds of `out (m, n) = a (m, k) · b (k, n)`; operands with elements to the next column and the next row.
+fn by_the_crate(
+    [m, n, k]: [usize; 3],
+    out: &mut [f32],
+    (a, [a_column, a_row]): (&[f32], [usize; 2]),
+    (b, [b_column, b_row]): (&[f32], [usize; 2]),
+) -> Result<f64> {
+    assert!(out.len() == m * n && a.len() == m * k && b.len() == k * n);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parallel = gemm::Parallelism::Rayon(threads);
     median(|| {
-        // SAFETY: row-major matrices of the sizes above.
+        // SAFETY: dense matrices of the sizes that are asserted above.
         unsafe {
             gemm::gemm(
+                m,
                 n,
-                o,
-                c,
-                y.as_mut_ptr(),
+                k,
+                out.as_mut_ptr(),
                 1,
-                o as isize,
+                n as isize,
                 false,
-                x.as_ptr(),
-                1,
-                c as isize,
-                w.as_ptr(),
-                c as isize,
-                1,
+                a.as_ptr(),
+                a_column as isize,
+                a_row as isize,
+                b.as_ptr(),
+                b_column as isize,
+                b_row as isize,
                 0.0,
                 1.0,
                 false,
                 false,
                 false,
-                gemm::Parallelism::Rayon(threads),
+                parallel,
             );
         }
-        black_box(&mut y);
+        black_box(&mut *out);
         Ok(())
     })
 }

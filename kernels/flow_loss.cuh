@@ -50,8 +50,9 @@ struct FlowTarget {
         return row;
     }
 
-    // Makes r of N neighbouring columns of v, and adds r^2 and noise^2; a centred r is less t/((1-t)^2 + t^2)*noise then. `wide`: 16 bytes of data may be read at a time, and all N columns
-    // are there or none; else those below d are. Where N is 8, all lanes of the warp must arrive, neighbours at neighbouring columns.
+    // Makes r of N neighbouring columns of v, and adds r^2 and noise^2; a centred r is less t/((1-t)^2 + t^2)*noise then. `wide`: 16
+    // bytes of data may be read at a time, and all N columns are there or none; else those below d are. Where N is 8, all lanes of the
+    // warp must arrive, neighbours at neighbouring columns.
     template <unsigned N>
     __device__ __forceinline__ void
     residual(float (&v)[N], const FlowRow& row, unsigned column, bool active, bool wide, float& sum, float& noise_sum) const {

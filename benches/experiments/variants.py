@@ -1,6 +1,7 @@
 """Aligns 1,000 latents to trained priors of two mixtures in every variant of the loss, and tells where they end.
 
-    python benches/experiments/variants.py [PROGRAM] [--runs runs] [--steps 5000] [--seed 42] [--only NAME,NAME] [--figure FILE]
+    python benches/experiments/variants.py [PROGRAM] [--runs runs] [--steps 5000] [--seed 42] [--toys gaussians,grid] [--only "NAME;NAME"]
+        [--figure FILE]
 
 Priors are those of the presets (`pretrain --preset toy-gaussians`, `toy-grid`), trained into RUNS/TOY-prior unless they are there.
 For each toy and variant one line: mean -ln p of the latents (in brackets: of data), spread over sigma, fewest and most latents at a mode,
@@ -16,7 +17,6 @@ import struct
 import subprocess
 import zlib
 
-TOYS = ["gaussians", "grid"]
 FIFTH = ["align.repulsion=1", "align.repulsion_k=5"]
 LIKELIHOOD = ["flow.weight=likelihood", "flow.weight_clip=0.98"]
 COSINE = ["optim.schedule.kind=cosine", "optim.schedule.min_lr_ratio=0.01"]
@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--toys", default="gaussians,grid")
     parser.add_argument("--only", default="", help="names of variants, between semicolons")
     parser.add_argument("--figure", type=pathlib.Path)
     options = parser.parse_args()
@@ -137,7 +138,7 @@ def main():
     print("| toy | variant | mean NLL (data) | spread/sigma | fewest, most at a mode | within 3 sigma | sliced W2 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     rows = []
-    for toy in TOYS:
+    for toy in options.toys.split(","):
         points, counts = of_data(toy)
         print(f"| {toy} | as many draws of the data | | 1 | {min(counts)}, {max(counts)} | 0.989 | |", flush=True)
         panels = [panel(points, 2.2)]

@@ -191,7 +191,8 @@ def steps_table(cases, dtypes, options, rust):
 
 def parts_table(parts, options):
     peers = {}
-    for part in ["loss", "optimizer", "product-f32", "product-bf16"]:
+    products = [(kind, dtype) for dtype in ["f32", "bf16"] for kind in ["nt", "nn", "tn"]]
+    for part in ["loss", "optimizer", *(f"product-{kind}-{dtype}" for kind, dtype in products)]:
         for setting in ["eager", "compiled", "compiled as shipped"] if part == "loss" else ["eager"]:
             own = [PYTHON, "parts_torch.py", "--part", part, "--threads", str(THREADS), *(["--compile"] if setting != "eager" else [])]
             peers[f"torch {part} {setting}"] = Served(part, own, "shipped" not in setting)
@@ -205,14 +206,17 @@ def parts_table(parts, options):
     med = lambda f: statistics.median(f(r) for r in rounds)
     gflop = 2 * 2048 * 3072 * 1024 / 1e6
     print("| part | ours | beside | ratio |\n| --- | --- | --- | --- |")
-    for dtype in ["f32", "bf16"]:
-        rate = med(lambda r: gflop / r[f"product_{dtype}_ms"])
-        peak, share = med(lambda r: r[f"peak_{dtype}_gflops"]), med(lambda r: gflop / r[f"product_{dtype}_ms"] / r[f"peak_{dtype}_gflops"])
-        print(f"| product 2048×3072×1024 {dtype} | {rate:.0f} GFLOP/s | registers only: {peak:.0f} | {share:.2f} of the peak |")
-        peer = med(lambda r: r[f"torch product-{dtype} eager"] / r[f"product_{dtype}_ms"])
-        print(f"| | | oneDNN: {med(lambda r: gflop / r[f'torch product-{dtype} eager']):.0f} GFLOP/s | {peer:.2f} × |")
-    crate = med(lambda r: r["product_gemm_ms"] / r["product_f32_ms"])
-    print(f"| | | crate `gemm`, AVX-512: {med(lambda r: gflop / r['product_gemm_ms']):.0f} GFLOP/s | {crate:.2f} × |")
+    titles = {"nt": "x·Wᵀ", "nn": "dy·W", "tn": "dyᵀ·x"}
+    for kind, dtype in products:
+        ours = lambda r: r[f"product_{kind}_{dtype}_ms"]
+        peak = lambda r: r[f"peak_{dtype}_gflops"]
+        beside = [("oneDNN", lambda r: r[f"torch product-{kind}-{dtype} eager"])]
+        if dtype == "f32":
+            beside.append(("crate `gemm`, AVX-512", lambda r: r[f"product_{kind}_gemm_ms"]))
+        title = f"product {titles[kind]}, 2048×3072×1024, {dtype}"
+        print(f"| {title} | {med(lambda r: gflop / ours(r)):.0f} GFLOP/s | registers only: {med(peak):.0f} | {med(lambda r: gflop / ours(r) / peak(r)):.2f} of the peak |")
+        for name, theirs in beside:
+            print(f"| | | {name}: {med(lambda r: gflop / theirs(r)):.0f} GFLOP/s | {med(lambda r: theirs(r) / ours(r)):.2f} × |")
     for part, setting in [("loss", "compiled"), ("loss", "compiled as shipped"), ("loss", "eager"), ("optimizer", "eager")]:
         ours, peer = med(lambda r: r[f"{part}_ms"]), med(lambda r: r[f"torch {part} {setting}"])
         times = med(lambda r: r[f"torch {part} {setting}"] / r[f"{part}_ms"])

@@ -3,12 +3,14 @@
     python parts_torch.py --part loss [--compile]
 
 loss: t, noise, x_t, the matching loss of a velocity v and its gradient, 65,536 rows of 768. optimizer: clip_grad_norm_, fused AdamW and
-the EMA by foreach lerp over 100 M parameters. product-f32, product-bf16: 2048×1024 times 1024×3072 through oneDNN.
+the EMA by foreach lerp over 100 M parameters. product-nt-f32 and so on: the products of a
+layer with weight W (3072×1024) through oneDNN: x·Wᵀ (nt), dy·W (nn), dyᵀ·x (tn), x and dy with 2048 rows.
 After a warm-up it prints "ready"; for each line of stdin it runs the part as often as the line says and prints the times in ms.
 """
 
 import argparse
 import sys
+from functools import partial
 
 import torch
 
@@ -42,16 +44,15 @@ def optimizer_part():
     return part, ()
 
 
-def product_part(dtype):
-    return torch.mm, (torch.randn(2048, 1024, dtype=dtype), torch.randn(3072, 1024, dtype=dtype).t())
+def product_part(kind, dtype):
+    x, w, dy = (torch.randn(*size, dtype=dtype) for size in [(2048, 1024), (3072, 1024), (2048, 3072)])
+    return torch.mm, {"nt": (x, w.t()), "nn": (dy, w), "tn": (dy.t(), x)}[kind]
 
 
-PARTS = {
-    "loss": loss_part,
-    "optimizer": optimizer_part,
-    "product-f32": lambda: product_part(torch.float32),
-    "product-bf16": lambda: product_part(torch.bfloat16),
-}
+PARTS = {"loss": loss_part, "optimizer": optimizer_part}
+for kind in ["nt", "nn", "tn"]:
+    for name, dtype in [("f32", torch.float32), ("bf16", torch.bfloat16)]:
+        PARTS[f"product-{kind}-{name}"] = partial(product_part, kind, dtype)
 
 
 def main():

@@ -92,7 +92,7 @@ impl Objective {
         want: Want<'_>,
     ) -> Result<Outcome> {
         let (samples, d) = batch.data.rows_cols();
-        strips.mlp.pack_for_strips(velocity.params)?;
+        velocity.net.pack(velocity.params)?;
         let (tables, path) = match velocity.tables {
             Some(tables) => (tables.clone(), None),
             None => {

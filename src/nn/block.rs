@@ -299,6 +299,11 @@ impl Blocks {
         }
         Ok(dh)
     }
+
+    /// Returns the layers of all blocks.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Linear> {
+        self.0.iter().flat_map(|block| [&block.qkv, &block.proj, &block.fc1, &block.fc2])
+    }
 }
 
 /// A half of a block, by the place of its norm.

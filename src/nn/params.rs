@@ -139,6 +139,11 @@ impl Layout {
         values
     }
 
+    /// Returns the shape of a parameter.
+    pub fn shape(&self, id: ParamId) -> Shape {
+        self.place(id).1
+    }
+
     fn place(&self, id: ParamId) -> (usize, Shape) {
         let entry = &self.entries[id.0];
         (entry.offset, entry.shape)
@@ -159,7 +164,7 @@ impl Layout {
 pub struct Params<X: FloatX> {
     layout: Arc<Layout>,
     flat: Tensor<X>,
-    /// Weights packed for small products; gone as soon as the values may change.
+    /// Weights packed for products; gone as soon as the values may change.
     panels: OnceLock<Vec<Option<Panels>>>,
 }
 
@@ -217,7 +222,7 @@ impl<X: FloatX> Params<X> {
         Weight::new(self.view(id).matrix(), self.panels.get().and_then(|panels| panels[id.0].as_ref()))
     }
 
-    /// Packs weights for products by the CPU, once until the values change: pays where many small products take each of them.
+    /// Packs weights for products by the CPU, once until the values change: pays where many products take each of them.
     ///
     /// # Errors
     /// Parameters of another device.
@@ -228,13 +233,13 @@ impl<X: FloatX> Params<X> {
         }
         let mut panels: Vec<Option<Panels>> = self.layout.entries.iter().map(|_| None).collect();
         for id in weights {
-            panels[id.0] = Some(Panels::room(cpu, self.view(id))?);
+            panels[id.0] = Some(Panels::room(cpu, self.view(id).matrix())?);
         }
         let mut filled: Vec<Result<()>> = panels.iter().map(|_| Ok(())).collect();
         let work = panels.iter_mut().zip(&mut filled).enumerate();
         cpu.each(work.filter_map(|(i, (panels, filled))| Some((i, panels.as_mut()?, filled))), |work| {
             let (i, panels, filled) = work;
-            *filled = panels.fill(self.view(ParamId(i)));
+            *filled = panels.fill(self.view(ParamId(i)).matrix());
         });
         filled.into_iter().collect::<Result<()>>()?;
         self.panels.get_or_init(|| panels);

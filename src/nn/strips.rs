@@ -30,11 +30,6 @@ pub(crate) struct StripGrads<X: FloatX> {
 type Sum<'a> = (usize, Box<dyn FnOnce() -> Result<()> + Send + 'a>);
 
 impl Mlp {
-    /// Packs the weights that every strip takes.
-    pub(crate) fn pack_for_strips<X: FloatX>(&self, params: &Params<X>) -> Result<()> {
-        params.pack(self.row_layers().map(|layer| layer.ids()[0]))
-    }
-
     /// Evaluates the tables of all heads at r nodes, with what their backward needs.
     pub(crate) fn tables_at_nodes<X: FloatX>(
         &self,

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::float::FloatX;
+use crate::float::{DType, FloatX};
 use crate::nn::Keep;
 use crate::nn::dit::{self, Dit, DitConfig, DitInput};
+use crate::nn::linear::Linear;
 use crate::nn::mlp::{self, Mlp};
 use crate::nn::modulation_path::{Form, Modulations, NodeTables};
-use crate::nn::params::{Grads, Layout, Params};
+use crate::nn::params::{Grads, Layout, ParamId, Params};
 use crate::nn::velocity_config::{Conditioning, Spatial, VelocityConfig};
 use crate::ops::embedding::{LabelDrop, Labels, add_rows};
 use crate::ops::flow_loss::{Scale, Target, flow_loss_backward, flow_loss_forward};
 use crate::ops::flow_path::Rows;
+use crate::ops::linear::panel_bytes;
 use crate::tensor::Tensor;
 
 /// A velocity network: layers and layout, without parameters.
@@ -231,6 +233,29 @@ impl VelocityNet {
             Self::Dit(net) => {
                 net.modulations(params, form, t, rows, cond.labels.map(|labels| (labels, drop)))
             }
+        }
+    }
+
+    /// Packs the weights that rows are multiplied by, for products by the CPU, once until the values change: pays where many products
+    /// take each of them. A pair of panels for each weight stays in memory ([`VelocityNet::panel_bytes`]).
+    ///
+    /// # Errors
+    /// Parameters of another device.
+    pub fn pack<X: FloatX>(&self, params: &Params<X>) -> Result<()> {
+        params.pack(self.row_weights().into_iter())
+    }
+
+    /// Returns the bytes that [`VelocityNet::pack`] takes on this machine, with weights of this storage type.
+    pub fn panel_bytes(&self, dtype: DType) -> u64 {
+        let layout = self.layout();
+        self.row_weights().into_iter().map(|id| panel_bytes(dtype, layout.shape(id))).sum()
+    }
+
+    fn row_weights(&self) -> Vec<ParamId> {
+        let weight = |layer: &Linear| layer.ids()[0];
+        match self {
+            Self::Mlp(net) => net.row_layers().map(weight).collect(),
+            Self::Dit(net) => net.row_layers().map(weight).collect(),
         }
     }
 

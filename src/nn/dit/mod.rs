@@ -119,6 +119,11 @@ impl Dit {
         &self.layout
     }
 
+    /// Returns the layers that every token goes through.
+    pub(super) fn row_layers(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.layers().chain([&self.embed, &self.output])
+    }
+
     /// Returns the position embedding, (T, C).
     pub fn position(&self) -> &[f32] {
         &self.position

@@ -27,7 +27,7 @@ mod weight;
 pub use activation::Activation;
 pub use gated::{Branch, linear_gated_forward};
 pub use loss::{linear_loss_backward, linear_loss_forward};
-pub(crate) use weight::Panels;
+pub(crate) use weight::{Panels, panel_bytes};
 pub use weight::Weight;
 
 use std::marker::PhantomData;

@@ -113,9 +113,14 @@ fn block_of(units: usize) -> usize {
 
 /// Returns the units that all panels of B take; the depth of their blocks; and the units of all panels of a block.
 pub(super) fn extent<B: FloatX>(b: &Operand<B>, format: Format) -> (usize, usize, usize) {
-    let units = format.units(b.depth);
+    extent_of(b.across, b.depth, format)
+}
+
+/// Returns the same of sizes.
+pub(super) fn extent_of(across: usize, depth: usize, format: Format) -> (usize, usize, usize) {
+    let units = format.units(depth);
     let block = block_of(units);
-    let period = b.across.next_multiple_of(LANES) * block;
+    let period = across.next_multiple_of(LANES) * block;
     (units.div_ceil(block) * period, block, period)
 }
 

@@ -3,10 +3,10 @@
 use crate::device::cpu::HostBuf;
 use crate::device::{Cpu, Isa};
 use crate::error::Result;
-use crate::float::FloatX;
+use crate::float::{DType, FloatX};
 use crate::ops::linear::kernel::{COLS, Format};
 use crate::ops::linear::pack::{Operand, Side, columns_of, rows_of};
-use crate::ops::linear::product::{Right, extent, format_of};
+use crate::ops::linear::product::{Right, extent, extent_of, format_of};
 use crate::tensor::{Shape, View};
 
 /// A weight (O, C).
@@ -89,6 +89,16 @@ impl Panels {
     fn fit<'p, A: FloatX, W: FloatX>(&'p self, cpu: &Cpu, panels: &'p HostBuf) -> Option<&'p [u32]> {
         (format_of::<A, W>(cpu) == self.format && cpu.isa() == self.isa).then(|| panels.as_slice())
     }
+}
+
+/// Returns the bytes of the panels of a weight (O, …) on this machine.
+pub(crate) fn panel_bytes(dtype: DType, shape: Shape) -> u64 {
+    let pairs = dtype == DType::Bf16 && Isa::detect() == Isa::Avx512Bf16;
+    let format = if pairs { Format::Pair } else { Format::Single };
+    let o = shape.dims().first().copied().unwrap_or(1).max(1);
+    let c = shape.len() / o;
+    let units = |across, depth| extent_of(across, depth, format).0;
+    ((units(o, c) + units(c, o)) * size_of::<u32>()) as u64
 }
 
 fn operands<W: FloatX>(w: View<'_, W>) -> Result<[Operand<'_, W>; 2]> {

@@ -70,7 +70,7 @@ pub struct Memory {
     pub averages: u64,
     /// f32 weights beside narrower ones.
     pub master: u64,
-    /// The frozen prior with its modulation tables.
+    /// The frozen prior with its modulation tables, and its packed weights where they are kept.
     pub prior: u64,
     /// Activations and their gradients.
     pub activations: u64,
@@ -191,8 +191,10 @@ fn memory(config: &Config, work: &Work, layout: &Layout) -> Result<Memory> {
         }
         _ => {
             let tables = if let Form::Nodes(r) = work.form { r * work.table_columns() } else { 0 };
-            VelocityNet::new(work.net)?.layout().len() as u64 * config.dtype.bytes() as u64
-                + tables as u64 * F32
+            let net = VelocityNet::new(work.net)?;
+            let kept = align::keeps_panels(micro_rows(work) * work.tokens());
+            let panels = if kept { net.panel_bytes(config.dtype) } else { 0 };
+            net.layout().len() as u64 * config.dtype.bytes() as u64 + tables as u64 * F32 + panels
         }
     };
     let activations = activations(config, work);
