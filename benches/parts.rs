@@ -91,7 +91,8 @@ fn products<X: FloatX>(device: &Device) -> Result<[f64; 3]> {
     let (n, o, c) = PRODUCT;
     let (x, w, dy) = (normal::<X>(device, n, c)?, normal::<X>(device, o, c)?, normal::<X>(device, n, o)?);
     let mut dw = Tensor::<f32>::zeros(device, [o, c]);
-    let forward = || linear_forward(&x, w.view(), None, None, Activation::Identity).map(|y| drop(black_box(y)));
+    let forward =
+        || linear_forward(&x, w.view(), None, None, Activation::Identity).map(|y| drop(black_box(y)));
     let input = || linear_backward_input(&dy, w.view(), None).map(|dx| drop(black_box(dx)));
     let mut weight = || linear_backward_weight(dw.view_mut(), None, &dy, &x);
     Ok([

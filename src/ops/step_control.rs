@@ -14,6 +14,7 @@ use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::{join, split};
 use crate::kernels;
+use crate::ops::flow_loss::Scale;
 use crate::ops::grad_norm::partial_squares;
 use crate::ops::optimizer::{Betas, Rule};
 use crate::tensor::Tensor;
@@ -239,9 +240,9 @@ impl StepControl {
         self.state.address() + offset_of!(StepState, step) as u64
     }
 
-    /// Returns the address of the loss scale.
-    pub(crate) fn loss_scale(&self) -> u64 {
-        self.state.address() + offset_of!(StepState, loss_scale) as u64
+    /// Returns the loss scale where it lies: what gradients of the device are multiplied by, whatever it is when they are computed.
+    pub fn loss_scale(&self) -> Scale {
+        Scale::at(self.state.address() + offset_of!(StepState, loss_scale) as u64)
     }
 
     fn words(&self) -> Write<'_, u64> {

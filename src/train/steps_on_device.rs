@@ -9,7 +9,6 @@ use crate::device::cuda::Graph;
 use crate::device::{Device, Queue};
 use crate::error::{Error, Result};
 use crate::float::FloatX;
-use crate::ops::flow_loss::Scale;
 use crate::ops::step_control::{Scaling, StepControl, StepRules};
 use crate::optim::scaler::Scaler;
 use crate::rng::{Draw, Stream};
@@ -78,7 +77,7 @@ impl<P: FloatX> Engine<P> {
             None => 1.0.into(),
             // The step before was looked at: the host knows the scale.
             Some(scaler) if task.waits().is_some() => scaler.scale().into(),
-            Some(_) => Scale::at(control.loss_scale()),
+            Some(_) => control.loss_scale(),
         };
         let at = StepAt { step: 0, loss_scale, counter: control.counter() };
         let mut meter = Meter::on(control);

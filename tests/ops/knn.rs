@@ -1,7 +1,7 @@
 //! Nearest neighbours against all distances in f64, where products cancel too.
 
 use flowprior::metrics::{Search, compare, compare_by, nearest};
-use flowprior::ops::knn::{MOST_NEIGHBOURS, Own, knn};
+use flowprior::ops::knn::{MOST_NEIGHBOURS, Own, knn, knn_within};
 use flowprior::{DType, FloatX, Result, Tensor};
 
 use crate::support::devices::{any_device, devices};
@@ -79,6 +79,39 @@ fn neighbours_are_exact_and_equal_ones_in_order() {
     check_all(sizes.map(|(queries, points, d, k)| Knn { queries, points, d, k, own: Own::Counted }));
     let own = [(2, 1, 1), (6, 3, 5), (129, 2, 7), (200, 64, 40)];
     check_all(own.map(|(points, d, k)| Knn { queries: points, points, d, k, own: Own::LeftOut }));
+}
+
+/// Points in blocks of 128: each is merged into the lists of those before.
+#[test]
+fn blocks_of_points_give_the_neighbours_of_all() -> Result<()> {
+    let (q, n) = (9, 389);
+    for (d, k) in [(3, 5), (8, 24), (2, 100)] {
+        let mut random = Random::new("blocks");
+        let mut rows = |n: usize| -> Vec<f32> { (0..n * d).map(|_| random.normal() as f32).collect() };
+        let (queries, points) = (rows(q), rows(n));
+        let (expected, numbers) = {
+            let (queries, points) = (&queries, &points);
+            let square = |i: usize, j: usize| -> f64 {
+                (0..d).map(|c| (queries[i * d + c] as f64 - points[j * d + c] as f64).powi(2)).sum()
+            };
+            let of = |i: usize| {
+                let mut all: Vec<(f64, usize)> = (0..n).map(|j| (square(i, j), j)).collect();
+                all.sort_by(|a, b| a.partial_cmp(b).unwrap());
+                all[..k].iter().map(|(square, j)| (square.sqrt(), *j as f32)).collect::<Vec<_>>()
+            };
+            (0..q).flat_map(of).unzip::<f64, f32, Vec<_>, Vec<_>>()
+        };
+        for (name, device) in devices() {
+            let [queries, points] =
+                [(&queries, q), (&points, n)].map(|(rows, n)| Tensor::from_f32(device, [n, d], rows));
+            let found = knn_within(&queries?, &points?, k, Own::Counted, 128 * q)?;
+            assert_eq!(found.numbers.to_f32_vec()?, numbers, "{name}, k = {k}");
+            for (found, expected) in found.distances.to_f32_vec()?.iter().zip(&expected) {
+                assert!((*found as f64 - expected).abs() < 1e-5, "{name}, k = {k}: {found} {expected}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Tight clusters far from the origin: scores cancel to nothing, and lists of candidates are of no use.

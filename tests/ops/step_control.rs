@@ -1,12 +1,21 @@
 //! What the device decides, step by step, against the rules on the host: norm, clip factor, loss scale, corrections, skipped steps.
 
+use flowprior::ops::divergence::probe_products;
+use flowprior::ops::entropy::{entropy_backward, entropy_forward};
+use flowprior::ops::flow_loss::{Scale, Target, Weight, flow_loss_backward};
+use flowprior::ops::flow_path::Rows;
 use flowprior::ops::grad_norm::clip_factor;
+use flowprior::ops::linear::linear_loss_backward;
 use flowprior::ops::optimizer::{Betas, Rounding, Rule, State, Step, optimizer_step, optimizer_step_by};
+use flowprior::ops::reconstruction::{Distance, reconstruction};
+use flowprior::ops::sliced_wasserstein::{directions, sliced_wasserstein};
 use flowprior::ops::step_control::{Scaling, StepControl, StepRules};
 use flowprior::optim::scaler::{Scaler, ScalerConfig};
+use flowprior::rng::{Draw, Stream};
 use flowprior::{Device, Result, Tensor};
 
 use crate::support::devices::devices;
+use crate::support::oracle::same_bits;
 use crate::support::random::Random;
 
 const N: usize = 70_000;
@@ -68,6 +77,56 @@ fn the_device_decides_as_the_host_does() -> Result<()> {
     for (_, device) in devices().filter(|(_, device)| matches!(device, Device::Cuda(_))) {
         for rule in [Rule::AdamW(betas), Rule::Sgd { momentum: 0.9, nesterov: true }] {
             follow(device, rule)?;
+        }
+    }
+    Ok(())
+}
+
+/// The loss scale is a power of two, so gradients times it are those times a number, bit for bit.
+#[test]
+fn gradients_take_the_loss_scale_where_it_lies() -> Result<()> {
+    let (n, d) = (37, 24);
+    for (_, device) in devices().filter(|(_, device)| matches!(device, Device::Cuda(_))) {
+        let mut control =
+            StepControl::new(device, rules(Rule::Sgd { momentum: 0.0, nesterov: false }), 0, 0)?;
+        control.set_scale(64.0, 0)?;
+        let there = control.loss_scale().times(0.5);
+        let of = |name: &str, rows: usize, columns: usize| {
+            let values: Vec<f32> =
+                Random::new(name).normals(rows * columns).iter().map(|v| *v as f32).collect();
+            Tensor::from_f32(device, [rows, columns], &values)
+        };
+        let (x, y, w) = (of("x", n, d)?, of("y", n, d)?, of("w", d, d)?);
+        let (t, draw) = (Tensor::from_f32(device, [n], &vec![0.25; n])?, Draw::new(3, Stream::Noise, 1));
+        let (weight, centred) = (Weight::Constant(1.5), false);
+        let target = Target {
+            data: &y,
+            t: &t,
+            noise: draw,
+            rows: Rows::plain(n),
+            weight,
+            control_variate: false,
+            centred,
+        };
+        let bias = Tensor::<f32>::zeros(device, [d]);
+        let found = entropy_forward(&y, 1, 0.0)?;
+        let gradients = |scale: Scale| -> Result<[(&str, Tensor<f32>); 7]> {
+            let (mut entropy, mut sliced) = (Tensor::zeros(device, [n, d]), Tensor::zeros(device, [n, d]));
+            entropy_backward(&mut entropy, &y, &found, scale)?;
+            sliced_wasserstein(&mut sliced, &y, &x, &directions(device, draw, 5, d)?, scale)?;
+            Ok([
+                ("flow loss", flow_loss_backward(&x, &target, scale)?.1),
+                ("layer with the loss", linear_loss_backward(&x, w.view(), bias.view(), &target, scale)?.1),
+                ("L1", reconstruction(&x, &y, Distance::L1, scale)?.1),
+                ("L2", reconstruction(&x, &y, Distance::L2, scale)?.1),
+                ("probes", probe_products(&of("v", 2 * n, d)?, draw, 0.125, scale)?.1),
+                ("entropy", entropy),
+                ("sliced", sliced),
+            ])
+        };
+        for ((name, found), (_, expected)) in gradients(there)?.iter().zip(&gradients(32.0.into())?) {
+            same_bits(&found.to_f32_vec()?, &expected.to_f32_vec()?, name);
+            assert!(expected.to_f32_vec()?.iter().any(|x| *x != 0.0), "{name}");
         }
     }
     Ok(())

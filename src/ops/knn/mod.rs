@@ -30,7 +30,7 @@ pub const MOST_NEIGHBOURS: usize = 100;
 const MOST_POINTS: usize = 1 << 24;
 /// Neighbours up to which a list of 32 candidates leaves some to spare.
 const FEW: usize = 24;
-/// Scores that are in memory at a time: 16 MiB.
+/// Scores that are in memory at a time, where nothing else is said: 16 MiB.
 const SCORES: usize = 1 << 22;
 
 /// Whether a query's own point is a neighbour of it.
@@ -57,6 +57,20 @@ pub struct Neighbours {
 /// Another width or, with [`Own::LeftOut`], another number of points; `k` that is 0, above [`MOST_NEIGHBOURS`] or more than there are
 /// points to choose from; 2²⁴ points.
 pub fn knn(queries: &Tensor<f32>, points: &Tensor<f32>, k: usize, own: Own) -> Result<Neighbours> {
+    knn_within(queries, points, k, own, SCORES)
+}
+
+/// Does what [`knn`] does with about `scores` f32 of scratch memory at most, and 128 for each query at least; the CPU needs none.
+///
+/// # Errors
+/// See [`knn`].
+pub fn knn_within(
+    queries: &Tensor<f32>,
+    points: &Tensor<f32>,
+    k: usize,
+    own: Own,
+    scores: usize,
+) -> Result<Neighbours> {
     const OP: &str = "knn";
     let ((q, d), (n, _)) = (queries.rows_cols(), points.rows_cols());
     points.expect(OP, "points", [n, d])?;
@@ -78,7 +92,7 @@ pub fn knn(queries: &Tensor<f32>, points: &Tensor<f32>, k: usize, own: Own) -> R
     };
     match queries.device() {
         Device::Cpu(cpu) => on_cpu(cpu, &mut found, queries.host()?, points.host()?, d, own)?,
-        Device::Cuda(queue) => on_cuda(queue, &mut found, queries, points, own)?,
+        Device::Cuda(queue) => on_cuda(queue, &mut found, (queries, points), own, scores)?,
     }
     Ok(found)
 }
@@ -155,9 +169,9 @@ fn on_cpu(
 fn on_cuda(
     queue: &Queue,
     found: &mut Neighbours,
-    queries: &Tensor<f32>,
-    points: &Tensor<f32>,
+    (queries, points): (&Tensor<f32>, &Tensor<f32>),
     own: Own,
+    scores: usize,
 ) -> Result<()> {
     let ((q, d), n, k) = (queries.rows_cols(), points.rows_cols().0, found.distances.rows_cols().1);
     let (few, own) = (k <= FEW, (own == Own::LeftOut) as u32);
@@ -166,7 +180,7 @@ fn on_cuda(
     let mut bias = Tensor::zeros(points.device(), [n]);
     axpy(bias.view_mut(), -0.5, &row_dot(points, points)?)?;
     let grid = Grid::covering(32 * q, 1, 256);
-    let block = (SCORES / q.max(1) / 128 * 128).clamp(128, n.next_multiple_of(128));
+    let block = (scores / q.max(1) / 128 * 128).clamp(128, n.next_multiple_of(128));
     for first in (0..n).step_by(block) {
         let count = block.min(n - first);
         let part = points.view().part(first * d, [count, d]);

@@ -27,8 +27,8 @@ mod weight;
 pub use activation::Activation;
 pub use gated::{Branch, linear_gated_forward};
 pub use loss::{linear_loss_backward, linear_loss_forward};
-pub(crate) use weight::{Panels, panel_bytes};
 pub use weight::Weight;
+pub(crate) use weight::{Panels, panel_bytes};
 
 use std::marker::PhantomData;
 
