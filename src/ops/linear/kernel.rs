@@ -48,6 +48,24 @@ impl Panel<'_> {
     }
 }
 
+/// What sums are before a call of a micro-kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// Nothing: they are overwritten.
+    Zero,
+    /// Sums of an earlier block of depth, to which those of this one are added.
+    Add,
+    /// Sums of the units before: the chain of additions goes on, as if all were one call.
+    Continue,
+}
+
+impl Begin {
+    /// Takes whether the block is the first of its sums.
+    pub(super) fn new(first: bool) -> Self {
+        if first { Self::Zero } else { Self::Add }
+    }
+}
+
 /// One call of a micro-kernel: `sums (8, width) = or += a (8, units) · b (units, width)`.
 pub(super) struct Block<'a> {
     /// What the units are.
@@ -56,8 +74,10 @@ pub(super) struct Block<'a> {
     pub a: Panel<'a>,
     /// Rows of A of the call after this one, fetched into the first cache level meanwhile: a wrong guess costs little.
     pub next: Panel<'a>,
-    /// The B panel, `[units][width]`.
+    /// The B panel: `width` columns of each unit.
     pub b: &'a [u32],
+    /// From one unit of B to the next: `width`, where it is packed.
+    pub b_step: usize,
     /// What is fetched into the second cache level meanwhile, two lines for every 16 units: this call's share of the B panel after
     /// this one.
     pub ahead: &'a [u32],
@@ -65,8 +85,8 @@ pub(super) struct Block<'a> {
     pub width: usize,
     /// Depth in units.
     pub units: usize,
-    /// Says whether `sums` is overwritten instead of added to.
-    pub first: bool,
+    /// What `sums` are before.
+    pub begin: Begin,
 }
 
 impl Block<'_> {
@@ -78,7 +98,8 @@ impl Block<'_> {
         let (v, units, a) = (self.width / LANES, self.units, self.a);
         assert!((1..=3).contains(&v) && self.width == v * LANES && (1..=ROWS).contains(&a.rows) && units > 0);
         assert!(a.data.len() > (a.rows - 1) * a.row + (units - 1) * a.step);
-        assert!(self.b.len() >= units * self.width && sums.len() >= (ROWS - 1) * stride + self.width);
+        assert!(self.b_step >= self.width && self.b.len() >= (units - 1) * self.b_step + self.width);
+        assert!(sums.len() >= (ROWS - 1) * stride + self.width);
         let rows: [&[u32]; ROWS] = std::array::from_fn(|i| &a.data[i.min(a.rows - 1) * a.row..]);
         match isa {
             #[cfg(target_arch = "x86_64")]
@@ -101,7 +122,8 @@ impl Block<'_> {
                 // SAFETY: the asserts above are the kernels' bounds; the features are present, because `Cpu::new`
                 // refuses an instruction set above the detected one.
                 unsafe {
-                    kernel(&rows, a.step, (b, self.ahead.as_ptr()), units, (c, stride), next, self.first)
+                    let b = (b, self.b_step, self.ahead.as_ptr());
+                    kernel(&rows, a.step, b, units, (c, stride), next, self.begin)
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -114,7 +136,12 @@ impl Block<'_> {
         for row in (0..ROWS).step_by(4) {
             for col in (0..self.width).step_by(8) {
                 let mut acc = [[0.0f32; 8]; 4];
-                for (u, b) in self.b.chunks_exact(self.width).take(self.units).enumerate() {
+                if self.begin == Begin::Continue {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        acc.copy_from_slice(&sums[(row + i) * stride + col..][..8]);
+                    }
+                }
+                for (u, b) in self.b.chunks(self.b_step).take(self.units).enumerate() {
                     for (acc, a) in acc.iter_mut().zip(&rows[row..]) {
                         let a = f32::from_bits(a[u * self.a.step]);
                         for (acc, b) in acc.iter_mut().zip(&b[col..col + 8]) {
@@ -125,7 +152,7 @@ impl Block<'_> {
                 for (i, acc) in acc.iter().enumerate() {
                     let at = (row + i) * stride + col;
                     for (sum, acc) in sums[at..at + 8].iter_mut().zip(acc) {
-                        *sum = if self.first { *acc } else { *sum + acc };
+                        *sum = if self.begin == Begin::Add { *sum + acc } else { *acc };
                     }
                 }
             }
@@ -168,25 +195,33 @@ pub(super) fn transpose(isa: Isa, rows: &[&[u32]; LANES], out: &mut [u32], strid
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{CHUNK, LANES, ROWS};
+    use super::{Begin, CHUNK, LANES, ROWS};
 
     /// Defines an AVX-512 kernel; `$step` multiplies a broadcast unit of A with a vector of B and adds.
     ///
     /// Bounds, kept by `Block::run`: each of `rows` holds units up to `(units − 1)·step`, `b` `units` rows of 16·V
-    /// units, `c` eight rows of 16·V sums, `stride` apart.
+    /// units, `b_step` apart, `c` eight rows of 16·V sums, `stride` apart.
     macro_rules! avx512_kernel {
         ($name:ident, $features:literal, $step:expr) => {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name<const V: usize>(
                 rows: &[*const u32; ROWS],
                 step: usize,
-                (mut b, mut ahead): (*const u32, *const u32),
+                (mut b, b_step, mut ahead): (*const u32, usize, *const u32),
                 units: usize,
                 (c, stride): (*mut f32, usize),
                 (mut next, line, chunk): (*const u32, usize, usize),
-                first: bool,
+                begin: Begin,
             ) {
                 let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
+                if begin == Begin::Continue {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        for (j, acc) in acc.iter_mut().enumerate() {
+                            // SAFETY: see the macro.
+                            *acc = unsafe { _mm512_loadu_ps(c.add(i * stride + j * LANES)) };
+                        }
+                    }
+                }
                 let rows = *rows;
                 let mut at = 0;
                 for u in 0..units {
@@ -212,8 +247,8 @@ mod x86 {
                                 *acc = $step(*acc, a, b);
                             }
                         }
-                        b = b.add(V * LANES);
                     }
+                    b = b.wrapping_add(b_step);
                     at += step;
                 }
                 for (i, acc) in acc.iter().enumerate() {
@@ -221,7 +256,8 @@ mod x86 {
                         // SAFETY: see the macro.
                         unsafe {
                             let c = c.add(i * stride + j * LANES);
-                            let sum = if first { *acc } else { _mm512_add_ps(_mm512_loadu_ps(c), *acc) };
+                            let adds = begin == Begin::Add;
+                            let sum = if adds { _mm512_add_ps(_mm512_loadu_ps(c), *acc) } else { *acc };
                             _mm512_storeu_ps(c, sum);
                         }
                     }
@@ -249,11 +285,11 @@ mod x86 {
     pub(super) unsafe fn single_avx2<const V: usize>(
         rows: &[*const u32; ROWS],
         step: usize,
-        (b, _ahead): (*const u32, *const u32),
+        (b, b_step, _ahead): (*const u32, usize, *const u32),
         units: usize,
         (c, stride): (*mut f32, usize),
         _next: (*const u32, usize, usize),
-        first: bool,
+        begin: Begin,
     ) {
         let (kernel, part): (unsafe fn(_, _, _, _, _, _), _) =
             if V == 3 { (part_avx2::<3>, 24) } else { (part_avx2::<2>, 16) };
@@ -262,23 +298,31 @@ mod x86 {
                 // SAFETY: rows 4i.. and columns `col..col + part` are inside the block of the caller's bounds.
                 unsafe {
                     let c = c.add(i * 4 * stride + col);
-                    kernel(rows, step, (b.add(col), V * LANES), units, (c, stride), first)
+                    kernel(rows, step, (b.add(col), b_step), units, (c, stride), begin)
                 }
             }
         }
     }
 
-    /// Computes 4 rows × 8·V columns of a block whose B panel has rows of `b.1` units.
+    /// Computes 4 rows × 8·V columns of a block whose B panel has rows `b.1` units apart.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn part_avx2<const V: usize>(
         rows: &[*const u32; 4],
         step: usize,
-        (mut b, width): (*const u32, usize),
+        (mut b, b_step): (*const u32, usize),
         units: usize,
         (c, stride): (*mut f32, usize),
-        first: bool,
+        begin: Begin,
     ) {
         let mut acc = [[_mm256_setzero_ps(); V]; 4];
+        if begin == Begin::Continue {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: inside the block of the caller's bounds.
+                    *acc = unsafe { _mm256_loadu_ps(c.add(i * stride + j * 8)) };
+                }
+            }
+        }
         let rows = *rows;
         let mut at = 0;
         for _ in 0..units {
@@ -294,8 +338,8 @@ mod x86 {
                         *acc = _mm256_fmadd_ps(a, b, *acc);
                     }
                 }
-                b = b.wrapping_add(width);
             }
+            b = b.wrapping_add(b_step);
             at += step;
         }
         for (i, acc) in acc.iter().enumerate() {
@@ -303,7 +347,8 @@ mod x86 {
                 // SAFETY: inside the block of the caller's bounds.
                 unsafe {
                     let c = c.add(i * stride + j * 8);
-                    let sum = if first { *acc } else { _mm256_add_ps(_mm256_loadu_ps(c), *acc) };
+                    let adds = begin == Begin::Add;
+                    let sum = if adds { _mm256_add_ps(_mm256_loadu_ps(c), *acc) } else { *acc };
                     _mm256_storeu_ps(c, sum);
                 }
             }
@@ -431,7 +476,8 @@ pub(super) mod tests {
                 let (a, b) = (vec![0x3f80_3f80; units * ROWS], vec![0x3f80_3f80; units * COLS]);
                 let mut sums = vec![0.0; ROWS * COLS];
                 let a = Panel { data: &a, rows: ROWS, row, step };
-                let block = Block { format, a, next: a, b: &b, ahead: &[], width, units, first: true };
+                let (next, b_step, begin) = (a, width, Begin::Zero);
+                let block = Block { format, a, next, b: &b, b_step, ahead: &[], width, units, begin };
                 let seconds = fastest(|| {
                     for _ in 0..10 {
                         std::hint::black_box(&block).run(Isa::detect(), &mut sums, COLS);

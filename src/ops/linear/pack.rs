@@ -138,6 +138,21 @@ impl<'d, T: FloatX> Operand<'d, T> {
         (fits && self.along_depth).then_some((units, format.units(self.stride)))
     }
 
+    /// Returns in how many places the memory rows of an operand that is summed over them lie.
+    pub(super) fn pieces(&self) -> usize {
+        self.parts.map_or(1, |(_, parts)| parts.len())
+    }
+
+    /// Returns piece `i` as units of one f32, and its rows; `None` for another storage type, or where it has none.
+    pub(super) fn piece(&self, i: usize) -> Option<(&'d [u32], usize)> {
+        let (data, rows) = match self.parts {
+            Some((_, parts)) => (*parts.get(i)?, parts[i].len() / self.stride.max(1)),
+            None => (self.data, self.depth),
+        };
+        let units = bytemuck::try_cast_slice::<T, u32>(data).ok()?;
+        (rows > 0 && T::DTYPE == DType::F32).then_some((units, rows))
+    }
+
     /// Returns panel `i` of packed A panels that start at `data`.
     pub(super) fn panel<'a>(&self, data: &'a [u32], i: usize, deep: usize) -> Panel<'a> {
         let data = &data[i * ROWS * deep..];

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::device::Isa;
 use crate::float::{DType, FloatX};
-use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
+use crate::ops::linear::kernel::{Begin, Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::Split;
 
@@ -168,8 +168,8 @@ impl Multiplier {
             let packed = &packed[units.start * width..units.end * width];
             for row in (0..a.rows).step_by(ROWS) {
                 let (a, next, units) = (panel(row), panel(row + ROWS), units.len());
-                let (format, b, ahead) = (self.format, packed, packed);
-                let block = Block { format, a, next, b, ahead, width, units, first };
+                let (format, b, ahead, begin) = (self.format, packed, packed, Begin::new(first));
+                let block = Block { format, a, next, b, b_step: width, ahead, width, units, begin };
                 block.run(self.isa, &mut sums[row * stride + columns.start..], stride);
             }
         }

@@ -3,7 +3,7 @@
 //! C (M, N) = A (M, K) · B (K, N). Operands are packed once, by all threads together; then each tile of C is summed
 //! block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An operand
 //! that only one tile would read is packed by that tile, block by block; rows of A that need no conversion are read
-//! where they lie. Panels, blocks and tiles depend on the shapes and the instruction set alone, and each element is
+//! where they lie, and so are small f32 operands whose sums run over their rows. Panels, blocks and tiles depend on the shapes and the instruction set alone, and each element is
 //! summed in the order of depth: first within a block, then block to block. So neither the number of threads, nor M,
 //! nor N changes a bit of it.
 
@@ -14,7 +14,7 @@ use crate::device::{Arch, Cpu, Isa};
 use crate::float::{DType, FloatX};
 use crate::ops::linear::Start;
 use crate::ops::linear::finish::{Add, Finish, Through};
-use crate::ops::linear::kernel::{Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
+use crate::ops::linear::kernel::{Begin, Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::{Chunks, Grid, Split, Tile, Tiles};
 use crate::ops::linear::turned::{InPlace, product_turned};
@@ -33,6 +33,10 @@ pub(super) const ENOUGH_TILES: usize = 16;
 const ENOUGH_CHUNKS: usize = 8;
 /// Multiply-adds below which waking another thread (some µs) costs more than it saves.
 pub(super) const SERIAL: usize = 1 << 19;
+
+/// Units of an operand up to which it is read where it lies although it is summed over its rows, each on another cache line: what fits a
+/// second cache level of 1 MiB loses nothing by that, and is spared the packing.
+const NEAR: usize = 1 << 18;
 
 /// Everything about a product that follows from its shape.
 #[derive(Clone, Copy, Debug)]
@@ -237,13 +241,14 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
     let plan = Plan::new(a.across, b.across, a.depth, format);
     let threads = if plan.serial { 1 } else { cpu.threads().min(plan.grid.tiles().max(2)) };
     let in_place = a.in_place(format);
+    let near = near(&plan, &a, right);
     let blocks = plan.units.div_ceil(plan.block);
-    let (a_len, a_block) = match (in_place.is_some(), plan.grid.across.parts > 1) {
+    let (a_len, a_block) = match (in_place.is_some() || near.0, plan.grid.across.parts > 1) {
         (true, _) => (0, 0),
         (_, true) => (plan.period(Side::A) * blocks, 0),
         (_, false) => (0, plan.tile(Side::A) * plan.block),
     };
-    let (b_len, b_block) = match (right.panels.is_some(), plan.grid.down.parts > 1) {
+    let (b_len, b_block) = match (right.panels.is_some() || near.1, plan.grid.down.parts > 1) {
         (true, _) => (0, 0),
         (_, true) => (plan.period(Side::B) * blocks, 0),
         (_, false) => (0, plan.tile(Side::B) * plan.block),
@@ -275,6 +280,7 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         ),
         tiles: Tiles::new(first, second, plan.grid, threads),
         in_place,
+        near,
         scratch: (sums, a_block, b_block),
     };
     let private = private.as_mut_slice::<u32>();
@@ -282,6 +288,21 @@ fn product<A: FloatX, B: FloatX, F: Finish>(
         return job.work(0, &mut private[..each]);
     }
     cpu.each(private.chunks_mut(each).take(threads).enumerate(), |(me, scratch)| job.work(me, scratch));
+}
+
+/// Says which operands are read where they lie although they are summed over their rows: small ones of a single block of depth.
+fn near<A: FloatX, B: FloatX>(plan: &Plan, a: &Operand<A>, b: &Right<B>) -> (bool, bool) {
+    let fits = |across: usize, dtype: DType| {
+        let plain = plan.format == Format::Single && dtype == DType::F32;
+        plain && plan.units > 0 && plan.units <= plan.block && across * plan.units <= NEAR
+    };
+    let of_a = !a.along_depth && fits(a.across, A::DTYPE);
+    let of_b = !b.operand.along_depth
+        && b.panels.is_none()
+        && b.operand.across.is_multiple_of(LANES)
+        && fits(b.operand.across, B::DTYPE);
+    // Parts are gone through together.
+    if a.parts.is_some() || b.operand.parts.is_some() { (of_a && of_b, of_a && of_b) } else { (of_a, of_b) }
 }
 
 /// Panels packed in one go: 128 rows or 192 columns, so that a memory row gives some hundred bytes in sequence.
@@ -298,6 +319,8 @@ struct Job<'a, A, B, F: Finish> {
     finish: &'a F,
     /// A where it lies, with its stride, if it needs no packing.
     in_place: Option<(&'a [u32], usize)>,
+    /// Which operands are read where they lie although they are summed over their rows.
+    near: (bool, bool),
     a_panels: Chunks<'a>,
     b_panels: Chunks<'a>,
     tiles: Tiles<'a, F::Out>,
@@ -341,6 +364,10 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
                 self.b.pack(self.isa, plan.format, Side::B, panels, units.clone(), out);
             }
             let a = if a_block.is_empty() { a } else { &*a_block };
+            if self.near.1 {
+                self.multiply_near(tile, a, (&mut *sums, stride));
+                continue;
+            }
             let b = match b_block.is_empty() {
                 true => &b[i * plan.period(Side::B) + tile.col_panels.start * COLS * plan.block..],
                 false => &*b_block,
@@ -370,16 +397,48 @@ impl<A: FloatX, B: FloatX, F: Finish> Job<'_, A, B, F> {
                 let below = (k + 1) % tile.row_panels.len();
                 let next = self.a_panel(a, i, tile.row_panels.start + below, below);
                 let a = self.a_panel(a, i, p, k);
-                let (format, units) = (plan.format, units.len());
-                let block = Block { format, a, next, b, ahead, width, units, first: i == 0 };
+                let (format, units, begin) = (plan.format, units.len(), Begin::new(i == 0));
+                let block = Block { format, a, next, b, b_step: width, ahead, width, units, begin };
                 block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
             }
         }
     }
 
+    /// Computes the sums of a product whose B is read where it lies, part by part of the depth.
+    fn multiply_near(&self, tile: &Tile<F::Out>, a: &[u32], (sums, stride): (&mut [f32], usize)) {
+        let plan = &self.plan;
+        for (j, q) in tile.col_panels.clone().enumerate() {
+            let (col, width) = (q * COLS, Side::B.width(plan.grid.cols, q));
+            for (k, p) in tile.row_panels.clone().enumerate() {
+                let mut begin = Begin::Zero;
+                for part in 0..self.b.pieces() {
+                    let Some((b, units)) = self.b.piece(part) else { continue };
+                    let a = match self.near.0 {
+                        true => self.near_panel(p, part),
+                        false => self.a_panel(a, 0, p, k),
+                    };
+                    let (format, b) = (plan.format, &b[col..]);
+                    let b_step = self.b.stride;
+                    let block = Block { format, a, next: a, b, b_step, ahead: &[], width, units, begin };
+                    block.run(self.isa, &mut sums[k * ROWS * stride + j * COLS..], stride);
+                    begin = Begin::Continue;
+                }
+            }
+        }
+    }
+
+    /// Returns A panel `p` where it lies, in a part of the depth.
+    fn near_panel(&self, p: usize, part: usize) -> Panel<'_> {
+        let data = self.a.piece(part).map_or(&[][..], |(data, _)| &data[p * ROWS..]);
+        Panel { data, rows: ROWS.min(self.plan.grid.rows - p * ROWS), row: 1, step: self.a.stride }
+    }
+
     /// Returns A panel `p` from block `i` on, the `k`-th of its tile.
     fn a_panel<'p>(&'p self, packed: &'p [u32], i: usize, p: usize, k: usize) -> Panel<'p> {
         let plan = &self.plan;
+        if self.near.0 {
+            return self.near_panel(p, 0);
+        }
         if let Some((data, stride)) = self.in_place {
             let data = &data[p * ROWS * stride + i * plan.block..];
             return Panel { data, rows: ROWS.min(plan.grid.rows - p * ROWS), row: stride, step: 1 };

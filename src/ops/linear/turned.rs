@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::device::{Cpu, Isa};
 use crate::float::FloatX;
 use crate::ops::linear::finish::Finish;
-use crate::ops::linear::kernel::{Block, COLS, Format, LANES, Panel, ROWS};
+use crate::ops::linear::kernel::{Begin, Block, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::product::{ENOUGH_TILES, SERIAL, extent};
 use crate::ops::linear::shared::{Grid, Split, Tile, Tiles};
@@ -95,8 +95,8 @@ impl<F: Finish> Job<'_, F> {
             for (col, sums) in cols.clone().step_by(ROWS).zip(sums.chunks_exact_mut(ROWS * self.width)) {
                 let a = self.left(col, i);
                 let next = if col + ROWS < self.grid.cols { self.left(col + ROWS, i) } else { a };
-                let (format, width) = (self.format, self.width);
-                Block { format, a, next, b: panel, ahead: &[], width, units, first: i == 0 }
+                let (format, width, begin) = (self.format, self.width, Begin::new(i == 0));
+                Block { format, a, next, b: panel, b_step: width, ahead: &[], width, units, begin }
                     .run(self.isa, sums, width);
             }
         }
