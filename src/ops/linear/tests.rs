@@ -275,6 +275,32 @@ fn packed_weights_and_rows_in_parts_give_the_same_bits() {
     }
 }
 
+/// One column more, and an operand that is summed over its rows is packed instead of read where it lies.
+#[test]
+fn operands_read_where_they_lie_give_the_bits_of_packed_ones() {
+    for isa in isas() {
+        let (device, n, o, c) = (cpu(2, Some(isa)), 130, 40, 112);
+        let (dy, x, w) =
+            (numbers(&device, n, o, 1), numbers(&device, n, c + 1, 2), numbers(&device, o, c + 1, 3));
+        let cut = |wide: &Tensor<f32>| -> Tensor<f32> {
+            let rows = wide.rows_cols().0;
+            let values = wide.to_f32_vec().unwrap();
+            let values: Vec<f32> = values.chunks_exact(c + 1).flat_map(|row| &row[..c]).copied().collect();
+            Tensor::from_f32(&device, [rows, c], &values).unwrap()
+        };
+        let dw = |x: &Tensor<f32>| {
+            let mut dw = Tensor::<f32>::zeros(&device, [o, x.rows_cols().1]);
+            linear_backward_weight(dw.view_mut(), None, &dy, x).unwrap();
+            dw
+        };
+        let dx = |w: &Tensor<f32>| linear_backward_input(&dy, w.view(), None).unwrap();
+        let bits =
+            |x: &Tensor<f32>| -> Vec<u32> { x.to_f32_vec().unwrap().iter().map(|x| x.to_bits()).collect() };
+        assert!(bits(&dw(&cut(&x))) == bits(&cut(&dw(&x))), "{isa:?}");
+        assert!(bits(&dx(&cut(&w))) == bits(&cut(&dx(&w))), "{isa:?}");
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     for isa in isas() {
