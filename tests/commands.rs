@@ -2,12 +2,15 @@
 
 use std::process::{Command, Output};
 
-use flowprior::Device;
 use flowprior::data::manifest::Classes;
 use flowprior::data::writer::{DatasetWriter, Labels, Spec};
+use flowprior::device::CpuOptions;
+use flowprior::nn::{Params, VelocityConfig, VelocityNet};
 use flowprior::train::config::{Config, Sources, Stage};
 use flowprior::train::plan::Plan;
 use flowprior::train::timing::{Steps, completed};
+use flowprior::{Device, FloatX};
+use half::{bf16, f16};
 use serde_json::Value;
 
 fn flowprior(args: &[&str]) -> Output {
@@ -161,6 +164,30 @@ fn plan_foresees_the_memory_that_two_steps_hold() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The weights of a frozen prior, which stage 2 keeps packed where its batches are small.
+#[test]
+fn packed_weights_take_the_bytes_foreseen() {
+    fn check<X: FloatX>(config: VelocityConfig) {
+        let device = Device::open("cpu", CpuOptions { threads: 2, ..CpuOptions::default() }).unwrap();
+        let Device::Cpu(cpu) = &device else { panic!("the tests run on the CPU") };
+        let net = VelocityNet::new(config).unwrap();
+        let params = Params::<X>::init(&device, net.layout().clone(), 1).unwrap();
+        let before = cpu.bytes_held();
+        net.pack(&params).unwrap();
+        assert_eq!(cpu.bytes_held() - before, net.panel_bytes(X::DTYPE), "{config:?} {}", X::DTYPE);
+        assert!(net.panel_bytes(X::DTYPE) > 0);
+    }
+    let nets = [("reference-prior", "model.width=272"), ("fashion", "model.image=[1, 32, 32]")];
+    for (preset, small) in nets {
+        let sources = Sources { stage: Some(Stage::Pretrain), preset: Some(preset.to_owned()), file: None };
+        let config = completed(Config::load(&sources, &[small.to_owned()]).unwrap(), None);
+        let net = Plan::new(&config, None).unwrap().work.net;
+        check::<f32>(net);
+        check::<bf16>(net);
+        check::<f16>(net);
+    }
 }
 
 /// Returns the bytes that a plan foresees and those that the processor's pool holds, at most, after two steps.

@@ -3,8 +3,8 @@
     python parts_torch.py --part loss [--compile]
 
 loss: t, noise, x_t, the matching loss of a velocity v and its gradient, 65,536 rows of 768. optimizer: clip_grad_norm_, fused AdamW and
-the EMA by foreach lerp over 100 M parameters. product-nt-f32 and so on: the products of a
-layer with weight W (3072×1024) through oneDNN: x·Wᵀ (nt), dy·W (nn), dyᵀ·x (tn), x and dy with 2048 rows.
+the EMA by foreach lerp over 100 M parameters. product-nt-f32 and so on: the products of a layer with weight W (3072×1024) through oneDNN:
+x·Wᵀ (nt), dy·W (nn), dyᵀ·x (tn), x and dy with 2048 rows.
 After a warm-up it prints "ready"; for each line of stdin it runs the part as often as the line says and prints the times in ms.
 """
 

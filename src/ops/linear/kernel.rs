@@ -7,6 +7,7 @@
 //! AVX2 goes over the same panels in blocks of 4 × 24 (12 + 3 + 1 registers).
 
 use crate::device::Isa;
+use crate::float::DType;
 
 /// Rows of A in a panel.
 pub(super) const ROWS: usize = 8;
@@ -24,6 +25,13 @@ pub(super) enum Format {
     Single,
     /// Two bf16.
     Pair,
+}
+
+impl Format {
+    /// Returns what both operands of a product become that are stored in `dtype`: pairs where the processor multiplies them.
+    pub(super) fn of(dtype: DType, isa: Isa) -> Self {
+        if dtype == DType::Bf16 && isa == Isa::Avx512Bf16 { Self::Pair } else { Self::Single }
+    }
 }
 
 /// Eight rows of A: unit `u` of row `i` is `data[i·row + u·step]`; rows from `rows` on repeat the last one.

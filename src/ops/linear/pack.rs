@@ -146,7 +146,10 @@ impl<'d, T: FloatX> Operand<'d, T> {
     /// Returns piece `i` as units of one f32, and its rows; `None` for another storage type, or where it has none.
     pub(super) fn piece(&self, i: usize) -> Option<(&'d [u32], usize)> {
         let (data, rows) = match self.parts {
-            Some((_, parts)) => (*parts.get(i)?, parts[i].len() / self.stride.max(1)),
+            Some((_, parts)) => {
+                let part = *parts.get(i)?;
+                (part, part.len() / self.stride.max(1))
+            }
             None => (self.data, self.depth),
         };
         let units = bytemuck::try_cast_slice::<T, u32>(data).ok()?;

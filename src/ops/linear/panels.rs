@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::device::Isa;
-use crate::float::{DType, FloatX};
+use crate::float::FloatX;
 use crate::ops::linear::kernel::{Begin, Block, CHUNK, COLS, Format, LANES, Panel, ROWS};
 use crate::ops::linear::pack::{Operand, Side};
 use crate::ops::linear::shared::Split;
@@ -70,8 +70,7 @@ pub(in crate::ops) struct Sums<'a> {
 impl Multiplier {
     /// Takes pairs of bf16 where the processor multiplies them, else f32.
     pub(in crate::ops) fn of<X: FloatX>(isa: Isa) -> Self {
-        let pairs = X::DTYPE == DType::Bf16 && isa == Isa::Avx512Bf16;
-        Self { isa, format: if pairs { Format::Pair } else { Format::Single } }
+        Self { isa, format: Format::of(X::DTYPE, isa) }
     }
 
     /// Returns the instruction set.

@@ -3,9 +3,9 @@
 //! C (M, N) = A (M, K) · B (K, N). Operands are packed once, by all threads together; then each tile of C is summed
 //! block of depth by block of depth in a private f32 buffer and finished row by row while it is in the cache. An operand
 //! that only one tile would read is packed by that tile, block by block; rows of A that need no conversion are read
-//! where they lie, and so are small f32 operands whose sums run over their rows. Panels, blocks and tiles depend on the shapes and the instruction set alone, and each element is
-//! summed in the order of depth: first within a block, then block to block. So neither the number of threads, nor M,
-//! nor N changes a bit of it.
+//! where they lie, and so are small f32 operands whose sums run over their rows. Panels, blocks and tiles depend on the
+//! shapes and the instruction set alone, and each element is summed in the order of depth: first within a block, then
+//! block to block. So neither the number of threads, nor M, nor N changes a bit of it.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -130,8 +130,7 @@ pub(super) fn extent_of(across: usize, depth: usize, format: Format) -> (usize, 
 
 /// Returns what the units of a product are.
 pub(super) fn format_of<A: FloatX, B: FloatX>(cpu: &Cpu) -> Format {
-    let pairs = A::DTYPE == DType::Bf16 && B::DTYPE == DType::Bf16 && cpu.isa() == Isa::Avx512Bf16;
-    if pairs { Format::Pair } else { Format::Single }
+    if A::DTYPE == B::DTYPE { Format::of(A::DTYPE, cpu.isa()) } else { Format::Single }
 }
 
 /// The right side of a product: where it lies, and its panels if it was packed before.

@@ -93,8 +93,7 @@ impl Panels {
 
 /// Returns the bytes of the panels of a weight (O, …) on this machine.
 pub(crate) fn panel_bytes(dtype: DType, shape: Shape) -> u64 {
-    let pairs = dtype == DType::Bf16 && Isa::detect() == Isa::Avx512Bf16;
-    let format = if pairs { Format::Pair } else { Format::Single };
+    let format = Format::of(dtype, Isa::detect());
     let o = shape.dims().first().copied().unwrap_or(1).max(1);
     let c = shape.len() / o;
     let units = |across, depth| extent_of(across, depth, format).0;

@@ -275,7 +275,7 @@ pub struct FlowConfig {
     pub time_max: f64,
     /// Weight of a row by its time: `uniform`, `likelihood`, `kl` or `table`.
     pub weight: Weight,
-    /// Largest time at which `likelihood` and `kl` have a weight: they diverge at t = 1.
+    /// Time from which on the weights `likelihood` and `kl` stay as they are there: they diverge at t = 1.
     pub weight_clip: f64,
     /// The weight `table`: its values at equal distances from t = 0 to t = 1, two at least, linear in between.
     pub weight_table: Vec<f64>,
